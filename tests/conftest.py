@@ -1,0 +1,33 @@
+"""Fixtures that every test may use: the shared data and golden folders, and a run folder in a temporary place."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data; tests that need it say why they skip."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("no ../shared/data beside the project: real data not tested")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder with golden numbers: `$WORKBENCH_GOLDEN`, else ../shared/golden."""
+    folder = Path(os.environ.get("WORKBENCH_GOLDEN", SHARED / "golden"))
+    if not folder.is_dir():
+        pytest.skip(f"no golden numbers in {folder}; set WORKBENCH_GOLDEN")
+    return folder
+
+
+@pytest.fixture
+def runs_root(tmp_path, monkeypatch) -> Path:
+    """An empty folder that stands for runs/ during one test."""
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"

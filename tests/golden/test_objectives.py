@@ -1,0 +1,115 @@
+"""Golden numbers of objectives and of log-probs: every case of every file, values and gradients, float64, 1e-6.
+
+`TABLE` maps a file's field names to our arguments. Another file of the same form passes through the same table when
+WORKBENCH_GOLDEN points at its folder. A field that the table does not know fails, and so does a file that is in none
+of the lists below.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch.nn import Identity
+
+from workbench import objectives
+from workbench.kernels import Scores, token_logps
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """How a golden file speaks: its words for ours, and what it calls the things that are not arguments."""
+
+    objective: str
+    words: dict[str, str] = field(default_factory=dict)
+
+    def ours(self, name: str) -> str:
+        for theirs, word in self.words.items():
+            name = name.replace(theirs, word)
+        return name
+
+
+TABLE = {
+    "spin.json": Mapping("spin", {"real": "chosen", "generated": "rejected", "opponent": "reference"}),
+    "trl_pairwise.json": Mapping("dpo"),
+}
+# read by test_rankings.py and by the test of relative confidence
+ELSEWHERE = {
+    "sequence_logps.json", "rank_bradley_terry.json", "rank_elo.json", "rank_trueskill.json", "selective_calibration.json",
+    "published_relative_confidence.json",
+}  # fmt: skip
+NOT_BUILT_YET = {
+    "agreement_metrics.json", "armorm_cases.json", "bootstrap_significance.json", "cipherchat.json",
+    "codeultrafeedback_parser_cases.json", "dno_soft.json", "drpo_advantages.json", "drpo_dpo_baseline.json",
+    "drpo_forced_scores.json", "drpo_ppo_loss.json", "drpo_reset_lengths.json", "drpo_truncate.json", "flr.json",
+    "healthcare-delivery.json", "judge_parser_cases.json", "judge_scores_mtbench_gpt4.json",
+    "judge_scores_vicuna_gpt4.json", "latency.json", "logo.json", "longpo.json", "parser_cases_confidence.json",
+    "ppo_loss.json", "preference_dissection_coefs.json", "preference_dissection_compare.json",
+    "preference_dissection_expected.json", "preference_dissection_fits.json", "prelude.json", "pro.json",
+    "published_bigcodereward.json", "real_daily_dilemmas.json", "real_hallucinated_references.json",
+    "real_time_travel.json", "reward_model_loss.json", "rouge.json", "rrhf.json", "simul_confidence.json", "sppo.json",
+    "sppo_win_rates.json", "step_dpo.json", "step_dpo_tokenize.json", "steerlm2_cases.json", "touchstone.json",
+    "trl_masked.json", "vdpo.json",
+}  # fmt: skip
+COMMENTS = {"method", "source", "note", "dtype", "cases"}
+TIGHT = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def cases(golden, name):
+    path = golden / name
+    if not path.is_file():
+        pytest.skip(f"no {name} in {golden}")
+    content = json.loads(path.read_text())
+    assert set(content) <= COMMENTS, f"{name}: unknown fields {set(content) - COMMENTS}"
+    for case in content["cases"]:
+        assert set(case) <= {"inputs", "hyperparameters", "outputs", "id", "note"}, f"{name}: unknown fields {set(case)}"
+    return content["cases"]
+
+
+def tensor(values, **options):
+    return torch.tensor([float(v) for v in values], dtype=torch.float64, **options)
+
+
+def test_every_file_is_mapped_or_listed(golden):
+    known = set(TABLE) | ELSEWHERE | NOT_BUILT_YET
+    assert not set(TABLE) & NOT_BUILT_YET
+    unknown = {path.name for path in golden.glob("*.json")} - known
+    assert not unknown, f"golden files that no test reads and no list names: {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_values_and_gradients(golden, name):
+    mapping = TABLE[name]
+    for number, case in enumerate(cases(golden, name)):
+        where = f"{name}, case {number}, {case['hyperparameters']}"
+        arguments = {mapping.ours(key): tensor(values, requires_grad=True) for key, values in case["inputs"].items()}
+        losses, logged = getattr(objectives, mapping.objective)(**arguments, **case["hyperparameters"])
+        losses.sum().backward()
+        for key, expected in case["outputs"].items():
+            ours = mapping.ours(key)
+            if ours == "losses":
+                got = losses.detach()
+            elif ours.startswith("grad_"):
+                got = arguments[ours.removeprefix("grad_")].grad
+            else:
+                assert ours in logged, f"{where}: unknown field {key}"
+                got = logged[ours]
+            torch.testing.assert_close(got, tensor(expected), **TIGHT, msg=lambda text, w=where, k=key: f"{w}, {k}: {text}")
+
+
+def test_sequence_logps(golden):
+    """Logits at t predict the label at t+1; labels of -100 are prompt or padding."""
+    for number, case in enumerate(cases(golden, "sequence_logps.json")):
+        assert set(case["inputs"]) == {"logits", "labels"}
+        assert set(case["hyperparameters"]) == {"average_log_prob", "label_pad_token_id"}
+        assert set(case["outputs"]) <= {"logps", "grad_logits"}
+        logits = torch.tensor(case["inputs"]["logits"], dtype=torch.float64, requires_grad=True)
+        labels = torch.tensor(case["inputs"]["labels"])[:, 1:]
+        scored = labels != case["hyperparameters"]["label_pad_token_id"]
+        logps = token_logps(logits[:, :-1][scored], labels[scored], Identity(), vocab=logits.shape[-1], tile=2 * logits.shape[-1])
+        scores = Scores(torch.zeros(scored.shape, dtype=logps.dtype).masked_scatter(scored, logps)[:, None], scored[:, None])
+        got = (scores.means if case["hyperparameters"]["average_log_prob"] else scores.sums)[:, 0]
+        torch.testing.assert_close(got.detach(), tensor(case["outputs"]["logps"]), **TIGHT, msg=f"case {number}")
+        if "grad_logits" in case["outputs"]:
+            got.sum().backward()
+            torch.testing.assert_close(logits.grad, torch.tensor(case["outputs"]["grad_logits"], dtype=torch.float64), **TIGHT)

@@ -1,0 +1,126 @@
+"""A toy method with a toy notebook, for tests of pages, batches and recovery: no model, no torch.
+
+What may live here: what more than one test file needs to make and run a notebook in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import psutil
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from pydantic import ConfigDict
+from pydantic import dataclasses as strict
+
+from workbench import methods
+from workbench.claims import Claims
+
+PARAMETERS = """scale = "tiny"
+model = ""
+dataset = ""
+seeds = [0, 1, 2]
+device = "auto"
+overrides = {}
+output = \"\""""
+
+OPEN = """from pathlib import Path
+from workbench import runs
+from workbench.claims import Claims
+config = {"beta": 0.1, "name": "plain", "flag": True, "steps": 1} | overrides
+given = {"config": config, "model": model, "dataset": dataset, "device": device, "seeds": seeds}
+given["inputs"] = [runs.fingerprint(model), runs.fingerprint(dataset)]
+run = runs.open_run("toy", "toy", scale, given, output)"""
+
+CLAIM = """claims = Claims("toy", scale, seeds)
+claims.test("C1", "one is more than nothing", paper="Table 1", measured=[1.0 + 0.1 * s for s in seeds],
+            control=[(-1.0) ** s for s in seeds], control_is="sign flipped", unit="nat")
+claims"""
+
+
+@strict.dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class Config:
+    beta: float = 0.1
+    name: str = "plain"
+    flag: bool = True
+    steps: int = 1
+
+    @classmethod
+    def at(cls, scale: str, **overrides: Any) -> Config:
+        return cls(**overrides)
+
+
+@dataclass(frozen=True)
+class ToyMethod(methods.Method):
+    """A method of the registry whose notebook is any file and whose module is this one."""
+
+    path: Path = Path()
+
+    @property
+    def module(self) -> str:
+        return "toy"
+
+    @property
+    def notebook(self) -> Path:
+        return self.path
+
+    def load(self) -> Any:
+        return SimpleNamespace(Config=Config)
+
+
+def write_notebook(path: Path, *cells: str, title: str = "Does the toy work?", kernel: str = "python3") -> Path:
+    """A notebook with a title, the tagged parameters, these code cells (or "# ..." markdown) and nothing else."""
+    parameters = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    others = [new_markdown_cell(cell[3:]) if cell.startswith("md:") else new_code_cell(cell) for cell in cells]
+    book = new_notebook(cells=[new_markdown_cell(f"# {title}"), parameters, *others])
+    book.metadata["kernelspec"] = {"name": kernel, "display_name": kernel, "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, path)
+    return path
+
+
+def toy(name: str, path: Path, **facts: Any) -> ToyMethod:
+    return ToyMethod(name, f"Toy {name}", "align", "nobody 2026", (), n_seeds=3, path=path, **facts)
+
+
+def stored(*outputs: dict[str, Any], markdown: str = "# A page") -> Any:
+    """An executed notebook made by hand: one markdown cell and one code cell with these outputs."""
+    cells = [new_markdown_cell(markdown), new_code_cell("show()", outputs=list(outputs), execution_count=1)]
+    return new_notebook(cells=cells)
+
+
+def display(**data: Any) -> dict[str, Any]:
+    """A display output; `text_html` stands for the mime type text/html."""
+    return new_output("display_data", data={mime.replace("_", "/", 1): value for mime, value in data.items()})
+
+
+def stdout(text: str) -> dict[str, Any]:
+    return new_output("stream", name="stdout", text=text)
+
+
+def claim_records(statement: str = "one is more than nothing", scale: str = "tiny") -> list[dict[str, Any]]:
+    claims = Claims("toy", scale, [0, 1, 2])
+    claims.test(
+        "C1", statement, paper="Table 1", measured=[1.0, 1.1, 1.2], control=[0.1, -0.2, 0.05],
+        control_is="labels shuffled", unit="nat",
+    )  # fmt: skip
+    claims.test("C2", "never", paper="Fig. 2", measured=[0.0, 0.1, -0.1], control=[0.0, 0.0, 0.1], control_is="off")
+    claims.needs_full_scale("C3", "large models agree", paper="Table 9", why="needs 7B weights")
+    return claims.records()
+
+
+def ends(pid: int, within_s: float = 5.0) -> bool:
+    """Whether the process is gone in time; one that nobody has waited for yet counts as gone."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.1)
+    return False

@@ -1,0 +1,315 @@
+"""Claims: a paper's statement, what was measured, what the negative control measured, the test, and the verdict.
+
+What may live here: the statistics that turn measurements per seed into a verdict, and the table that shows them.
+What may not: anything that produces measurements. A verdict is computed here and nowhere else; nobody types one.
+
+The rule. A claim is *shown* when (1) its one-sided test is significant at 5 % after Holm's correction over all tested
+claims of the notebook, (2) the same test on the negative control is not significant, and (3) every further condition
+stated with the claim holds. No control, fewer than three seeds or a NaN: never shown.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Direction = Literal["greater", "less", "equivalent"]
+Test = Literal["paired_t", "sign", "wilcoxon", "bootstrap"]
+ALPHA = 0.05
+VERDICTS = {
+    "tiny": ("shown in small", "not shown", "needs full scale"),
+    "full": ("reproduced", "direction only", "not reproduced"),
+    "smoke": ("smoke run, no verdict",),
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the claims table. `measured` and `control` hold one number a seed, in `unit`."""
+
+    id: str
+    statement: str
+    paper: str
+    direction: Direction
+    seeds: list[int]
+    measured: list[float]
+    control: list[float]
+    control_is: str
+    test: str
+    unit: str = ""
+    margin: float = 0.0
+    p_value: float = math.nan
+    p_holm: float = math.nan
+    control_p_value: float = math.nan
+    effect: float = math.nan
+    interval: list[float] = field(default_factory=list)
+    standardised: float = math.nan
+    control_effect: float = math.nan
+    conditions: dict[str, bool] = field(default_factory=dict)
+    paper_effect: float = math.nan
+    note: str = ""
+    scale: str = "tiny"
+    verdict: str = ""
+
+
+class Claims:
+    """The claims of one run, tested together.
+
+    Args:
+        system: registry name.
+        scale: "smoke", "tiny" or "full"; decides which verdicts exist.
+        seeds: the seeds that every list of measurements follows.
+    """
+
+    def __init__(self, system: str, scale: str, seeds: Sequence[int]):
+        if scale not in VERDICTS:
+            raise ValueError(f"scale must be one of {sorted(VERDICTS)}; got {scale!r}")
+        self.system, self.scale, self.seeds = system, scale, [int(seed) for seed in seeds]
+        self._claims: list[Claim] = []
+
+    def test(
+        self,
+        id: str,
+        statement: str,
+        *,
+        paper: str,
+        measured: Sequence[float],
+        control: Sequence[float] | None,
+        control_is: str = "",
+        direction: Direction = "greater",
+        test: Test = "paired_t",
+        margin: float = 0.0,
+        unit: str = "",
+        also: Mapping[str, bool] | None = None,
+        paper_effect: float = math.nan,
+        note: str = "",
+    ) -> None:
+        """Adds a claim that this run can test.
+
+        Args:
+            measured: the claimed effect, one number a seed (usually a difference to a baseline of the same seed).
+            control: the same number where the claim must vanish (labels shuffled, sign flipped, method off).
+            direction: "greater" or "less" than `margin`, or "equivalent": inside +-`margin` by two one-sided tests.
+            test: the test of `measured - margin` against 0. "equivalent" always uses the t distribution.
+            also: further conditions, each with its outcome, that must all hold.
+            paper_effect: the paper's effect in the same unit, where there is one; used at full scale only.
+
+        Raises:
+            ValueError: another number of values than seeds, or a value that is not finite (the seed is named).
+        """
+        for name, values in (("measured", measured), ("control", control)):
+            if values is None:
+                continue
+            if len(values) != len(self.seeds):
+                raise ValueError(f"claim {id}: {name} has {len(values)} values for {len(self.seeds)} seeds")
+            for seed, value in zip(self.seeds, values, strict=True):
+                if not math.isfinite(value):
+                    raise ValueError(f"claim {id}: {name} of seed {seed} is {value}; a claim needs finite numbers")
+        values = np.asarray(measured, dtype=float)
+        control_values = np.asarray([] if control is None else control, dtype=float)
+        self._claims.append(
+            Claim(
+                id=id, statement=statement, paper=paper, direction=direction, seeds=self.seeds, unit=unit, note=note,
+                measured=values.tolist(), control=control_values.tolist(), control_is=control_is,
+                test="two one-sided t" if direction == "equivalent" else test, margin=float(margin),
+                p_value=p_value(values, direction, test, margin),
+                control_p_value=p_value(control_values, direction, test, margin),
+                effect=float(values.mean()), interval=interval(values, test), standardised=standardised(values),
+                control_effect=float(control_values.mean()) if control_values.size else math.nan,
+                conditions={name: bool(holds) for name, holds in (also or {}).items()},
+                paper_effect=paper_effect, scale=self.scale,
+            )
+        )  # fmt: skip
+
+    def needs_full_scale(self, id: str, statement: str, *, paper: str, why: str) -> None:
+        """Adds a claim that no small world can test, with the reason."""
+        self._claims.append(
+            Claim(id=id, statement=statement, paper=paper, direction="greater", seeds=[], measured=[], control=[],
+                  control_is="", test="none", note=why, scale=self.scale, verdict="needs full scale")
+        )  # fmt: skip
+
+    def decided(self) -> list[Claim]:
+        """All claims with Holm's correction and the verdict filled in, in order of id."""
+        tested = [claim for claim in self._claims if claim.test != "none"]
+        adjusted = holm([claim.p_value for claim in tested])
+        decided = [claim for claim in self._claims if claim.test == "none"]
+        for claim, p in zip(tested, adjusted, strict=True):
+            claim = replace(claim, p_holm=p)
+            decided.append(replace(claim, verdict=_verdict(claim)))
+        return sorted(decided, key=lambda claim: claim.id)
+
+    def verdicts(self) -> dict[str, str]:
+        return {claim.id: claim.verdict for claim in self.decided()}
+
+    def records(self) -> list[dict[str, Any]]:
+        """What `claims.json` holds; undefined numbers are null."""
+        return [
+            {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in asdict(c).items()}
+            for c in self.decided()
+        ]
+
+    def frame(self) -> pd.DataFrame:
+        return frame([{"system": self.system, **record} for record in self.records()])
+
+    def _repr_html_(self) -> str:
+        return table_html(self.records())
+
+    def __repr__(self) -> str:
+        return self.frame().to_string(index=False)
+
+
+def _verdict(claim: Claim) -> str:
+    shown = (
+        len(claim.seeds) >= 3
+        and len(claim.control) > 0
+        and claim.p_holm < ALPHA
+        and not claim.control_p_value < ALPHA
+        and all(claim.conditions.values())
+    )
+    if claim.scale == "smoke":
+        return VERDICTS["smoke"][0]
+    if claim.scale == "tiny":
+        return "shown in small" if shown else "not shown"
+    if not shown:
+        return "not reproduced"
+    low, high = claim.interval
+    # the paper's own size must lie inside our interval, or be passed in the claimed direction
+    reached = low <= claim.paper_effect <= high or (
+        low > claim.paper_effect if claim.direction == "greater" else high < claim.paper_effect
+    )
+    return "reproduced" if reached else "direction only"
+
+
+# -------------------------------------------------------------------------------------------------------- statistics
+def p_value(values: np.ndarray, direction: Direction, test: Test = "paired_t", margin: float = 0.0) -> float:
+    """One-sided p-value that the effect is on the claimed side of `margin`; NaN for fewer than three values.
+
+    "equivalent" is two one-sided t-tests (Schuirmann 1987): the larger p of mean > -margin and mean < margin.
+    Values that are all the same have no t statistic: the sign test stands in.
+    """
+    from scipy import stats
+
+    values = np.asarray(values, dtype=float)
+    if values.size < 3:
+        return math.nan
+    if direction == "equivalent":
+        return max(p_value(values, "greater", "paired_t", -margin), p_value(values, "less", "paired_t", margin))
+    shifted = values - margin
+    if test == "paired_t" and np.ptp(shifted) > 0:
+        return float(stats.ttest_1samp(shifted, 0.0, alternative=direction).pvalue)
+    if test == "wilcoxon" and np.any(shifted):
+        return float(stats.wilcoxon(shifted, alternative=direction).pvalue)
+    if test == "bootstrap":
+        rng = np.random.default_rng(0)
+        means = shifted[rng.integers(0, len(shifted), (9_999, len(shifted)))].mean(axis=1)
+        wrong_side = means <= 0 if direction == "greater" else means >= 0
+        return float((1 + wrong_side.sum()) / (1 + len(means)))
+    right_side = int(np.sum(shifted > 0 if direction == "greater" else shifted < 0))
+    informative = int(np.sum(shifted != 0))
+    return float(stats.binomtest(right_side, informative, alternative="greater").pvalue) if informative else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment; NaN stays NaN and does not count as a test."""
+    adjusted = [math.nan] * len(p_values)
+    order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
+    running = 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(order) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def interval(values: np.ndarray, test: Test = "paired_t", confidence: float = 0.95) -> list[float]:
+    """95 % interval of the mean: Student's t for `paired_t` (a bootstrap of five values is too narrow), else BCa."""
+    from scipy import stats
+
+    if values.size < 2 or np.ptp(values) == 0:
+        return [float(values.mean()), float(values.mean())]
+    if test == "paired_t":
+        low, high = stats.t.interval(confidence, len(values) - 1, values.mean(), stats.sem(values))
+    else:
+        low, high = stats.bootstrap((values,), np.mean, confidence_level=confidence, rng=0).confidence_interval
+    return [float(low), float(high)]
+
+
+def standardised(values: np.ndarray) -> float:
+    """Cohen's d of paired differences: mean over standard deviation; NaN where the values do not vary."""
+    return float(values.mean() / values.std(ddof=1)) if values.size > 1 and np.ptp(values) > 0 else math.nan
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+def frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The scoreboard's columns, from records of one run or of many."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "system": record.get("system", ""),
+                "claim": record["id"],
+                "statement": record["statement"],
+                "paper": record["paper"],
+                "here": describe(record),
+                "control": describe_control(record),
+                "verdict": record["verdict"],
+            }
+            for record in records
+        ],
+        columns=["system", "claim", "statement", "paper", "here", "control", "verdict"],
+    )
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """Effect, interval, p after Holm and failed conditions, in one line."""
+    if record["test"] == "none":
+        return record["note"]
+    low, high = record["interval"]
+    text = f"{record['effect']:+.3g} [{low:+.3g}, {high:+.3g}]{_unit(record)}"
+    if record["direction"] == "equivalent":
+        text += f", inside ±{record['margin']:.3g}"
+    if record["p_holm"] is not None and not math.isnan(record["p_holm"]):
+        text += f", p = {record['p_holm']:.2g}"
+    failed = [name for name, holds in record["conditions"].items() if not holds]
+    return text + "".join(f"; fails: {name}" for name in failed)
+
+
+def describe_control(record: Mapping[str, Any]) -> str:
+    if not record["control"]:
+        return "" if record["test"] == "none" else "no control"
+    p = record["control_p_value"]
+    ending = "" if p is None or math.isnan(p) else f", p = {p:.2g}"
+    return f"{record['control_is']}: {record['control_effect']:+.3g}{_unit(record)}{ending}"
+
+
+def _unit(record: Mapping[str, Any]) -> str:
+    return f" {record['unit']}" if record["unit"] else ""
+
+
+def table_html(records: Sequence[Mapping[str, Any]], *, links: Mapping[str, str] | None = None) -> str:
+    """The claims as an HTML table; everything in it is escaped. `links` maps a system to the page of its run."""
+    rows = []
+    for row in frame(records).to_dict("records"):
+        kind = {"shown in small": "yes", "reproduced": "yes", "not shown": "no", "not reproduced": "no"}.get(row["verdict"], "open")
+        system = html.escape(row["system"])
+        if links and row["system"] in links:
+            system = f'<a href="{html.escape(links[row["system"]])}">{system}</a>'
+        cells = [system, *[html.escape(str(row[name])) for name in ("claim", "statement", "paper", "here", "control")]]
+        cells.append(f'<span class="verdict {kind}">{html.escape(row["verdict"])}</span>')
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells[0 if row["system"] else 1 :]) + "</tr>")
+    names = ["system", "claim", "statement", "paper", "here (95 % interval)", "negative control", "verdict"]
+    head = "".join(f"<th>{name}</th>" for name in (names if records and records[0].get("system") else names[1:]))
+    style = (
+        "<style>table.claims td,table.claims th{text-align:left!important;vertical-align:top;white-space:normal}"
+        ".verdict{padding:1px 8px;border-radius:9px;white-space:nowrap;background:#e6e6e6;color:#222}"
+        ".verdict.yes{background:#cfe8d5}.verdict.no{background:#f3d3cd}</style>"
+    )
+    return f'{style}<table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

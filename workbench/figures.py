@@ -1,0 +1,226 @@
+"""Plotly figures that several methods share, each a tidy table plus the drawing made from that table alone.
+
+What may live here: `Display`, the one template, the one colour per arm or method, and builders used by two methods or
+more. What may not: statistics (they live in `metrics`, `ranking`, `claims`), and figures of one method only, which
+stay in the method's own file. Text of models and data is escaped before it reaches a figure.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+# Okabe and Ito's colours: told apart by all common kinds of colour blindness. One colour an arm in the whole project.
+COLOURS = {
+    "spin": "#0072B2", "dpo": "#D55E00", "sft": "#7F7F7F", "start": "#B0B0B0", "control": "#999999",
+    "direct": "#7F7F7F", "sc": "#56B4E9", "hybrid_sc": "#009E73", "elo": "#E69F00", "trueskill": "#CC79A7",
+    "bt": "#0072B2", "win_rate": "#A6761D",
+}  # fmt: skip
+_CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#A6761D"]
+
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "DejaVu Sans, Helvetica, Arial, sans-serif", "size": 13, "color": "#222"},
+        "title": {"font": {"size": 16}, "x": 0.01, "xanchor": "left"},
+        "paper_bgcolor": "white", "plot_bgcolor": "white", "colorway": _CYCLE,
+        "xaxis": {"showgrid": False, "linecolor": "#888", "ticks": "outside", "zeroline": False, "automargin": True},
+        "yaxis": {"gridcolor": "#E8E8E8", "linecolor": "#888", "zeroline": False, "automargin": True},
+        "legend": {"bgcolor": "rgba(255,255,255,0.7)"}, "margin": {"l": 60, "r": 20, "t": 60, "b": 55},
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Display:
+    """A table and the figure drawn from it: shows itself in a notebook, saves both under one name."""
+
+    table: pd.DataFrame
+    drawing: go.Figure
+
+    def frame(self) -> pd.DataFrame:
+        return self.table
+
+    def figure(self) -> go.Figure:
+        return self.drawing
+
+    def save(self, folder: str | Path, name: str) -> list[Path]:
+        """Writes `name`.svg, .png and .csv; svg and png need a Chromium on the machine (kaleido)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{name}.{ending}" for ending in ("svg", "png", "csv")]
+        for path in paths[:2]:
+            self.drawing.write_image(path, scale=1 if path.suffix == ".svg" else 2)
+        self.table.to_csv(paths[2], index=False)
+        return paths
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
+        return {
+            "application/vnd.plotly.v1+json": json.loads(self.drawing.to_json() or "{}"),
+            "text/plain": self.table.to_string(max_rows=20),
+        }
+
+
+def colour(name: str) -> str:
+    """The colour of an arm or method; unnamed ones get a fixed place in the cycle by their letters."""
+    return COLOURS.get(name, _CYCLE[sum(map(ord, name)) % len(_CYCLE)])
+
+
+def plain(text: str) -> str:
+    """Text of a model or a data set, made safe for plotly, which reads a part of HTML."""
+    return html.escape(text, quote=False)
+
+
+def blank(title: str, x: str, y: str, **layout: Any) -> go.Figure:
+    """An empty figure with the project's template, a title that states the finding, and named axes with units."""
+    figure = go.Figure(layout={"template": TEMPLATE, "title": {"text": title}, "height": 420, **layout})
+    figure.update_xaxes(title=x)
+    figure.update_yaxes(title=y)
+    return figure
+
+
+def lines_over_rounds(
+    table: pd.DataFrame, *, x: str, y: str, title: str, x_title: str, y_title: str, labels: Mapping[str, str] | None = None
+) -> Display:
+    """One line an arm with a band: mean over seeds and its 95 % t interval.
+
+    Args:
+        table: tidy rows with columns `arm`, `seed`, `x` and `y`.
+        labels: how to call the arms in the legend.
+    """
+    summary = summarise(table, ["arm", x], y)
+    figure = blank(title, x_title, y_title)
+    for arm, rows in summary.groupby("arm", sort=False):
+        arm, name = str(arm), plain((labels or {}).get(str(arm), str(arm)))
+        rows = rows.sort_values(x)
+        band = go.Scatter(
+            x=[*rows[x], *rows[x][::-1]], y=[*rows.upper, *rows.lower[::-1]], fill="toself", fillcolor=colour(arm),
+            opacity=0.15, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=arm,
+        )  # fmt: skip
+        line = go.Scatter(
+            x=rows[x], y=rows["mean"], name=name, mode="lines+markers", line={"color": colour(arm)}, legendgroup=arm,
+            customdata=rows[["lower", "upper", "n"]],
+            hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra>" + name + "</extra>",
+        )  # fmt: skip
+        figure.add_traces([band, line])
+    figure.update_xaxes(dtick=1)
+    return Display(summary, figure)
+
+
+def lines_in_panels(
+    table: pd.DataFrame, *, panel: str, x: str, y: str, title: str, x_title: str, y_title: str, labels: Mapping[str, str] | None = None
+) -> Display:
+    """One panel for each value of `panel`, in it one line an arm with a band: mean over seeds and its 95 % t interval.
+
+    Args:
+        table: tidy rows with columns `panel`, `arm`, `seed`, `x` and `y`.
+        labels: how to call panels and arms.
+    """
+    summary, labels = summarise(table, [panel, "arm", x], y), labels or {}
+    panels = list(dict.fromkeys(summary[panel]))
+    figure = _panels([labels.get(name, name) for name in panels], title, x_title, y_title)
+    for column, name in enumerate(panels, start=1):
+        for arm, rows in summary[summary[panel] == name].groupby("arm", sort=False):
+            arm, rows, label = str(arm), rows.sort_values(x), plain(labels.get(str(arm), str(arm)))
+            band = go.Scatter(
+                x=[*rows[x], *rows[x][::-1]], y=[*rows.upper, *rows.lower[::-1]], fill="toself", fillcolor=colour(arm), mode="none",
+                opacity=0.15, hoverinfo="skip", showlegend=False, legendgroup=arm,
+            )  # fmt: skip
+            line = go.Scatter(
+                x=rows[x], y=rows["mean"], name=label, mode="lines", line={"color": colour(arm)}, legendgroup=arm, showlegend=column == 1,
+                customdata=rows[["lower", "upper", "n"]],
+                hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra>" + label + "</extra>",
+            )  # fmt: skip
+            figure.add_traces([band, line], rows=1, cols=column)
+    return Display(summary, figure)
+
+
+def dots_in_panels(
+    table: pd.DataFrame, *, panel: str, y: str, title: str, x_title: str, labels: Mapping[str, str] | None = None,
+    lines: Mapping[str, Mapping[str, float]] | None = None,
+) -> Display:  # fmt: skip
+    """One panel for each value of `panel`, in it one dot an arm with its bar: mean over seeds and its 95 % t interval.
+
+    Args:
+        table: tidy rows with columns `panel`, `arm`, `seed` and the measured `y`.
+        lines: for each panel, vertical reference lines by name.
+    """
+    summary, labels = summarise(table, [panel, "arm"], y), labels or {}
+    panels = list(dict.fromkeys(summary[panel]))
+    figure = _panels([labels.get(name, name) for name in panels], title, x_title, "")
+    for column, name in enumerate(panels, start=1):
+        rows = summary[summary[panel] == name]
+        figure.add_trace(
+            go.Scatter(
+                x=rows["mean"], y=[plain(labels.get(arm, arm)) for arm in rows["arm"]], mode="markers", showlegend=False,
+                marker={"size": 9, "color": [colour(arm) for arm in rows["arm"]]}, customdata=rows[["lower", "upper", "n"]],
+                error_x={"type": "data", "array": rows.upper - rows["mean"], "arrayminus": rows["mean"] - rows.lower, "color": "#666"},
+                hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra></extra>",
+            ),
+            row=1, col=column,
+        )  # fmt: skip
+        for label, value in (lines or {}).get(name, {}).items():
+            figure.add_vline(x=value, line={"color": "#888", "dash": "dot", "width": 1}, annotation_text=label, row=1, col=column)  # type: ignore[arg-type]
+    figure.update_yaxes(autorange="reversed")
+    return Display(summary, figure)
+
+
+def _panels(names: Sequence[str], title: str, x_title: str, y_title: str) -> go.Figure:
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=1, cols=len(names), shared_yaxes=True, subplot_titles=[plain(name) for name in names], horizontal_spacing=0.03)
+    figure.update_layout(template=TEMPLATE, title={"text": title}, height=440, margin={"t": 90})
+    figure.update_xaxes(title=x_title)
+    figure.update_yaxes(title=y_title, col=1)
+    return figure
+
+
+def summarise(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean, 95 % t interval over seeds and n, for each group; columns `mean`, `lower`, `upper`, `n`."""
+    from workbench.claims import interval
+
+    rows = []
+    for key, group in table.groupby(list(by), sort=False):
+        values = group[value].to_numpy(dtype=float)
+        low, high = interval(values)
+        rows.append({**dict(zip(by, key, strict=True)), "mean": values.mean(), "lower": low, "upper": high, "n": len(values)})
+    return pd.DataFrame(rows)
+
+
+def claims_forest(records: Sequence[Mapping[str, Any]]) -> Display:
+    """Every tested claim as a standardised effect (Cohen's d) with one point a seed, beside its negative control.
+
+    Effects of different units share one axis by dividing each by the standard deviation of its own measurements.
+    """
+    rows = []
+    for record in records:
+        if record["test"] == "none" or record["direction"] == "equivalent" or not record["standardised"]:
+            continue
+        scale = record["effect"] / record["standardised"]
+        sign = -1.0 if record["direction"] == "less" else 1.0
+        label = f"{record.get('system', '')} {record['id']}".strip()
+        for kind in ("measured", "control"):
+            for seed, value in zip(record["seeds"], record[kind], strict=False):
+                rows.append(
+                    {"claim": label, "statement": record["statement"], "kind": kind, "seed": seed,
+                     "effect": sign * (value - record["margin"]) / abs(scale), "verdict": record["verdict"]}
+                )  # fmt: skip
+    table = pd.DataFrame(rows, columns=["claim", "statement", "kind", "seed", "effect", "verdict"])
+    figure = blank("Each claim beside its negative control, one point a seed", "effect in the claimed direction (standard deviations)", "",
+                   height=120 + 42 * table["claim"].nunique())  # fmt: skip
+    for kind, marker in (("control", {"color": "#B0B0B0", "symbol": "circle-open"}), ("measured", {"color": COLOURS["spin"]})):
+        part = table[table["kind"] == kind]
+        figure.add_trace(
+            go.Scatter(x=part.effect, y=part.claim, mode="markers", name={"measured": "method", "control": "negative control"}[kind],
+                       marker={"size": 9, **marker}, customdata=part[["seed", "statement"]],
+                       hovertemplate="%{x:.2f}, seed %{customdata[0]}<br>%{customdata[1]}<extra></extra>")
+        )  # fmt: skip
+    figure.add_vline(x=0, line={"color": "#444", "width": 1})
+    figure.update_yaxes(autorange="reversed")
+    return Display(table, figure)

@@ -1,0 +1,153 @@
+"""The registry of methods and studies, and `Experiment`: one method, one task, several seeds, one run folder.
+
+What may live here: what is known about every method without loading it. What may not: any algorithm; a method is one
+file in `align/`, `reward/`, `confidence/`, `audit/` or `prompt/`, and no method imports another.
+
+A method's module offers four names: `Config` (strict, frozen, with `Config.at(scale, **overrides)`), `open_task(...)`,
+`run(task, config, seed, run)` and `claims(experiment, results)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from workbench import runs
+
+SCALES = ("smoke", "tiny", "full")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the registry knows about one method or study.
+
+    Attributes:
+        name: key of the registry; also the file name of its module and its notebook.
+        group: folder under `methods/` and `notebooks/` ("" for a study, which lives in `notebooks/` itself).
+        n_seeds: seeds that its specification asks for.
+        in_quick_set: part of `make reproduce`.
+        cost: time of `scale="tiny"` on two cores, for the reader's planning.
+    """
+
+    name: str
+    title: str
+    group: str
+    paper: str
+    tags: tuple[str, ...]
+    n_seeds: int = 5
+    in_quick_set: bool = False
+    cost: str = ""
+
+    @property
+    def module(self) -> str:
+        return f"workbench.methods.{self.group}.{self.name}" if self.group else f"workbench.{self.name}"
+
+    @property
+    def notebook(self) -> Path:
+        return Path("notebooks", self.group, f"{self.name}.ipynb")
+
+    def load(self) -> Any:
+        return import_module(self.module)
+
+
+REGISTRY: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("spin", "SPIN: self-play fine-tuning", "align", "arXiv 2401.01335",
+               ("self-play", "demonstrations", "iterated"), in_quick_set=True),
+        Method("dpo", "DPO: direct preference optimisation (baseline)", "align", "arXiv 2305.18290",
+               ("preferences", "baseline")),
+        Method("relative_confidence", "Relative confidence from confidence preferences", "confidence", "arXiv 2502.01126",
+               ("confidence", "ranking", "selective classification"), n_seeds=20, in_quick_set=True),
+        Method("leaderboard", "A leaderboard from raw judge annotations", "", "arXiv 2404.04475",
+               ("judges", "win rate", "study")),
+    )
+}  # fmt: skip
+
+
+def find(names: Sequence[str]) -> list[Method]:
+    """Methods by name or by group ("align"); nothing asked means the quick set.
+
+    Raises:
+        ValueError: a name is neither; the known ones are listed.
+    """
+    if not names:
+        return [method for method in REGISTRY.values() if method.in_quick_set]
+    found: dict[str, Method] = {}
+    for name in names:
+        matches = {key: m for key, m in REGISTRY.items() if name in (key, m.group)}
+        if not matches:
+            groups = sorted({m.group for m in REGISTRY.values() if m.group})
+            raise ValueError(f"unknown system {name!r}; known: {', '.join(REGISTRY)}; groups: {', '.join(groups)}")
+        found |= matches
+    return list(found.values())
+
+
+class Experiment:
+    """One method on one task over several seeds, in one run folder: the object that a notebook drives.
+
+    Args:
+        name: registry name.
+        scale: "smoke", "tiny" or "full": which preset of `Config` the overrides start from.
+        model: hub id or folder of the starting model; "" takes the embedded world's own.
+        dataset: hub id, folder or JSONL/JSONL.gz/Parquet file; "" takes the embedded world.
+        seeds: one run each.
+        device: "auto", "cpu" or "cuda".
+        overrides: fields of the method's `Config`, checked strictly.
+        output: run folder; "" computes one from all of the above and the code.
+
+    Raises:
+        ValueError: an unknown scale, device or `Config` field, or a value of the wrong type; nothing was loaded yet.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        scale: str = "tiny",
+        model: str = "",
+        dataset: str = "",
+        seeds: Sequence[int] = (),
+        device: str = "auto",
+        overrides: Mapping[str, Any] | None = None,
+        output: str = "",
+    ):
+        (self.method,) = find([name])
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(SCALES)}; got {scale!r}")
+        self.scale, self.model, self.dataset, self.device = scale, model, dataset, device
+        self.seeds = [int(seed) for seed in (seeds or default_seeds(self.method, scale))]
+        self.config = self.method.load().Config.at(scale, **(overrides or {}))
+        self.parameters = {
+            "config": dataclasses.asdict(self.config), "model": model, "dataset": dataset, "device": device,
+            "seeds": self.seeds, "inputs": [runs.fingerprint(path) for path in (model, dataset)],
+        }  # fmt: skip
+        self.output = output
+
+    @property
+    def folder(self) -> Path:
+        """Where this experiment's run lives, whether it was run yet or not."""
+        computed = runs.run_folder(self.method.name, self.method.module, self.scale, self.parameters)
+        return Path(self.output) if self.output else computed
+
+    @cached_property
+    def run(self) -> runs.Run:
+        return runs.open_run(self.method.name, self.method.module, self.scale, self.parameters, str(self.folder))
+
+    @cached_property
+    def task(self) -> Any:
+        return self.method.load().open_task(self.config, model=self.model, dataset=self.dataset, device=self.device)
+
+    def results(self, *, workers: int = 0) -> list[Any]:
+        """Runs every seed that has no stored result, side by side, and returns all results in the order of the seeds."""
+        return runs.over_seeds(self.method.load().run, self.task, self.config, self.seeds, self.run, workers=workers)
+
+
+def default_seeds(method: Method, scale: str) -> list[int]:
+    """As many seeds as the specification asks; three at "smoke", where nothing is decided."""
+    return list(range(3 if scale == "smoke" else method.n_seeds))

@@ -1,0 +1,1 @@
+"""Methods that change the policy's weights, one file each. No method imports another."""

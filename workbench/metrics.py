@@ -1,0 +1,239 @@
+"""Metrics of answers that carry a confidence, and of preferences: how good is the order, how honest are the numbers?
+
+May live here: pure numpy functions from scores and labels to numbers or small tables. May not: models, files, figures,
+randomness.
+
+Conventions: `confidence` [n], higher is surer; `correct` [n], 1 right and 0 wrong. Ranking metrics take scores on any
+scale; calibration metrics only probabilities. Source of the definitions: Shrivastava, Kumar and Liang, arXiv
+2502.01126, step 9; get_selective_stats in p-lambda/verified_calibration (no ties); Guo et al. 2017 (calibration error).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+Binning = Literal["left_closed", "right_closed", "equal_mass"]
+
+
+class AccuracyCoverage(NamedTuple):
+    """Accuracy when only the most confident answers are kept; point k keeps k + 1 of n."""
+
+    coverage: Float[np.ndarray, " n"]
+    accuracy: Float[np.ndarray, " n"]
+
+
+class Reliability(NamedTuple):
+    """Bins that hold at least one answer: their number, count, mean confidence and accuracy."""
+
+    bin: Int[np.ndarray, " bins"]
+    count: Int[np.ndarray, " bins"]
+    confidence: Float[np.ndarray, " bins"]
+    accuracy: Float[np.ndarray, " bins"]
+
+
+def _pairs(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    scores, labels = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise ValueError(
+            f"confidence and correct must be lists of the same length; got shapes {list(scores.shape)} and "
+            f"{list(labels.shape)}"
+        )
+    if not len(scores):
+        raise ValueError("confidence and correct are empty; a metric needs at least one answer")
+    if np.isnan(scores).any():
+        row = int(np.argmax(np.isnan(scores)))
+        raise ValueError(f"confidence row {row} is nan; drop or count unparsed answers before scoring them")
+    wrong = (labels != 0) & (labels != 1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(f"correct row {row}: a label must be 0 (wrong) or 1 (right); got {labels[row]:g}")
+    return scores, labels
+
+
+def _probabilities(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    scores, labels = _pairs(confidence, correct)
+    outside = (scores < 0) | (scores > 1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise ValueError(
+            f"calibration needs probabilities in [0, 1]; confidence row {row} is {scores[row]:g}. Ratings (Elo, "
+            "Bradley-Terry, TrueSkill) must first be normalised by a map fitted on labelled answers (isotonic, Platt); "
+            "squeezing them into [0, 1] does not make them probabilities"
+        )
+    return scores, labels
+
+
+def _tie_groups(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Group sizes and numbers of right answers, most confident group first; equal means equal to nine digits."""
+    _, group, size = np.unique(-np.round(scores, 9), return_inverse=True, return_counts=True)
+    return size, np.bincount(group, labels)
+
+
+# ---- order: any scale ---------------------------------------------------------------------------------------------
+
+
+def accuracy_coverage(confidence: ArrayLike, correct: ArrayLike) -> AccuracyCoverage:
+    """Accuracy of the k most confident answers for k = 1 ... n, expected over random orders inside tie groups.
+
+    In expectation each member of a tie group (scores equal to nine digits) counts as the group's mean, so the order
+    of the rows never matters.
+
+    Args:
+        confidence: [n], any scale.
+        correct: [n], 0 or 1.
+
+    Raises:
+        ValueError: different lengths, no rows, NaN confidence, or a label that is not 0 or 1.
+    """
+    size, right = _tie_groups(*_pairs(confidence, correct))
+    kept = np.arange(1, size.sum() + 1)
+    return AccuracyCoverage(kept / len(kept), np.cumsum(np.repeat(right / size, size)) / kept)
+
+
+def accuracy_coverage_auc(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Area under accuracy-coverage: the plain mean of its n points (not AUROC, not the trapezoid).
+
+    A random order gives the accuracy in expectation, the best order `oracle_auc`.
+    """
+    return float(accuracy_coverage(confidence, correct).accuracy.mean())
+
+
+def accuracy_at_coverage(confidence: ArrayLike, correct: ArrayLike, coverage: float) -> float:
+    """Accuracy of the ceil(coverage n) most confident answers, expected over ties; coverage in (0, 1]."""
+    if not 0 < coverage <= 1:
+        raise ValueError(f"coverage must be in (0, 1]; got {coverage}")
+    accuracy = accuracy_coverage(confidence, correct).accuracy
+    kept = math.ceil(round(coverage * len(accuracy), 9))  # 0.07 * 100 is 7, not 7.000000000000001
+    return float(accuracy[max(kept, 1) - 1])
+
+
+def oracle_auc(correct: ArrayLike) -> float:
+    """Area under accuracy-coverage when every right answer stands before every wrong one."""
+    return accuracy_coverage_auc(correct, correct)
+
+
+def auroc(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """P(a right answer's score > a wrong one's) + half P(equal); NaN with a warning when one class is missing."""
+    size, right = _tie_groups(*_pairs(confidence, correct))
+    wrong = size - right
+    if not right.sum() or not wrong.sum():
+        warnings.warn(
+            f"AUROC is undefined: all {size.sum()} answers are {'right' if right.sum() else 'wrong'}", stacklevel=2
+        )
+        return math.nan
+    below = wrong.sum() - np.cumsum(wrong)  # wrong answers in less confident groups
+    return float(right @ (below + wrong / 2) / (right.sum() * wrong.sum()))
+
+
+def average_precision(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Precision averaged over the right answers, tie groups taken whole; NaN with a warning when none is right."""
+    size, right = _tie_groups(*_pairs(confidence, correct))
+    if not right.sum():
+        warnings.warn(f"average precision is undefined: all {size.sum()} answers are wrong", stacklevel=2)
+        return math.nan
+    return float(right @ (np.cumsum(right) / np.cumsum(size)) / right.sum())
+
+
+# ---- honesty of the numbers: probabilities only -------------------------------------------------------------------
+
+
+def reliability(
+    confidence: ArrayLike, correct: ArrayLike, *, bins: int = 10, binning: Binning = "left_closed"
+) -> Reliability:
+    """Confidence against accuracy, bin by bin: the reliability diagram as a table.
+
+    Args:
+        confidence: [n], probabilities.
+        correct: [n], 0 or 1.
+        bins: number of bins, at least 1.
+        binning: "left_closed" [a, b) with 1 in the last, "right_closed" (a, b] with 0 in the first, both of equal
+            width; "equal_mass": sorted (ties in row order) and cut into bins of equal count.
+
+    Raises:
+        ValueError: scores outside [0, 1], and what `accuracy_coverage` raises.
+    """
+    scores, labels = _probabilities(confidence, correct)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1; got {bins}")
+    if binning == "left_closed":
+        index = np.minimum(np.floor(scores * bins), bins - 1)
+    elif binning == "right_closed":
+        index = np.maximum(np.ceil(scores * bins) - 1, 0)
+    elif binning == "equal_mass":
+        index = np.empty(len(scores))
+        for number, members in enumerate(np.array_split(np.argsort(scores, kind="stable"), bins)):
+            index[members] = number
+    else:
+        raise ValueError(f"binning must be 'left_closed', 'right_closed' or 'equal_mass'; got {binning!r}")
+    used, group, count = np.unique(index.astype(np.int64), return_inverse=True, return_counts=True)
+    return Reliability(used, count, np.bincount(group, scores) / count, np.bincount(group, labels) / count)
+
+
+def expected_calibration_error(
+    confidence: ArrayLike, correct: ArrayLike, *, bins: int = 10, binning: Binning = "left_closed"
+) -> float:
+    """Mean over answers of |accuracy - mean confidence| of their bin; see `reliability` for the bins.
+
+    With "equal_mass" ties that straddle a cut follow the order of the rows.
+    """
+    table = reliability(confidence, correct, bins=bins, binning=binning)
+    return float(table.count @ np.abs(table.accuracy - table.confidence) / table.count.sum())
+
+
+def maximum_calibration_error(
+    confidence: ArrayLike, correct: ArrayLike, *, bins: int = 10, binning: Binning = "left_closed"
+) -> float:
+    """Largest |accuracy - mean confidence| of a bin that holds an answer."""
+    table = reliability(confidence, correct, bins=bins, binning=binning)
+    return float(np.abs(table.accuracy - table.confidence).max())
+
+
+def brier(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Mean squared difference between probability and label; 0 is best."""
+    scores, labels = _probabilities(confidence, correct)
+    return float(np.mean((scores - labels) ** 2))
+
+
+def negative_log_likelihood(confidence: ArrayLike, correct: ArrayLike, *, clip: float = 1e-6) -> float:
+    """Mean -log probability of what happened, in nats, with probabilities held inside [clip, 1 - clip]."""
+    scores, labels = _probabilities(confidence, correct)
+    if not 0 < clip < 0.5:
+        raise ValueError(f"clip must be inside (0, 0.5), or a sure and wrong answer costs infinity; got {clip}")
+    scores = np.clip(scores, clip, 1 - clip)
+    return float(-np.mean(np.where(labels == 1, np.log(scores), np.log1p(-scores))))
+
+
+# ---- preferences --------------------------------------------------------------------------------------------------
+
+
+def win_rate(preference: ArrayLike) -> tuple[float, float]:
+    """Win rate and its standard error, both in percent, from a judge's preferences.
+
+    Args:
+        preference: [n] in [0, 1], probability that the judged model is better; a tie is 0.5.
+
+    Returns:
+        100 mean(preference) and 100 std(preference, ddof=1) / sqrt(n); the error of a single row is NaN.
+
+    Raises:
+        ValueError: no rows, NaN, or a value outside [0, 1].
+    """
+    values = np.asarray(preference, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"preference must be a list with at least one value; got shape {list(values.shape)}")
+    bad = ~((values >= 0) & (values <= 1))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(
+            f"preference row {row} must be a number in [0, 1]; got {values[row]:g}. Drop rows without a verdict"
+        )
+    spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return 100 * float(values.mean()), 100 * spread / math.sqrt(len(values))

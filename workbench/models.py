@@ -1,0 +1,218 @@
+"""Policy: a causal language model, its tokenizer, and the one way in which text becomes tokens and back.
+
+What may live here: loading, saving and copying of policies, LoRA adapters, chat templates, truncation. What may not:
+losses, decoding loops, training.
+
+Text becomes tokens in one way everywhere: the prompt goes through the tokenizer's chat template (plain text where it
+has none), the response is tokenised apart and joined as ids, so no token merges across the border; a response that
+ended has exactly one end token, and that token is scored.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from workbench.kernels import Group
+
+log = logging.getLogger(__name__)
+
+Prompt = str | list[dict[str, str]]
+
+
+def pick_device(device: str) -> torch.device:
+    """ "auto" takes the GPU where there is one.
+
+    Raises:
+        ValueError: a GPU was asked for and there is none, or the name is unknown.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda; got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError('device="cuda" was asked for but torch sees no GPU; use device="auto" or "cpu"')
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class Policy:
+    """A model and its tokenizer.
+
+    Attributes:
+        model: a causal language model of transformers, plain or with a LoRA adapter.
+        tokenizer: with an end token; with a chat template if prompts are chats.
+        name: where it came from, for messages and manifests.
+        counts: how often text had to be cut ("prompts_cut", "responses_cut").
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str = "policy"
+    counts: Counter = field(default_factory=Counter)
+
+    def __post_init__(self):
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"the tokenizer of {self.name} has no end token, so no response would ever end; "
+                "set tokenizer.eos_token (and save it) before using the model here"
+            )
+
+    # -- in and out
+    @classmethod
+    def load(cls, source: str | Path, *, device: str = "auto", dtype: str = "auto", lora: dict | None = None) -> Policy:
+        """Loads a policy from a folder in the hub's format or from a hub id.
+
+        Args:
+            source: folder or hub id. A folder with a LoRA adapter loads its base model and the adapter.
+            dtype: "auto" is bfloat16 on a GPU that has it and float32 on a CPU; else a torch dtype's name.
+            lora: options of a new adapter, as `peft.LoraConfig` takes them.
+
+        Raises:
+            FileNotFoundError: no such folder, and no such model on the hub (or no network).
+            ValueError: no GPU where one was asked for; no end token.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where = pick_device(device)
+        if dtype == "auto":
+            dtype = "bfloat16" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        source = str(source)
+        if os.sep in source and source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
+            raise FileNotFoundError(f"no model folder {source}; give a folder with config.json, or a hub id such as org/name")
+        source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise FileNotFoundError(
+                f"cannot load a model from {source!r}: {reason}. Give a folder in the hub's format, or a hub id that can be reached"
+            ) from error
+        if lora is not None:
+            model = add_lora(model, **lora)
+        return cls(model.to(where), tokenizer, name=source)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes model (or adapter) and tokenizer in the hub's format; safetensors only."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def copy(self) -> Policy:
+        """An independent copy with the same weights."""
+        return Policy(copy.deepcopy(self.model), self.tokenizer, self.name)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that prompt and response may have together."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 2048)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[Policy]:
+        """This policy with its LoRA adapter switched off: the base model, at no cost in memory.
+
+        Raises:
+            ValueError: there is no adapter to switch off.
+        """
+        if not hasattr(self.model, "disable_adapter"):
+            raise ValueError(f"{self.name} has no LoRA adapter to switch off; pass lora={{...}} to Policy.load")
+        with self.model.disable_adapter():
+            yield self
+
+    # -- text to tokens
+    def encode_prompt(self, prompt: Prompt | Sequence[int]) -> list[int]:
+        """Token ids of a prompt, up to and including what announces the assistant's turn.
+
+        A text is one user turn if the tokenizer has a chat template, else it is taken as it is, behind the start token.
+
+        Raises:
+            ValueError: an empty prompt, or a chat where the tokenizer has no chat template.
+        """
+        if not prompt:
+            raise ValueError("an empty prompt: give at least one character or one chat turn")
+        if not isinstance(prompt, str) and isinstance(prompt[0], int):
+            return [int(token) for token in prompt]  # type: ignore[arg-type]
+        has_template = getattr(self.tokenizer, "chat_template", None)
+        if not isinstance(prompt, str) and not has_template:
+            raise ValueError(
+                f"the tokenizer of {self.name} has no chat template, so a chat cannot become text; "
+                "give prompts as plain text or set tokenizer.chat_template"
+            )
+        if has_template:
+            chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            return list(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+        start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        return start + self.tokenizer(prompt, add_special_tokens=False).input_ids
+
+    def encode_response(self, text: str) -> list[int]:
+        """Token ids of a response with exactly one end token. Text can never spell a special token."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return [token for token in ids if token != self.tokenizer.eos_token_id] + [self.tokenizer.eos_token_id]
+
+    def group(
+        self, prompt: Prompt | Sequence[int], responses: Sequence[str | list[int]], *, max_length: int = 0, max_prompt_length: int = 0
+    ) -> Group:
+        """Prompt and responses as token ids, cut to the context where they must be.
+
+        The rule of the SPIN and DPO code: if prompt and longest response do not fit, the last `max_prompt_length`
+        tokens of the prompt stay; if that is not enough, every response keeps its first tokens. Cuts are counted.
+
+        Args:
+            responses: texts, or token ids that are taken as they are (samples keep the tokens that were drawn).
+            max_length: of prompt and response together; 0 takes the model's context.
+            max_prompt_length: 0 takes half of `max_length`.
+
+        Raises:
+            ValueError: no token would be left of a response.
+        """
+        max_length = max_length or self.max_length
+        max_prompt_length = max_prompt_length or max_length // 2
+        prompt_ids = self.encode_prompt(prompt)
+        ids = [self.encode_response(r) if isinstance(r, str) else list(r) for r in responses]
+        longest = max(map(len, ids), default=0)
+        if len(prompt_ids) + longest > max_length and len(prompt_ids) > max_prompt_length:
+            self.counts["prompts_cut"] += 1
+            prompt_ids = prompt_ids[-max_prompt_length:]
+        room = max_length - len(prompt_ids)
+        if room < 1:
+            raise ValueError(f"max_length={max_length} leaves no room for a response behind {len(prompt_ids)} prompt tokens")
+        self.counts["responses_cut"] += sum(len(r) > room for r in ids)
+        return Group(prompt_ids, [r[:room] for r in ids])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def add_lora(model: nn.Module, **options: Any) -> nn.Module:
+    """The model with a new LoRA adapter; all linear layers but the head unless `target_modules` says otherwise."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **options})
+    return get_peft_model(model, config)  # type: ignore[arg-type, return-value]
+
+
+def new_llama(vocab_size: int, *, width: int, layers: int, heads: int, max_length: int, seed: int, eos: int, bos: int) -> nn.Module:
+    """A randomly initialised Llama: the real transformers class at a small size."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=max_length,
+        tie_word_embeddings=False, eos_token_id=eos, bos_token_id=bos, pad_token_id=eos,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)

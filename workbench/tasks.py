@@ -1,0 +1,113 @@
+"""Tasks: where prompts, demonstrations, preferences and evaluations come from.
+
+What may live here: the protocols that methods are written against, and `TextTask`, which fills them from a real data
+set and a real model. What may not: planted worlds (`worlds/`), methods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from workbench import data
+from workbench.data import Row
+from workbench.models import Policy
+from workbench.training import reference_logps
+
+
+class DemonstrationTask(Protocol):
+    """Policies to align from (prompt, human answer) pairs alone."""
+
+    name: str
+    max_new_tokens: int
+
+    def start(self, seed: int) -> Policy:
+        """The supervised starting point."""
+        ...
+
+    def demonstrations(self, split: str, seed: int) -> list[Row]:
+        """Rows with `prompt` and `completion`; `split` is "train" or "test"."""
+        ...
+
+    def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
+        """Numbers that say how good the policy is; the key `quality` is higher for better."""
+        ...
+
+
+class PreferenceTask(Protocol):
+    """Policies to align from pairs of a chosen and a rejected response."""
+
+    name: str
+
+    def start(self, seed: int) -> Policy: ...
+
+    def preferences(self, split: str, seed: int) -> list[Row]:
+        """Rows with `prompt`, `chosen`, `rejected`."""
+        ...
+
+    def evaluate(self, policy: Policy, seed: int) -> dict[str, float]: ...
+
+
+@dataclass
+class TextTask:
+    """Real rows and a real model: fills both protocols from a data set and a starting model.
+
+    Attributes:
+        dataset: hub id, folder or file.
+        model: hub id or folder.
+        test_size: prompts held out; the split follows a hash of the prompt and is the same for every seed.
+        train_size: training rows taken, a different draw for every seed; 0 takes all.
+        lora: options of a LoRA adapter; None trains all weights.
+    """
+
+    dataset: str
+    model: str
+    device: str = "auto"
+    test_size: int = 200
+    train_size: int = 0
+    max_new_tokens: int = 256
+    max_length: int = 0
+    lora: dict | None = None
+    name: str = "text"
+    _rows: dict[str, list[Row]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        if not self.model:
+            raise ValueError(
+                f"dataset={self.dataset!r} needs a starting model: pass model= a hub id or a folder "
+                "(`workbench new-model` trains a small one from the same text)"
+            )
+
+    def start(self, seed: int) -> Policy:
+        return Policy.load(self.model, device=self.device, lora=self.lora)
+
+    def demonstrations(self, split: str, seed: int) -> list[Row]:
+        return self._split("demonstration", split, seed)
+
+    def preferences(self, split: str, seed: int) -> list[Row]:
+        return self._split("preference", split, seed)
+
+    def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
+        """Held-out negative log-likelihood a token of the human answers, nats; `quality` is its negative.
+
+        What a benchmark would say about the text is not measured here.
+        """
+        rows = self.demonstrations("test", seed)
+        groups = [policy.group(row["prompt"], [row["completion"]], max_length=self.max_length) for row in rows]
+        sums = reference_logps(policy, groups, batch_size=16)
+        nll = -sums.sum() / sum(len(group.responses_ids[0]) for group in groups)
+        return {"quality": -float(nll), "token_nll": float(nll)}
+
+    def _split(self, kind: str, split: str, seed: int) -> list[Row]:
+        if kind not in self._rows:
+            convert = {"demonstration": data.as_demonstrations, "preference": data.as_preferences}[kind]
+            self._rows[kind] = convert(data.load(self.dataset))
+        train, test = data.held_out(self._rows[kind], test_size=self.test_size)
+        if split == "test":
+            return test
+        if not self.train_size or self.train_size >= len(train):
+            return train
+        order = np.random.default_rng(seed).permutation(len(train))[: self.train_size]
+        return [train[i] for i in order]
