@@ -431,6 +431,9 @@ def test_frame_rank_and_display():
     tied = ranking.win_rate_ranking([[0, 1, 0.5], [2, 3, 1]], 4)
     assert tied.rank.tolist() == [2, 2, 1, 4]
     assert tied.order().tolist() == [2, 0, 1, 3]
+    nearly = ranking.Ratings("win_rate", np.array([0.3, 0.1 + 0.2]), np.zeros(2), np.ones(2), np.ones(2, int))
+    assert nearly.rank.tolist() == [1, 1]  # rounding is no rank
+    assert nearly.order().tolist() == [0, 1]
 
 
 def test_display_scales_by_hand():

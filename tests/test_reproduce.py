@@ -87,36 +87,37 @@ def test_hub_ids_stay_and_local_paths_become_absolute(tmp_path, monkeypatch):
 
 # -------------------------------------------------------------------------------------------------------- whole batches
 @pytest.mark.slow
-def test_good_run_then_reuse_then_new_notebook_then_force(tmp_path, book, quiet):
+def test_good_run_is_reused_until_its_notebook_changes(tmp_path, book, quiet):
     path = book("good", "md:## Look", OPEN, CHECK, CLAIM, FINISH)
+    (path.parent / "weights.bin").touch()
+    root = tmp_path / "runs"
     options = {
-        "root": tmp_path / "runs", "console": quiet, "overrides": {"beta": 0.5, "name": "007", "flag": False},
-        "model": str(path),
+        "root": root, "console": quiet, "overrides": {"beta": 0.5, "name": "007", "flag": False},
+        "model": str(path.parent / "weights.bin"),
     }  # fmt: skip
     (job,) = reproduce.reproduce(["good"], **options)
     assert (job.status, job.reason) == ("done", "")
-    assert {item.name for item in job.run.folder.iterdir()} >= {
-        "manifest.json",
-        "notebook.ipynb",
-        "page.html",
-        "claims.json",
-    }
-    assert not list(job.run.folder.glob("*.part*"))
+    left = {item.name for item in job.run.folder.iterdir()}
+    assert left >= {"manifest.json", "notebook.ipynb", "page.html", "claims.json"}
+    assert not any("part" in name for name in left)
     assert "started" in (job.run.folder / "page.html").read_text()
     assert "shown in small" in text_of(quiet)
-    assert str(tmp_path / "runs" / "index.html") in text_of(quiet)
-    assert "good/" in (tmp_path / "runs" / "index.html").read_text()
+    assert str(root / "index.html") in text_of(quiet)
+    assert "one is more than nothing" in (root / "index.html").read_text()
 
+    edited = nbformat.read(path, 4)
+    edited.cells[-1].outputs = [nbformat.v4.new_output("stream", text="somebody ran it in an editor")]
+    nbformat.write(edited, path)
     (again,) = reproduce.reproduce(["good"], **options)
     assert (again.status, again.process) == ("reused", None)
+    assert (job.run.folder / "count").read_text() == "x"
 
-    book_now = nbformat.read(path, 4)
-    book_now.cells[-1].outputs = [nbformat.v4.new_output("stream", text="somebody ran it in an editor")]
-    nbformat.write(book_now, path)
-    assert reproduce._is_whole(again)  # the path is also the `model` here: only _is_whole is asked
-    book_now.cells[2].source = "## Look again"
-    nbformat.write(book_now, path)
-    assert not reproduce._is_whole(again)
+    edited.cells[2].source = "## Look again"
+    edited.cells[-1].source = "raise RuntimeError('changed for the worse')"
+    nbformat.write(edited, path)
+    (failed,) = reproduce.reproduce(["good"], **options)
+    assert (failed.status, failed.run.folder) == ("failed", job.run.folder)
+    assert "one is more than nothing" not in (root / "index.html").read_text()  # its claims are not this notebook's
 
 
 @pytest.mark.slow
@@ -126,17 +127,20 @@ def test_failures_are_named_and_the_others_go_on(tmp_path, book, quiet):
     book("forgets", OPEN, CLAIM)
     short = book("short", OPEN)
     nbformat_book = nbformat.read(short, 4)
-    nbformat_book.cells[1].source = "scale = 'tiny'\nseeds = [0]\noutput = ''"
+    nbformat_book.cells[1].source = "seeds = [0]\noutput = ''"
     nbformat.write(nbformat_book, short)
     book("good", OPEN, CLAIM, FINISH)
-    jobs = {job.name: job for job in reproduce.reproduce(root=tmp_path / "runs", console=quiet, workers=3)}
+    jobs = {
+        job.name: job
+        for job in reproduce.reproduce(root=tmp_path / "runs", console=quiet, workers=3, overrides={"beta": 0.2})
+    }
     assert {name: job.status for name, job in jobs.items()} == {
         "raises": "failed", "dies": "failed", "forgets": "failed", "short": "failed", "good": "done",
     }  # fmt: skip
     assert jobs["raises"].reason == "cell 4: ValueError: the 3rd row is bad"
     assert jobs["dies"].reason == "killed (out of memory?)"
     assert "without experiment.run.finish(claims)" in jobs["forgets"].reason
-    assert "the parameters cell lacks dataset, device, model, overrides" in jobs["short"].reason
+    assert jobs["short"].reason == "ValueError: short.ipynb: the parameters cell lacks overrides, scale"
     for name in ("raises", "dies", "forgets", "short"):
         assert not (jobs[name].run.folder / "notebook.ipynb").exists()
         assert not (jobs[name].run.folder / "page.html").exists()

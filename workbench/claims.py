@@ -129,7 +129,7 @@ class Claims:
             )
         )  # fmt: skip
 
-    def needs_full_scale(self, id: str, statement: str, *, paper: str, why: str) -> None:
+    def needs_full_scale(self, id: str, statement: str, paper: str, why: str) -> None:
         """Adds a claim that no small world can test, with the reason."""
         self._claims.append(
             Claim(id=id, statement=statement, paper=paper, direction="greater", seeds=[], measured=[], control=[],

@@ -97,25 +97,15 @@ def lines_over_rounds(
     summary = summarise(table, ["arm", x], y)
     figure = blank(title, x_title, y_title)
     for arm, rows in summary.groupby("arm", sort=False):
-        arm, name = str(arm), plain((labels or {}).get(str(arm), str(arm)))
-        rows = rows.sort_values(x)
-        band = go.Scatter(
-            x=[*rows[x], *rows[x][::-1]], y=[*rows.upper, *rows.lower[::-1]], fill="toself", fillcolor=colour(arm),
-            opacity=0.15, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=arm,
-        )  # fmt: skip
-        line = go.Scatter(
-            x=rows[x], y=rows["mean"], name=name, mode="lines+markers", line={"color": colour(arm)}, legendgroup=arm,
-            customdata=rows[["lower", "upper", "n"]],
-            hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra>" + name + "</extra>",
-        )  # fmt: skip
-        figure.add_traces([band, line])
+        figure.add_traces(_band_and_line(rows.sort_values(x), x, str(arm), (labels or {}).get(str(arm), str(arm))))
     figure.update_xaxes(dtick=1)
     return Display(summary, figure)
 
 
 def lines_in_panels(
-    table: pd.DataFrame, *, panel: str, x: str, y: str, title: str, x_title: str, y_title: str, labels: Mapping[str, str] | None = None
-) -> Display:
+    table: pd.DataFrame, *, panel: str, x: str, y: str, title: str, x_title: str, y_title: str,
+    labels: Mapping[str, str] | None = None,
+) -> Display:  # fmt: skip
     """One panel for each value of `panel`, in it one line an arm with a band: mean over seeds and its 95 % t interval.
 
     Args:
@@ -123,21 +113,13 @@ def lines_in_panels(
         labels: how to call panels and arms.
     """
     summary, labels = summarise(table, [panel, "arm", x], y), labels or {}
-    panels = list(dict.fromkeys(summary[panel]))
+    panels = [str(name) for name in dict.fromkeys(summary[panel])]
     figure = _panels([labels.get(name, name) for name in panels], title, x_title, y_title)
     for column, name in enumerate(panels, start=1):
-        for arm, rows in summary[summary[panel] == name].groupby("arm", sort=False):
-            arm, rows, label = str(arm), rows.sort_values(x), plain(labels.get(str(arm), str(arm)))
-            band = go.Scatter(
-                x=[*rows[x], *rows[x][::-1]], y=[*rows.upper, *rows.lower[::-1]], fill="toself", fillcolor=colour(arm), mode="none",
-                opacity=0.15, hoverinfo="skip", showlegend=False, legendgroup=arm,
-            )  # fmt: skip
-            line = go.Scatter(
-                x=rows[x], y=rows["mean"], name=label, mode="lines", line={"color": colour(arm)}, legendgroup=arm, showlegend=column == 1,
-                customdata=rows[["lower", "upper", "n"]],
-                hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra>" + label + "</extra>",
-            )  # fmt: skip
-            figure.add_traces([band, line], rows=1, cols=column)
+        for arm, rows in summary.loc[summary[panel] == name].groupby("arm", sort=False):
+            label = labels.get(str(arm), str(arm))
+            traces = _band_and_line(rows.sort_values(x), x, str(arm), label, in_legend=column == 1)
+            figure.add_traces(traces, rows=1, cols=column)
     return Display(summary, figure)
 
 
@@ -152,29 +134,47 @@ def dots_in_panels(
         lines: for each panel, vertical reference lines by name.
     """
     summary, labels = summarise(table, [panel, "arm"], y), labels or {}
-    panels = list(dict.fromkeys(summary[panel]))
+    panels = [str(name) for name in dict.fromkeys(summary[panel])]
     figure = _panels([labels.get(name, name) for name in panels], title, x_title, "")
     for column, name in enumerate(panels, start=1):
         rows = summary[summary[panel] == name]
+        arms = [str(arm) for arm in rows["arm"]]
         figure.add_trace(
             go.Scatter(
-                x=rows["mean"], y=[plain(labels.get(arm, arm)) for arm in rows["arm"]], mode="markers", showlegend=False,
-                marker={"size": 9, "color": [colour(arm) for arm in rows["arm"]]}, customdata=rows[["lower", "upper", "n"]],
-                error_x={"type": "data", "array": rows.upper - rows["mean"], "arrayminus": rows["mean"] - rows.lower, "color": "#666"},
+                x=rows["mean"], y=[plain(labels.get(arm, arm)) for arm in arms], mode="markers", showlegend=False,
+                marker={"size": 9, "color": [colour(arm) for arm in arms]}, customdata=rows[["lower", "upper", "n"]],
+                error_x={"array": rows.upper - rows["mean"], "arrayminus": rows["mean"] - rows.lower, "color": "#666"},
                 hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra></extra>",
             ),
             row=1, col=column,
         )  # fmt: skip
         for label, value in (lines or {}).get(name, {}).items():
-            figure.add_vline(x=value, line={"color": "#888", "dash": "dot", "width": 1}, annotation_text=label, row=1, col=column)  # type: ignore[arg-type]
+            dotted = {"color": "#888", "dash": "dot", "width": 1}
+            figure.add_vline(x=value, line=dotted, annotation_text=plain(label), row=1, col=column)  # type: ignore[arg-type]
     figure.update_yaxes(autorange="reversed")
     return Display(summary, figure)
+
+
+def _band_and_line(rows: pd.DataFrame, x: str, arm: str, label: str, *, in_legend: bool = True) -> list[go.Scatter]:
+    """The interval as a band and the mean as a line, from rows of `summarise` in the order of `x`."""
+    label = plain(label)
+    band = go.Scatter(
+        x=[*rows[x], *rows[x][::-1]], y=[*rows.upper, *rows.lower[::-1]], fill="toself", fillcolor=colour(arm),
+        opacity=0.15, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=arm,
+    )  # fmt: skip
+    line = go.Scatter(
+        x=rows[x], y=rows["mean"], name=label, mode="lines+markers", line={"color": colour(arm)}, legendgroup=arm,
+        marker={"size": 5}, showlegend=in_legend, customdata=rows[["lower", "upper", "n"]],
+        hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra>" + label + "</extra>",
+    )  # fmt: skip
+    return [band, line]
 
 
 def _panels(names: Sequence[str], title: str, x_title: str, y_title: str) -> go.Figure:
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(rows=1, cols=len(names), shared_yaxes=True, subplot_titles=[plain(name) for name in names], horizontal_spacing=0.03)
+    titles = [plain(name) for name in names]
+    figure = make_subplots(rows=1, cols=len(names), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03)
     figure.update_layout(template=TEMPLATE, title={"text": title}, height=440, margin={"t": 90})
     figure.update_xaxes(title=x_title)
     figure.update_yaxes(title=y_title, col=1)
@@ -191,6 +191,23 @@ def summarise(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
         low, high = interval(values)
         rows.append({**dict(zip(by, key, strict=True)), "mean": values.mean(), "lower": low, "upper": high, "n": len(values)})
     return pd.DataFrame(rows)
+
+
+def pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Held-out pairs with their rewards, the worst told apart first. Shown as a table, pandas escapes all text."""
+    table = pairs.assign(margin=pairs.chosen_rewards - pairs.rejected_rewards)
+    columns = ["prompt", "chosen", "rejected", "chosen_rewards", "rejected_rewards", "margin"]
+    return table[columns].sort_values("margin", ignore_index=True).round(3)
+
+
+def reward_histogram(pairs: Mapping[str, pd.DataFrame], title: str) -> Display:
+    """Margins (reward of chosen minus rejected) of held-out pairs, one histogram for each named table."""
+    table = pd.concat([pair_table(frame).assign(when=name) for name, frame in pairs.items()], ignore_index=True)
+    figure = blank(title, "reward of chosen minus rejected (nats)", "held-out pairs", barmode="overlay")
+    for number, (name, rows) in enumerate(table.groupby("when", sort=False)):
+        figure.add_trace(go.Histogram(x=rows.margin, name=plain(str(name)), opacity=0.55, nbinsx=50, marker_color=_CYCLE[number % len(_CYCLE)]))
+    figure.add_vline(x=0, line={"color": "#444", "width": 1})
+    return Display(table, figure)
 
 
 def claims_forest(records: Sequence[Mapping[str, Any]]) -> Display:

@@ -401,9 +401,12 @@ def _execute(job: Mapping[str, Any], folder: Path) -> None:
     from papermill.engines import NBClientEngine, papermill_engines
 
     notebook, begun = Path(job["notebook"]), threading.Event()
-    missing = set(job["parameters"]) - set(papermill.inspect_notebook(str(notebook)))
-    if missing:  # papermill itself would only warn, and run with the defaults
+    known = set(papermill.inspect_notebook(str(notebook)))
+    # a study without a model need not name one; what the user asked for must never get lost, and papermill only warns
+    missing = {name for name, value in job["parameters"].items() if name not in known and value not in ("", "auto", {})}
+    if missing:
         raise ValueError(f"{notebook.name}: the parameters cell lacks {', '.join(sorted(missing))}")
+    parameters = {name: value for name, value in job["parameters"].items() if name in known}
 
     class Engine(NBClientEngine):
         """papermill's engine, which also says which cell it is at."""
@@ -424,7 +427,7 @@ def _execute(job: Mapping[str, Any], folder: Path) -> None:
     for attempt in (1, 2):
         try:
             papermill.execute_notebook(
-                str(notebook), str(folder / _PART), job["parameters"], engine_name="workbench",
+                str(notebook), str(folder / _PART), parameters, engine_name="workbench",
                 cwd=str(notebook.parent), progress_bar=False, store_widget_state=False,
                 execution_timeout=max(int(job["timeout_s"]), 1),
             )  # fmt: skip

@@ -52,18 +52,20 @@ class PreferenceTask(Protocol):
 
 @dataclass
 class TextTask:
-    """Real rows and a real model: fills both protocols from a data set and a starting model.
+    """Real rows and a real model: fills a protocol from a data set and a starting model.
 
     Attributes:
         dataset: hub id, folder or file.
         model: hub id or folder.
-        test_size: prompts held out; the split follows a hash of the prompt and is the same for every seed.
+        kind: "demonstration" or "preference", what the rows are.
+        test_size: rows held out; the split follows a hash of the prompt and is the same for every seed.
         train_size: training rows taken, a different draw for every seed; 0 takes all.
         lora: options of a LoRA adapter; None trains all weights.
     """
 
     dataset: str
     model: str
+    kind: str = "demonstration"
     device: str = "auto"
     test_size: int = 200
     train_size: int = 0
@@ -71,40 +73,33 @@ class TextTask:
     max_length: int = 0
     lora: dict | None = None
     name: str = "text"
-    _rows: dict[str, list[Row]] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self):
-        if not self.model:
-            raise ValueError(
-                f"dataset={self.dataset!r} needs a starting model: pass model= a hub id or a folder "
-                "(`workbench new-model` trains a small one from the same text)"
-            )
+    _rows: list[Row] = field(default_factory=list, repr=False)
 
     def start(self, seed: int) -> Policy:
         return Policy.load(self.model, device=self.device, lora=self.lora)
 
     def demonstrations(self, split: str, seed: int) -> list[Row]:
-        return self._split("demonstration", split, seed)
+        return self._split(split, seed)
 
     def preferences(self, split: str, seed: int) -> list[Row]:
-        return self._split("preference", split, seed)
+        return self._split(split, seed)
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """Held-out negative log-likelihood a token of the human answers, nats; `quality` is its negative.
+        """Held-out negative log-likelihood a token of the human (or chosen) answers, nats; `quality` is its negative.
 
-        What a benchmark would say about the text is not measured here.
+        What a benchmark or a judge would say about new text is not measured here.
         """
-        rows = self.demonstrations("test", seed)
-        groups = [policy.group(row["prompt"], [row["completion"]], max_length=self.max_length) for row in rows]
-        sums = reference_logps(policy, groups, batch_size=16)
-        nll = -sums.sum() / sum(len(group.responses_ids[0]) for group in groups)
+        answer = "completion" if self.kind == "demonstration" else "chosen"
+        length = min(self.max_length or policy.max_length, policy.max_length)
+        groups = [policy.group(row["prompt"], [row[answer]], max_length=length) for row in self._split("test", seed)]
+        nll = -reference_logps(policy, groups, batch_size=16).sum() / sum(len(group.responses_ids[0]) for group in groups)
         return {"quality": -float(nll), "token_nll": float(nll)}
 
-    def _split(self, kind: str, split: str, seed: int) -> list[Row]:
-        if kind not in self._rows:
-            convert = {"demonstration": data.as_demonstrations, "preference": data.as_preferences}[kind]
-            self._rows[kind] = convert(data.load(self.dataset))
-        train, test = data.held_out(self._rows[kind], test_size=self.test_size)
+    def _split(self, split: str, seed: int) -> list[Row]:
+        if not self._rows:
+            convert = {"demonstration": data.as_demonstrations, "preference": data.as_preferences}[self.kind]
+            self._rows.extend(convert(data.load(self.dataset)))
+        train, test = data.held_out(self._rows, test_size=self.test_size)
         if split == "test":
             return test
         if not self.train_size or self.train_size >= len(train):

@@ -100,6 +100,39 @@ def reference_logps(policy: Policy, groups: Sequence[Group], *, batch_size: int 
     return found
 
 
+def pair_rows(reference: Policy, ids: Sequence[str], groups: Sequence[Group], *, batch_size: int = 64) -> list[PairRow]:
+    """Tokenised pairs (chosen first) with their log-probs under the reference as it is now.
+
+    Raises:
+        FloatingPointError: the reference gives NaN or infinite log-probs; the rows are named, nothing is zeroed.
+    """
+    logps = reference_logps(reference, groups, batch_size=batch_size)
+    if bad := [ids[i] for i in np.flatnonzero(~np.isfinite(logps).all(1))[:10]]:
+        raise FloatingPointError(f"the reference gives NaN or infinite log-probs to {', '.join(bad)}; look at these rows first")
+    return [PairRow(id, group, (float(c), float(r))) for id, group, (c, r) in zip(ids, groups, logps, strict=True)]
+
+
+def pair_numbers(
+    after: np.ndarray, before: np.ndarray, objective: Callable[..., tuple[Tensor, dict[str, Tensor]]], **options: Any
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """How well a policy tells chosen from rejected: log-probs [pair, 2] after and before training, chosen first.
+
+    Returns:
+        `likelihood_before`, `likelihood_after`: share of pairs with log p(chosen) > log p(rejected); `reward_accuracy`
+        and `held_out_loss`: of the objective's rewards, 0 and its value at margin 0 before training; and what the
+        objective logged for each pair.
+    """
+    now, then = torch.as_tensor(after, dtype=torch.float64), torch.as_tensor(before, dtype=torch.float64)
+    losses, logged = objective(now[:, 0], now[:, 1], then[:, 0], then[:, 1], **options)
+    numbers = {
+        "likelihood_before": (then[:, 0] > then[:, 1]).double().mean(),
+        "likelihood_after": (now[:, 0] > now[:, 1]).double().mean(),
+        "reward_accuracy": logged["accuracies"].mean(),
+        "held_out_loss": losses.mean(),
+    }
+    return {name: float(value) for name, value in numbers.items()}, logged
+
+
 # -------------------------------------------------------------------------------------------------------------- loop
 def train(
     policy: Policy,

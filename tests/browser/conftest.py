@@ -40,7 +40,7 @@ def visit(chromium):
         opened = Opened(context.new_page())
         page = opened.page
         page.on("request", lambda request: opened.requests.append(request.url))
-        page.on("requestfailed", lambda request: opened.complaints.append(f"failed: {request.url}"))
+        page.on("requestfailed", lambda request: opened.complaints.append(f"{request.failure}: {request.url}"))
         page.on("console", lambda line: opened.complaints.append(f"{line.type}: {line.text}"))
         page.on("pageerror", lambda error: opened.complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (opened.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))

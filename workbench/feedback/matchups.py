@@ -57,12 +57,10 @@ def to_matches(matchups: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
         ValueError: a name that is not in `names`; row and column are named. `ranking` finds the other faults.
     """
     place = {name: number for number, name in enumerate(names)}
-    for side in ("left", "right"):
-        if (unknown := ~matchups[side].isin(list(place))).any():
-            row = int(np.argmax(unknown))
-            raise ValueError(
-                f"matchups row {row}, column {side!r}: {matchups[side].iloc[row]!r} is none of the {len(place)} players"
-            )
-    return np.column_stack([matchups["left"].map(place), matchups["right"].map(place), matchups["outcome"]]).astype(
-        float
-    )
+    columns = {side: matchups[side].tolist() for side in ("left", "right")}
+    for side, players in columns.items():
+        for row, player in enumerate(players):
+            if player not in place:
+                raise ValueError(f"matchups row {row}, column {side!r}: {player!r} is none of the {len(place)} players")
+    left, right = ([place[player] for player in players] for players in columns.values())
+    return np.column_stack([left, right, matchups["outcome"]]).astype(float)

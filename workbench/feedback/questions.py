@@ -80,8 +80,8 @@ def check_questions(rows: Sequence[Mapping[str, Any]], *, dataset: str = "questi
         dataset: for rows without that column.
 
     Raises:
-        ValueError: a missing column or empty text; a repeated `qid`; 1 or more than 26 choices, two of them equal; a
-            `gold` that is none of the choices. Row and column are named.
+        ValueError: a missing column or empty text; a repeated `qid`; 1 or more than 26 choices; a `gold` that is none
+            of the choices. Row and column are named.
     """
     checked: list[Question] = []
     seen: dict[str, int] = {}
@@ -102,15 +102,15 @@ def check_questions(rows: Sequence[Mapping[str, Any]], *, dataset: str = "questi
                 f"row {number}, column 'choices': a list of texts is needed, empty for an open answer; got {choices!r}"
             )
         choices = [] if choices is None else [str(option) for option in choices]
-        if choices and (not 2 <= len(choices) <= len(LETTERS) or len(set(choices)) < len(choices)):
+        if choices and not 2 <= len(choices) <= len(LETTERS):
             raise ValueError(
-                f"row {number}, column 'choices': 2 to {len(LETTERS)} different texts are needed, or none; got {choices!r}"
+                f"row {number}, column 'choices': 2 to {len(LETTERS)} texts are needed, or none; got {choices!r}"
             )
         seen[qid] = number
+        gold, name = _gold(row.get("gold"), choices, number), str(row.get("dataset") or dataset)
         checked.append(
-            {"qid": qid, "question": str(row["question"]), "choices": choices, "gold": _gold(row.get("gold"), choices, number),
-             "dataset": str(row.get("dataset") or dataset)}
-        )  # fmt: skip
+            {"qid": qid, "question": str(row["question"]), "choices": choices, "gold": gold, "dataset": name}
+        )
     return checked
 
 
@@ -120,13 +120,14 @@ def _gold(gold: Any, choices: list[str], number: int) -> Answer | None:
     if not choices:
         return comparable(str(gold))
     if isinstance(gold, str):
-        index = choices.index(gold) if gold in choices else LETTERS.find(gold.strip().upper() or "none")
+        letter = gold.strip().upper()
+        index = choices.index(gold) if gold in choices else LETTERS.find(letter) if len(letter) == 1 else -1
     else:
         index = int(gold) if isinstance(gold, int | float) and not isinstance(gold, bool) and gold == int(gold) else -1
     if not 0 <= index < len(choices):
         raise ValueError(
-            f"row {number}, column 'gold': the index (from 0), the letter or the text of one of the {len(choices)} choices "
-            f"is needed, or null; got {gold!r}"
+            f"row {number}, column 'gold': index from 0, letter or text of one of {len(choices)} choices is needed, "
+            f"or null; got {gold!r}"
         )
     return index
 
@@ -204,11 +205,13 @@ def ask_answers(
     if missing and on_missing == "stop":
         names = ", ".join(missing[:10]) + ", ..." * (len(missing) > 10)
         raise ValueError(
-            f"no answer could be read for {len(missing)} of {len(questions)} questions ({names}); on_missing='drop' leaves them out"
+            f"no answer could be read for {len(missing)} of {len(questions)} questions ({names}); "
+            "on_missing='drop' goes on without them"
         )
     if len(answered) < 2:
         raise ValueError(
-            f"a ranking needs at least 2 answered questions; {questions[0]['dataset']!r} has {len(answered)} of {len(questions)}"
+            f"a ranking needs at least 2 answered questions; {questions[0]['dataset']!r} has {len(answered)} of "
+            f"{len(questions)}"
         )
     return answered, missing
 

@@ -10,7 +10,7 @@ follow, with probabilities .4, .3, .2, .1, and which 4 depends on the topic. So 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -34,13 +34,13 @@ class PlantedChain:
     Attributes:
         n_demonstrations: clean (prompt, response) pairs, N of the paper's algorithm.
         noise: share of symbols replaced uniformly in pre-training.
-        sft_epochs: most epochs of supervised fine-tuning; it stops at the smallest validation loss.
+        sft_epochs: epochs of supervised fine-tuning; the one with the smallest validation loss is kept.
         pretrain_steps, converged_steps: optimiser steps of the two base models.
     """
 
     n_demonstrations: int = 1_000
     noise: float = 0.35
-    sft_epochs: int = 12
+    sft_epochs: int = 16
     pretrain_steps: int = 400
     converged_steps: int = 800
     width: int = 96
@@ -116,6 +116,10 @@ class PlantedChain:
         topics, walks = self.walks(self.n_demonstrations if split == "train" else 500, rng)
         return [{"prompt": f"t{topic}", "completion": text(walk)} for topic, walk in zip(topics, walks, strict=True)]
 
+    def preferences(self, split: str, seed: int) -> list[Row]:
+        """Pairs that the start itself wrote; the one with fewer defects is chosen. Ties are left out."""
+        return _preferences(self, split, seed)
+
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
         """Share of responses without a defect (`quality`), share of defect symbols, KL(p_data || p_theta) a response."""
         topics, walks = self.walks(self.test_draws, np.random.default_rng(3))  # the same for every seed and arm
@@ -159,19 +163,33 @@ class PlantedChain:
         noisy = self._groups(policy, *self.walks(64 * self.pretrain_steps, rng, noise=self.noise))
         train(policy, noisy, supervised_step, TrainConfig(learning_rate=2e-3, schedule="constant"), seed=seed)
         rows = {split: [policy.group(r["prompt"], [r["completion"]]) for r in self.demonstrations(split, seed)] for split in ("train", "test")}
-        best, best_loss = policy.copy(), np.inf
+        # One decaying schedule, cut into epochs so that the smallest validation loss can be kept.
+        best, best_loss, steps = policy.copy(), np.inf, -(-len(rows["train"]) // 64)
         for epoch in range(self.sft_epochs):
-            config = TrainConfig(learning_rate=3e-4, schedule="constant", warmup_ratio=0.0)
+            rate = 1e-3 * (1 - epoch / self.sft_epochs)
+            config = TrainConfig(learning_rate=rate, schedule="constant", warmup_ratio=0.0, max_steps=steps)
             train(policy, rows["train"], supervised_step, config, seed=seed * 100 + epoch)
             loss = -reference_logps(policy, rows["test"], batch_size=250).mean()
-            if loss >= best_loss:
-                break
-            best, best_loss = policy.copy(), loss
+            if loss < best_loss:
+                best, best_loss = policy.copy(), loss
         return best
 
     def _key(self) -> dict:
         return {name: getattr(self, name) for name in
                 ("n_demonstrations", "noise", "sft_epochs", "pretrain_steps", "converged_steps", "width", "layers")}  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _preferences(world: PlantedChain, split: str, seed: int) -> list[Row]:
+    wanted = world.n_demonstrations if split == "train" else 500
+    topics = np.random.default_rng([seed, 4 if split == "train" else 5]).integers(TOPICS, size=2 * wanted)
+    drawn = sample(world.start(seed), [f"t{t}" for t in topics], n=2, max_new_tokens=world.max_new_tokens, seed=seed * 10 + len(split))
+    rows = []
+    for topic, pair in zip(topics.tolist(), drawn.texts, strict=True):
+        fewer = sorted(pair, key=lambda response: world.defects(topic, response))
+        if world.defects(topic, fewer[0]) < world.defects(topic, fewer[1]):
+            rows.append({"prompt": f"t{topic}", "chosen": fewer[0], "rejected": fewer[1]})
+    return rows[:wanted]
 
 
 def text(walk: np.ndarray) -> str:

@@ -119,11 +119,11 @@ def compare_prompt(left: str, right: str, cot: bool) -> str:
 def compare_request(left: Question, right: Question, model: chat.ChatModel, config: Config) -> chat.Request:
     """The prompt for two players. One that is too long loses question text first, options last, answers never."""
     for text_share, option_share in SHORTEN:
-        sides = (
+        first, second = (
             f"{shown(p, text_share=text_share, option_share=option_share)}\nYour answer: {shown_answer(p['answer'], p)}"
             for p in (left, right)
         )
-        request = chat.Request(chat.user(compare_prompt(*sides, config.cot)), max_tokens=config.max_tokens)
+        request = chat.Request(chat.user(compare_prompt(first, second, config.cot)), max_tokens=config.max_tokens)
         if model.fits(request):
             return request
     raise ValueError(
@@ -166,7 +166,8 @@ def rank_questions(
     k = math.ceil(len(pairs) / n)  # self-consistency gets as many calls as there are judgments
     agree, stated = ask_samples(players, ask, k, temperature=config.sc_temperature, max_tokens=config.max_tokens)
     matchups = run.table("matchups", lambda: ask_judgments(players, pairs, model, ask, config, seed))
-    unparsed = int((matchups["parse_status"] == "unparsed").sum())
+    status = matchups["parse_status"].tolist()
+    unparsed = status.count("unparsed")
     if unparsed > config.max_unparsed * len(matchups):
         raise ValueError(
             f"{unparsed} of {len(matchups)} judgments of {model.name} could not be read, more than max_unparsed = "
@@ -186,7 +187,7 @@ def rank_questions(
         "dropped": dropped, "n_judgments": len(matches), "n_samples": agree.size, "rounds": int(rounds.max()) + 1,
         "unparsed_stated": int(np.isnan(direct).sum()), "unparsed_samples": int(np.isnan(agree).sum()),
         "unparsed_judgments": unparsed,
-        "ties": int((matchups["parse_status"] == "tie").sum()), "transitivity": ranking.transitivity(matches, n),
+        "ties": status.count("tie"), "transitivity": ranking.transitivity(matches, n),
         "position": ratings["bt_position"].position,
         "sensed_correlation": float(np.corrcoef(felt, scores["bt"])[0, 1]) if sensed else None,
         **measure(scores, np.array([p["correct"] for p in players], dtype=float), matches, config, rng),
@@ -241,7 +242,7 @@ def _bradley_terry(matches: np.ndarray, n: int, config: Config) -> np.ndarray:
 def score_table(
     players: list[Question], scores: Mapping[str, np.ndarray], ratings: Mapping[str, ranking.Ratings]
 ) -> pd.DataFrame:
-    """Columns `qid`, `method`, `score`, `rank` (1: surest), `lower`, `upper`, `n_matches`; the question and its answer."""
+    """Columns `qid`, `method`, `score`, `rank` (1: surest), `lower`, `upper`, `n_matches`; question and answer."""
     asked = pd.DataFrame(
         {"qid": [p["qid"] for p in players], "question": [p["question"] for p in players],
          "answer": [shown_answer(p["answer"], p) for p in players], "correct": [p["correct"] for p in players]}
@@ -325,7 +326,7 @@ def values(results: Sequence[Mapping[str, Any]], arm: str, metric: str, name: st
         parts = [part for part in result["arms"][arm].values() if part["n_labelled"]]
         if not parts:
             raise ValueError(
-                "no question has a gold answer, so nothing can be measured; the rankings are in scores.parquet of the run"
+                "no question has a gold answer, so nothing can be measured; the rankings are in scores.parquet"
             )
         means.append(np.mean([part[metric][name] if name else part[metric] for part in parts], axis=0))
     return np.array(means, dtype=float)
@@ -373,10 +374,11 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
     if world:
         found.needs_full_scale("C2", **c2, why="the embedded world plants which of the two wins (C3)")
         sides = {arm: gain("bt", "hybrid_sc", arm) for arm in "RSZ"}
+        signs = {"ahead in R": sides["R"].mean() > 0, "behind in S": sides["S"].mean() < 0}
         found.test(
             "C3", c3["statement"] + " (planted: on which signal is good, R minus S)", paper=c3["paper"],
             measured=sides["R"] - sides["S"], control=sides["Z"], control_is="the gain in regime Z, no signal",
-            also={"ahead in R": sides["R"].mean() > 0, "behind in S": sides["S"].mean() < 0}, test="wilcoxon", unit="points",
+            also=signs, test="wilcoxon", unit="points",
         )  # fmt: skip
     else:
         found.test("C2", **c2, paper_effect=1.5, **beats("hybrid_sc"), also=over_questions("hybrid_sc"))
@@ -408,7 +410,7 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
     found.test(
         "C6", "The aggregators are close: Bradley-Terry and Elo (K 32) within one point",
         paper=".839 and .836 (TrueSkill .840)", paper_effect=0.3, measured=gain("bt", "elo"), direction="equivalent",
-        margin=1.0, unit="points", control=gain("bt", "elo_shuffled"), control_is="Elo on shuffled outcomes", also=close,
+        margin=1.0, unit="points", also=close, control=gain("bt", "elo_shuffled"), control_is="Elo, outcomes shuffled",
     )  # fmt: skip
 
     c7 = {"statement": "AUROC tells the same: Bradley-Terry beats the stated confidence", "paper": ".749 against .645"}

@@ -1,0 +1,70 @@
+"""A transformers model as a chat model: a tiny random Llama with a byte-level tokenizer."""
+
+import math
+
+import pytest
+
+from workbench.feedback.chat import Request, Transcript, user
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from workbench.models import Policy, new_llama
+    from workbench.worlds.language import bpe_tokenizer
+
+    tokenizer = bpe_tokenizer(["Answer: B\nConfidence: 0.8"] * 3, vocab_size=300)
+    ends = {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
+    model = new_llama(len(tokenizer), width=16, layers=1, heads=2, max_length=96, seed=0, **ends)
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    Policy(model, tokenizer).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def model(folder):
+    from workbench.feedback.local import LocalModel
+
+    return LocalModel(folder, device="cpu", seed=3)
+
+
+def test_greedy_replies_are_the_same_every_time_and_carry_log_probs(model):
+    asked = [Request(user(text), 0.0, 6) for text in ("one", "two", "one")]
+    replies = model.ask(asked)
+    assert replies == model.ask(asked)
+    assert replies[0] == replies[2]
+    assert replies[0].logps and all(math.isfinite(logp) and logp <= 0 for logp in replies[0].logps)
+
+
+def test_a_sampled_reply_depends_on_its_own_request_and_the_seed(folder, model):
+    from workbench.feedback.local import LocalModel
+
+    asked = [Request(user(text), 1.0, 6, k) for text in ("one", "two") for k in range(4)]
+    together = model.ask(asked)
+    assert [model.ask([request])[0].text for request in reversed(asked)] == [reply.text for reply in together[::-1]]
+    assert len({reply.text for reply in together}) > 4
+    assert [r.text for r in LocalModel(folder, device="cpu", seed=4).ask(asked)] != [r.text for r in together]
+
+
+def test_a_mixed_batch_keeps_its_order(model):
+    mixed = [Request(user("one"), 1.0, 6, 1), Request(user("two"), 0.0, 6), Request(user("one"), 1.0, 6, 0)]
+    assert [r.text for r in model.ask(mixed)] == [model.ask([request])[0].text for request in mixed]
+
+
+def test_what_fits_is_prompt_and_reply_together(model):
+    assert model.fits(Request(user("a short one"), 0.0, 16))
+    assert not model.fits(Request(user("a short one"), 0.0, 95))
+    assert not model.fits(Request(user("long " * 60), 0.0, 16))
+
+
+def test_it_goes_through_the_transcript(model, tmp_path):
+    log = Transcript(tmp_path / "t.jsonl")
+    asked = [Request(user("one"), 1.0, 6, k) for k in range(3)]
+    assert log.ask(model, asked) == Transcript(tmp_path / "t.jsonl").ask(model, asked)
+    assert "/seed-3" in model.name
+
+
+def test_an_unknown_model_is_an_error(tmp_path):
+    from workbench.feedback.local import LocalModel
+
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        LocalModel(str(tmp_path / "nothing"), device="cpu")

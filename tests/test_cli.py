@@ -1,0 +1,169 @@
+"""The command line: what it passes on, what it prints, how it ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+from toy_notebooks import claim_records, stored
+
+from workbench import cli, methods, reproduce, runs
+
+
+@pytest.fixture
+def asked(monkeypatch) -> dict:
+    """What `reproduce` was called with; no notebook is run."""
+    got: dict = {}
+
+    def remember(names, **options):
+        got.update(options, names=list(names))
+        return got.get("jobs", [])
+
+    monkeypatch.setattr(reproduce, "reproduce", remember)
+    return got
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys, workbench.cli as c; c.main(['--help']); print(sorted({m.partition('.')[0] for m in sys.modules}))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(runs.PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=30)
+    assert "reproduce" in done.stdout
+    assert not {"torch", "transformers", "papermill", "pandas", "plotly"} & set(re.findall(r"'(\w+)'", done.stdout))
+
+
+@pytest.mark.parametrize("command", ["list", "reproduce", "report", "serve-pages", "doctor", "bench"])
+def test_every_command_explains_itself(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_list_names_every_system(capsys):
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in methods.REGISTRY)
+
+
+def test_parameters_keep_their_types(asked):
+    words = "reproduce spin align -p beta 0.1 -p flag false -p n 3 -p name abc -p list [1,2] -p path=a=b -p lr 1e-4"
+    assert cli.main(words.split()) == 0
+    assert asked["names"] == ["spin", "align"]
+    assert asked["overrides"] == {
+        "beta": 0.1, "flag": False, "n": 3, "name": "abc", "list": [1, 2], "path": "a=b", "lr": 1e-4,
+    }  # fmt: skip
+    assert type(asked["overrides"]["flag"]) is bool
+
+
+def test_options_reach_the_batch(asked):
+    words = "reproduce --scale smoke --seeds 3 --model m --dataset d --device cpu --workers 1 --force --timeout 9"
+    assert cli.main(words.split()) == 0
+    assert asked == {
+        "names": [], "scale": "smoke", "seeds": range(3), "model": "m", "dataset": "d", "device": "cpu",
+        "overrides": {}, "workers": 1, "force": True, "timeout_s": 9.0,
+    }  # fmt: skip
+
+
+def test_failed_notebook_is_exit_code_1(asked):
+    asked["jobs"] = [reproduce.Job("toy", Path(), runs.Run(Path()), {}, status="failed")]
+    assert cli.main(["reproduce"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reproduce", "god"], "error: unknown system 'god'; known: spin"),
+        (["reproduce", "-p", "beta"], "error: -p takes a key and a value, as in -p beta 0.1; got 'beta'"),
+        (["bench", "nothing"], "error: unknown benchmark 'nothing'"),
+        (["reproduce", "--dataset", "x/none.jsonl"], "error: no file or folder 'x/none.jsonl'"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_2(words, message, capsys):
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_where_an_error_came_from():
+    with pytest.raises(ValueError, match="unknown system"):
+        cli.main(["reproduce", "god", "--debug"])
+
+
+def test_unknown_option_is_exit_code_2(capsys):
+    assert cli.main(["reproduce", "--seed", "3"]) == 2
+    assert "--seed" in capsys.readouterr().err
+
+
+def test_report_renders_pages_and_index_again(runs_root, capsys):
+    run = runs.open_run("spin", "toy", "tiny", {"seeds": [0]}, str(runs_root / "spin" / "tiny-a"))
+    nbformat.write(stored(), run.folder / "notebook.ipynb")
+    runs.write_json(run.folder / "claims.json", claim_records())
+    run.update_manifest(status="done", finished="2026-01-01T00:00:00+00:00")
+    assert cli.main(["report"]) == 0
+    assert (run.folder / "page.html").is_file()
+    assert "spin/tiny-a/page.html" in (runs_root / "index.html").read_text()
+    assert str(runs_root / "index.html") in capsys.readouterr().out
+
+
+def test_report_writes_readme_from_what_was_published(runs_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    assert cli.main(["report", "--readme"]) == 2  # nothing published, no README
+    assert "No such file" in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("<!-- scoreboard -->\n<!-- /scoreboard -->\n")
+    assert cli.main(["report", "--publish", "--readme"]) == 0
+    assert json.loads((tmp_path / "figures" / "scoreboard.json").read_text()) == []
+    assert "| system |" in (tmp_path / "README.md").read_text()
+
+
+def test_bench_runs_files_and_reports_the_failed_one(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "good.py").write_text("print('1.7 times')")
+    (tmp_path / "benchmarks" / "bad.py").write_text("raise SystemExit(3)")
+    assert cli.main(["bench", "good"]) == 0
+    assert capfd.readouterr().out == "1.7 times\n"
+    assert cli.main(["bench"]) == 1
+    assert capfd.readouterr().err == "failed: bad\n"
+
+
+@pytest.mark.slow
+def test_doctor_names_what_is_wrong_and_how_to_mend_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    (tmp_path / "constraints.txt").write_text(
+        "# pins\ntyper==0.0.1\nnobody-has-this==1.0\npytest==" + pytest.__version__
+    )
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"WRONG packages: typer \S+, pinned 0\.0\.1\n +-> pip install", out)
+    assert "nobody-has-this" not in out
+    assert {"python", "kernel", "browser", "gpu", "disk"} <= set(re.findall(r"^\w+ +(\w+):", out, re.MULTILINE))
+
+
+def test_pins_ignore_the_local_part_of_a_version(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.importlib.metadata, "version", lambda name: {"torch": "2.13.0+cpu", "x": "1.1"}[name])
+    (tmp_path / "constraints.txt").write_text("torch==2.13.0\nx==1.0 ; python_version > '3'\n")
+    assert cli._wrong_pins(tmp_path / "constraints.txt") == ["x 1.1, pinned 1.0"]
+
+
+@pytest.mark.slow
+def test_pages_are_served_on_this_machine_only(runs_root):
+    environment = os.environ | {"PYTHONPATH": str(runs.PACKAGE.parent), "PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "workbench", "serve-pages", "--port", "0"], env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        address = re.match(r"http://127\.0\.0\.1:\d+/index\.html", server.stdout.readline())[0]
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            assert b"No finished run yet" in answer.read()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(10) == 130
+    finally:
+        server.kill()

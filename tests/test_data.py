@@ -1,0 +1,144 @@
+"""Loading, column names, and what bad input gets: every message names the row, the column and the way out."""
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workbench import data
+
+
+def write(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path):
+    import pandas as pd
+    from datasets import Dataset
+
+    files = [write(tmp_path / "x.jsonl", ROWS)]
+    with gzip.open(tmp_path / "x.jsonl.gz", "wt") as file:
+        file.write("\n".join(json.dumps(row) for row in ROWS))
+    pd.DataFrame(ROWS).to_parquet(tmp_path / "x.parquet")
+    pd.DataFrame(ROWS).to_csv(tmp_path / "x.csv", index=False)
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "folder").mkdir()
+    pd.DataFrame(ROWS).to_parquet(tmp_path / "folder" / "train.parquet")
+    files += [str(tmp_path / name) for name in ("x.jsonl.gz", "x.parquet", "x.csv", "saved", "folder")]
+    for file in files:
+        assert data.load(file) == ROWS, file
+
+
+def test_broken_line_is_named(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b", }\n')
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: broken JSON .* mend or remove the line"):
+        data.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("/nowhere/x.jsonl", "no file or folder"), ("no-such-owner/no-such-set", "cannot load a data set from")],
+)
+def test_unknown_source(name, message, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=message):
+        data.load(name)
+
+
+def test_unknown_kind_of_file_and_empty_file(tmp_path):
+    (tmp_path / "x.txt").write_text("a")
+    with pytest.raises(ValueError, match="unknown kind of file; known: .jsonl"):
+        data.load(str(tmp_path / "x.txt"))
+    (tmp_path / "x.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="holds no rows"):
+        data.load(str(tmp_path / "x.jsonl"))
+
+
+PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        ("preference", {"prompt": "q", "chosen": "a"}, "row 1: column 'rejected' is missing; preference rows need prompt, chosen, rejected; found prompt, chosen"),
+        ("preference", {**PAIR, "prompt": "  "}, "row 1, column 'prompt': it is empty"),
+        ("preference", {**PAIR, "chosen": ""}, "row 1, column 'chosen': it is empty; only generated"),
+        ("preference", {**PAIR, "rejected": 3}, "row 1, column 'rejected': text is needed; got int"),
+        ("preference", {**PAIR, "p_chosen": 1.2}, r"row 1, column 'p_chosen': a probability in \[0, 1\] is needed; got 1.2"),
+        ("rating", {"prompt": "q", "completion": "a", "score": float("nan")}, "row 1, column 'score': finite numbers are needed; got nan"),
+        ("ranking", {"prompt": "q", "responses": ["a"], "scores": [float("inf")]}, "row 1, column 'scores': finite"),
+        ("ranking", {"prompt": "q", "responses": ["a"], "scores": [1, 2]}, "row 1: 1 responses but 2 scores"),
+    ],
+)
+def test_bad_rows(kind, row, message):
+    good = {"preference": PAIR, "rating": {"prompt": "q", "completion": "a", "score": 1.0},
+            "ranking": {"prompt": "q", "responses": ["a"], "scores": [1.0]}}[kind]  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        data.check([good, row], kind)
+
+
+def test_empty_rejected_and_identical_pairs_are_legal():
+    rows = data.check([{**PAIR, "rejected": ""}, {**PAIR, "rejected": "good"}], "preference")
+    assert data.identical_share(rows) == 0.5
+
+
+def test_spin_columns_and_chats():
+    real = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "human"}]
+    generated = [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]
+    (row,) = data.as_preferences([{"real": real, "generated": generated}])
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (real[:1], "human", "")
+    (row,) = data.as_demonstrations([{"messages": [*real, {"role": "user", "content": "more"}]}])
+    assert (row["prompt"], row["completion"]) == (real[:1], "human")
+    with pytest.raises(ValueError, match="row 0, column 'messages': a chat must begin with a user turn"):
+        data.as_demonstrations([{"messages": real[1:]}])
+
+
+def test_judged_pairs_follow_the_judge():
+    judged = {"prompt": "q", "response_a": "A", "response_b": "B"}
+    rows = data.as_preferences([{**judged, "p_b_preferred": p} for p in (0.9, 0.2, 0.5)])
+    assert [(r["chosen"], r["rejected"], r["p_chosen"]) for r in rows] == [("B", "A", 0.9), ("A", "B", 0.8)]
+    with pytest.raises(ValueError, match="row 0, column 'p_b_preferred'"):
+        data.as_preferences([{**judged, "p_b_preferred": float("nan")}])
+
+
+@given(st.lists(st.text(min_size=1, max_size=3), min_size=3, max_size=30), st.data())
+def test_split_never_shares_a_prompt_and_ignores_order(prompts, draw):
+    rows = [{"prompt": p, "n": i} for i, p in enumerate(prompts)]
+    size = draw.draw(st.integers(1, len(rows) - 1))
+    train, test = data.held_out(rows, test_size=size)
+    assert {r["prompt"] for r in train}.isdisjoint(r["prompt"] for r in test)
+    assert sorted(r["n"] for r in train + test) == list(range(len(rows)))
+    assert len(test) >= size
+    again = data.held_out(rows[::-1], test_size=size)[1]
+    assert {r["n"] for r in again} == {r["n"] for r in test}
+
+
+def test_real_preferences_and_demonstrations(shared):
+    pairs = data.as_preferences(data.load(str(shared / "data/alpaca_eval/pairs.jsonl.gz")))
+    assert 4_000 < len(pairs) <= 4_830
+    assert all(0.5 < row["p_chosen"] <= 1 for row in pairs)
+    problems = data.as_demonstrations(data.load(str(shared / "data/gsm8k/train.jsonl")))
+    assert len(problems) == 7_473
+    assert problems[0]["completion"].endswith("#### 72")
+
+
+def test_real_rankings_have_the_known_order(shared):
+    """Bradley-Terry over matches of right against wrong solutions orders the four models by their accuracy."""
+    import numpy as np
+
+    from workbench.ranking import bradley_terry
+
+    rows = data.as_rankings(data.load(str(shared / "data/gsm8k/example_model_solutions.jsonl")))
+    assert len(rows) == 1_319
+    names, matches = data.ranking_matches(rows)
+    accuracy = np.array([np.mean([row["scores"][row["names"].index(name)] for row in rows]) for name in names])
+    strengths = bradley_terry(np.array(matches), len(names)).scores
+    assert np.argsort(strengths).tolist() == np.argsort(accuracy).tolist()
+    assert len(matches) == 6 * 1_319

@@ -1,0 +1,202 @@
+"""The loop: accumulation, resume, NaN, the step-0 check, and rounds that go on after a kill."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from workbench import objectives
+from workbench.kernels import Group
+from workbench.models import Policy, new_llama
+from workbench.runs import Run
+from workbench.training import (
+    PairRow,
+    Round,
+    TrainConfig,
+    check_start,
+    iterate,
+    pair_rows,
+    preference_step,
+    reference_logps,
+    supervised_step,
+    train,
+)
+from workbench.worlds.language import word_tokenizer
+
+SPIN = preference_step(objectives.spin, beta=0.5)
+
+
+def new_policy(seed=0):
+    tokenizer = word_tokenizer([f"s{i}" for i in range(20)])
+    return Policy(new_llama(len(tokenizer), width=16, layers=1, heads=2, max_length=32, seed=seed, eos=1, bos=0), tokenizer)
+
+
+def groups(n, k=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Group([0, *rng.integers(2, 22, 3).tolist()], [[*rng.integers(2, 22, rng.integers(1, 6)).tolist(), 1] for _ in range(k)]) for _ in range(n)]
+
+
+def weights(policy):
+    return torch.cat([p.detach().flatten() for p in policy.model.parameters()])
+
+
+def make_pairs(policy, n=24):
+    return pair_rows(policy, [f"row {i}" for i in range(n)], groups(n))
+
+
+def test_accumulation_changes_nothing():
+    """8 at once equals 8 times 1: same losses, same weights."""
+    ends = []
+    for micro in (0, 1, 3):
+        policy = new_policy()
+        rows = make_pairs(policy)
+        config = TrainConfig(learning_rate=1e-2, batch_size=8, micro_batch_size=micro, epochs=2)
+        train(policy, rows, SPIN, config)
+        ends.append(weights(policy))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ends[0], ends[2], rtol=1e-4, atol=1e-5)
+
+
+def test_the_objective_falls_and_every_step_is_logged(tmp_path):
+    policy, run = new_policy(), Run(tmp_path)
+    train(policy, make_pairs(policy), SPIN, TrainConfig(learning_rate=1e-2, batch_size=8, epochs=5), run, tag={"round": 0})
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == list(range(15))
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.1
+    assert {"loss", "margins", "accuracies", "chosen_logps", "rejected_logps", "learning_rate", "grad_norm", "round"} <= set(rows[0])
+
+
+def test_resume_gives_the_numbers_of_an_unbroken_run(tmp_path):
+    config = TrainConfig(learning_rate=1e-2, batch_size=8, epochs=4, checkpoint_every=2)
+    whole = new_policy()
+    train(whole, make_pairs(whole), SPIN, config, Run(tmp_path / "whole"))
+
+    broken, calls = new_policy(), []
+    rows = make_pairs(broken)
+
+    def dies(policy, batch):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return SPIN(policy, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, rows, dies, config, Run(tmp_path / "broken"))
+    resumed = new_policy()
+    train(resumed, make_pairs(resumed), SPIN, config, Run(tmp_path / "broken"))
+    assert torch.equal(weights(resumed), weights(whole))
+    assert Run(tmp_path / "broken").metrics() == Run(tmp_path / "whole").metrics()
+    assert not (tmp_path / "broken" / "checkpoint").exists()
+
+
+KILLED = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    from test_training import SPIN, Run, TrainConfig, make_pairs, new_policy, train
+    from pathlib import Path
+
+    policy, seen = new_policy(), []
+    def step(policy, batch):
+        seen.append(1)
+        if len(seen) == {kill_at}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return SPIN(policy, batch)
+    config = TrainConfig(learning_rate=1e-2, batch_size=8, epochs=4, checkpoint_every=2)
+    train(policy, make_pairs(policy), step, config, Run(Path({folder!r})))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [2, 7])
+def test_sigkill_and_resume(tmp_path, kill_at):
+    """Killed before and after the first checkpoint; the end is that of an unbroken run to the bit."""
+    script = textwrap.dedent(KILLED.format(tests=os.path.dirname(__file__), kill_at=kill_at, folder=str(tmp_path / "broken")))
+    done = subprocess.run([sys.executable, "-c", script], check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == -signal.SIGKILL
+    config = TrainConfig(learning_rate=1e-2, batch_size=8, epochs=4, checkpoint_every=2)
+    ends = []
+    for name in ("broken", "whole"):
+        policy = new_policy()
+        train(policy, make_pairs(policy), SPIN, config, Run(tmp_path / name))
+        ends.append(weights(policy))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-7)
+    assert [r["step"] for r in Run(tmp_path / "broken").metrics()] == list(range(12))
+
+
+def test_nan_stops_with_the_row_ids():
+    policy = new_policy()
+    rows = make_pairs(policy, 8)
+    rows[3] = rows[3]._replace(reference_logps=(float("nan"), 0.0))
+    before = weights(policy).clone()
+    with pytest.raises(FloatingPointError, match=r"optimiser step 0: the loss is NaN or infinite for rows row 3; look at"):
+        train(policy, rows, SPIN, TrainConfig(batch_size=8))
+    assert torch.equal(weights(policy), before)
+
+
+def test_nan_reference_is_refused_by_row():
+    policy = new_policy()
+    with torch.no_grad():
+        policy.model.lm_head.weight[7] = float("nan")
+    with pytest.raises(FloatingPointError, match="the reference gives NaN or infinite log-probs to row 0"):
+        make_pairs(policy, 4)
+
+
+def test_start_check_passes_for_the_policy_itself_and_fails_for_another():
+    policy, other = new_policy(), new_policy(seed=1)
+    config = TrainConfig(batch_size=8)
+    check_start(policy, Round(make_pairs(policy), SPIN, config, math.log(2)))
+    with pytest.raises(RuntimeError, match=r"step-0 check: the loss should be 0.693147 on every row"):
+        check_start(policy, Round(make_pairs(other), SPIN, config, math.log(2)))
+
+
+def test_sequence_log_prob_is_a_sum_not_a_mean():
+    """A pair row's reference is the sum over tokens: doubling the response roughly doubles it."""
+    policy = new_policy()
+    short, long = reference_logps(policy, [Group([0, 3], [[4, 1], [4, 4, 4, 4, 4, 4, 1]])])[0]
+    assert long < 2 * short < 0
+
+
+def test_supervised_loss_is_the_mean_over_tokens():
+    policy = new_policy()
+    batch = groups(5, k=1)
+    losses, _ = supervised_step(policy, batch)
+    logps = reference_logps(policy, batch)[:, 0]
+    assert losses.mean().item() == pytest.approx(-logps.sum() / sum(len(g.responses_ids[0]) for g in batch), rel=1e-5)
+
+
+def test_rounds_resume_where_they_stopped(tmp_path):
+    """Stopped in round 1: round 0 is not trained again and the end is the same."""
+    trained = []
+
+    def play(folder, stop_at=None):
+        policy = new_policy()
+
+        def make_round(policy, t):
+            if t == stop_at:
+                raise KeyboardInterrupt
+            trained.append(t)
+            return Round(make_pairs(policy, 16), SPIN, TrainConfig(learning_rate=1e-2, batch_size=8), math.log(2))
+
+        return iterate(policy, 3, make_round, lambda p, t: {"sum": float(weights(p).double().sum())}, Run(tmp_path / folder), seed=0)
+
+    whole = play("whole")
+    with pytest.raises(KeyboardInterrupt):
+        play("broken", stop_at=1)
+    trained.clear()
+    assert play("broken") == whole
+    assert trained == [1, 2]
+    trained.clear()
+    assert play("broken") == whole
+    assert trained == []
+
+
+def test_pair_row_names_itself():
+    assert PairRow("row 3", Group([1], [[2], [3]]), (0.0, 0.0)).id == "row 3"

@@ -1,0 +1,219 @@
+"""DPO: direct preference optimisation, the baseline that most methods here are compared with.
+
+Needs pairs of a chosen and a rejected response. With the starting policy as frozen reference, minimise
+
+    L = E -log sigmoid(beta [log p_theta(y_w|x)/p_ref(y_w|x) - log p_theta(y_l|x)/p_ref(y_l|x)])
+
+Source: Rafailov et al. 2023, "Direct Preference Optimization", arXiv 2305.18290, eq. 7; official code
+eric-mitchell/direct-preference-optimization.
+
+Where this differs from the official code, and why:
+- linear warm-up over a share of all steps (there: 150 steps, more than a small run has);
+- reference log-probs are computed once, before training, from the policy itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from workbench import objectives
+from workbench.claims import Claims
+from workbench.config import Field, Presets, listed, strict
+from workbench.data import Row
+from workbench.figures import Display, blank, colour, pair_table
+from workbench.kernels import Group
+from workbench.models import Policy
+from workbench.runs import Run
+from workbench.tasks import PreferenceTask, TextTask
+from workbench.training import (
+    Round,
+    TrainConfig,
+    iterate,
+    pair_numbers,
+    pair_rows,
+    preference_step,
+    reference_logps,
+    supervised_step,
+)
+from workbench.worlds.planted_chain import PlantedChain
+
+ARMS = {
+    "dpo": "DPO",
+    "sft": "SFT on the chosen responses",
+    "shuffled": "labels shuffled",
+}
+
+
+@strict
+class Config(Presets):
+    """Defaults are the paper's (appendix B) where it gives one."""
+
+    epochs: int = Field(1, ge=1)
+    beta: float = Field(0.1, gt=0)  # "beta = 0.1"; 1/nat
+    learning_rate: float = Field(1e-6, gt=0)  # "learning rate of 1e-6"; peak
+    loss_type: Literal["sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard"] = "sigmoid"  # eq. 7
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"  # "RMSprop"
+    batch_size: int = Field(64, ge=1)  # "batch size of 64"; pairs
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    n_pairs: int = Field(0, ge=0)  # training pairs; 0: all
+    test_size: int = Field(500, ge=1)  # held-out prompts
+    max_length: int = Field(512, ge=2)  # tokens of prompt and response; official code
+    micro_batch_size: int = Field(0, ge=0)  # pairs held at once; 0: the whole batch
+    checkpoint_every: int = Field(0, ge=0)  # optimiser steps; 0: none
+    lora_rank: int = Field(0, ge=0)  # 0: all weights
+    precision: Literal["no", "bf16"] = "no"  # autocast
+    arms: list[str] = listed("dpo", "sft", "shuffled")
+
+    PRESETS: ClassVar = {
+        "tiny": {"epochs": 2, "learning_rate": 1e-4, "n_pairs": 1_000, "max_length": 512, "test_size": 300},
+        "smoke": {"learning_rate": 1e-4, "n_pairs": 128, "max_length": 512, "test_size": 50},
+        "full": {},
+    }
+
+    def __post_init__(self):
+        if unknown := [arm for arm in self.arms if arm not in ARMS]:
+            raise ValueError(f"unknown arms {unknown}; known: {', '.join(ARMS)}")
+
+
+def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> PreferenceTask:
+    """Pairs of the planted chain, or of a data set with a starting model; see `spin.open_task` for the rule."""
+    if not dataset and not model:
+        return PlantedChain(n_demonstrations=config.n_pairs or 1_000, device=device)
+    if not dataset or not model:
+        raise ValueError(f"model={model!r} and dataset={dataset!r}: give both for real text, or neither for the embedded world")
+    lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
+    return TextTask(dataset, model, kind="preference", device=device, test_size=config.test_size, train_size=config.n_pairs,
+                    max_length=config.max_length, lora=lora)  # fmt: skip
+
+
+def run(task: PreferenceTask, config: Config, seed: int, run: Run) -> dict[str, Any]:
+    """All arms of one seed. Returns `{"arms": {arm: [before, after]}, "longer_is_chosen": share}`."""
+    arms = {}
+    for number, name in enumerate(config.arms):
+        run.progress(number, len(config.arms), ARMS[name])
+        arms[name] = run.cached(f"arm-{name}", lambda name=name: play(task, config, name, seed, run.child(name)))
+    run.progress(len(config.arms), len(config.arms), "done")
+    test = task.preferences("test", seed)
+    longer = np.mean([(len(row["chosen"]) > len(row["rejected"])) + 0.5 * (len(row["chosen"]) == len(row["rejected"])) for row in test])
+    return {"arms": arms, "longer_is_chosen": float(longer)}
+
+
+def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) -> list[dict[str, float]]:
+    """One arm: reference log-probs, one round of training, numbers before and after."""
+    policy = task.start(seed)
+    test = _groups(policy, task.preferences("test", seed), config)
+    batch_size = config.micro_batch_size or config.batch_size
+    before = np.array(run.cached("held_out_before", lambda: reference_logps(policy, test, batch_size=batch_size).tolist()))
+    options = {"beta": config.beta, "loss_type": config.loss_type, "label_smoothing": config.label_smoothing}
+
+    def make_round(policy: Policy, t: int) -> Round:
+        rows = task.preferences("train", seed)
+        groups = _groups(policy, rows, config)
+        training = TrainConfig(
+            learning_rate=config.learning_rate, epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
+            warmup_ratio=config.warmup_ratio, micro_batch_size=config.micro_batch_size, checkpoint_every=config.checkpoint_every,
+            precision=config.precision,
+        )  # fmt: skip
+        if arm == "sft":
+            return Round([Group(g.prompt_ids, g.responses_ids[:1]) for g in groups], supervised_step, training, None)
+        if arm == "shuffled":
+            swap = np.random.default_rng([seed, 5]).random(len(groups)) < 0.5
+            groups = [Group(g.prompt_ids, g.responses_ids[::-1] if s else g.responses_ids) for g, s in zip(groups, swap, strict=True)]
+        pairs = pair_rows(policy, [f"row {i}" for i in range(len(groups))], groups, batch_size=batch_size)
+        return Round(pairs, preference_step(objectives.dpo, **options), training, _loss_at_start(options))
+
+    def evaluate(policy: Policy, t: int) -> dict[str, float]:
+        numbers, logged = pair_numbers(reference_logps(policy, test, batch_size=batch_size), before, partial(objectives.dpo, **options))
+        if t:
+            run.table("held_out_rewards", lambda: pd.DataFrame(
+                {**{name: [row[name] for row in task.preferences("test", seed)] for name in ("prompt", "chosen", "rejected")},
+                 **{name: logged[name].numpy() for name in ("chosen_rewards", "rejected_rewards")}}))  # fmt: skip
+        return {**task.evaluate(policy, seed), **numbers}
+
+    return iterate(policy, 1, make_round, evaluate, run, seed=seed)
+
+
+def _groups(policy: Policy, rows: Sequence[Row], config: Config) -> list[Group]:
+    return [policy.group(row["prompt"], [row["chosen"], row["rejected"]], max_length=min(config.max_length, policy.max_length)) for row in rows]
+
+
+def _loss_at_start(options: dict[str, Any]) -> float:
+    """The objective's value where every log-ratio is 0."""
+    import torch
+
+    zero = torch.zeros(1, dtype=torch.float64)
+    return float(objectives.dpo(zero, zero, zero, zero, **options)[0])
+
+
+# ----------------------------------------------------------------------------------------------------------- claims
+def claims(experiment: Any, results: Sequence[dict]) -> Claims:
+    """What a baseline must do before it may serve as one. On real text only what is held out can be tested."""
+    found = Claims("dpo", experiment.scale, experiment.seeds)
+
+    def change(arm: str, key: str) -> np.ndarray:
+        return np.array([result["arms"][arm][1][key] - result["arms"][arm][0][key] for result in results])
+
+    def after(arm: str, key: str) -> np.ndarray:
+        return np.array([result["arms"][arm][1][key] for result in results])
+
+    found.test(
+        "D1", "Held-out chosen responses get the higher implicit reward", paper="not stated as a number", control_is="labels shuffled",
+        measured=after("dpo", "reward_accuracy") - 0.5, control=after("shuffled", "reward_accuracy") - 0.5,
+        unit="accuracy above one half",
+    )  # fmt: skip
+    found.test(
+        "D2", "The loss on held-out pairs falls", paper="not stated as a number", control_is="labels shuffled", direction="less",
+        measured=change("dpo", "held_out_loss"), control=change("shuffled", "held_out_loss"), unit="nats",
+    )  # fmt: skip
+    summaries = "61 % against 57 % (PPO) of summaries preferred by GPT-4"
+    if experiment.dataset:
+        found.needs_full_scale("D3", "Responses get better than those of the start", summaries, "needs a judge of whole responses")
+    else:
+        found.test(
+            "D3", "Responses get better than those of the start", paper=summaries,
+            measured=change("dpo", "quality"), control=change("shuffled", "quality"), control_is="labels shuffled",
+            unit="of responses without a defect",
+        )  # fmt: skip
+    return found
+
+
+def frame(results: Sequence[dict], seeds: Sequence[int]) -> pd.DataFrame:
+    """Tidy table: arm, seed, round (0 before, 1 after) and the numbers."""
+    return pd.DataFrame(
+        [{"arm": arm, "seed": seed, "round": t, "longer_is_chosen": result["longer_is_chosen"], **numbers}
+         for seed, result in zip(seeds, results, strict=True)
+         for arm, evaluations in result["arms"].items()
+         for t, numbers in enumerate(evaluations)]
+    )  # fmt: skip
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds of every number, before and after, for each arm."""
+    numbers = [name for name in table.columns if name not in ("arm", "seed", "round")]
+    means = table.groupby(["arm", "round"], sort=False)[numbers].mean().round(4)
+    return means.rename(index={0: "before", 1: "after"}, level="round")
+
+
+def accuracy_figure(table: pd.DataFrame) -> Display:
+    """Held-out accuracy by reward after training, for each arm and seed, beside the rule that looks at length alone."""
+    rows = table[table["round"] == 1][["arm", "seed", "reward_accuracy", "longer_is_chosen"]]
+    mean = rows[rows.arm == "dpo"].reward_accuracy.mean()
+    figure = blank(f"DPO gives the chosen response the higher reward in {mean:.0%} of held-out pairs", "", "accuracy on held-out pairs")
+    for arm, part in rows.groupby("arm", sort=False):
+        figure.add_box(y=part.reward_accuracy, name=ARMS[str(arm)], boxpoints="all", marker_color=colour(str(arm)))
+    figure.add_hline(y=0.5, line={"color": "#444", "width": 1})
+    figure.add_hline(y=rows.longer_is_chosen.iloc[0], line={"dash": "dot", "color": "#888"}, annotation_text="longer is chosen")
+    figure.update_layout(showlegend=False)
+    return Display(rows, figure)
+
+
+def pairs(experiment: Any, *, seed: int | None = None) -> pd.DataFrame:
+    """Held-out pairs of one seed with their rewards after training, worst told apart first."""
+    part = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "dpo"
+    return pair_table(pd.read_parquet(part / "held_out_rewards.parquet"))
