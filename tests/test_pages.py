@@ -81,6 +81,16 @@ def test_formulas_become_mathml(tmp_path):
     assert "$" not in page.main.text.replace("5$", "")
 
 
+def test_result_of_a_cell_looks_like_a_display(tmp_path):
+    for data in (PLOT, {"text_html": "<b>x</b>"}, {"text_plain": "x"}, {"text_latex": "$x$"}, {"image_png": "aaaa"}):
+        shown, result = [
+            page_of(tmp_path, display(kind, **data)).select_one("div.output")
+            for kind in ("display_data", "execute_result")
+        ]
+        assert shown.find(True) is not None
+        assert str(shown) == str(result)
+
+
 def test_widgets_and_javascript_are_left_out_for_their_text(tmp_path):
     bundle = {"application_vnd.jupyter.widget-view+json": {"model_id": "a"}, "text_plain": "static face"}
     page = page_of(

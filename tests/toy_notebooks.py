@@ -93,9 +93,9 @@ def stored(*outputs: dict[str, Any], markdown: str = "# A page") -> Any:
     return new_notebook(cells=cells)
 
 
-def display(**data: Any) -> dict[str, Any]:
-    """A display output; `text_html` stands for the mime type text/html."""
-    return new_output("display_data", data={mime.replace("_", "/", 1): value for mime, value in data.items()})
+def display(kind: str = "display_data", **data: Any) -> dict[str, Any]:
+    """An output of a cell; `text_html` stands for the mime type text/html."""
+    return new_output(kind, data={mime.replace("_", "/", 1): value for mime, value in data.items()})
 
 
 def stdout(text: str) -> dict[str, Any]:

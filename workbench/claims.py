@@ -278,8 +278,8 @@ def describe(record: Mapping[str, Any]) -> str:
         text += f", inside ±{record['margin']:.3g}"
     if record["p_holm"] is not None and not math.isnan(record["p_holm"]):
         text += f", p = {record['p_holm']:.2g}"
-    failed = [name for name, holds in record["conditions"].items() if not holds]
-    return text + "".join(f"; fails: {name}" for name in failed)
+    failed = "".join(f"; fails: {name}" for name, holds in record["conditions"].items() if not holds)
+    return text + failed + (f"; {record['note']}" if record["note"] else "")
 
 
 def describe_control(record: Mapping[str, Any]) -> str:

@@ -21,7 +21,8 @@ import plotly.graph_objects as go
 COLOURS = {
     "spin": "#0072B2", "dpo": "#D55E00", "sft": "#7F7F7F", "start": "#B0B0B0", "control": "#999999",
     "direct": "#7F7F7F", "sc": "#56B4E9", "hybrid_sc": "#009E73", "elo": "#E69F00", "trueskill": "#CC79A7",
-    "bt": "#0072B2", "win_rate": "#A6761D",
+    "bt": "#0072B2", "win_rate": "#A6761D", "elo_k400": "#E69F00", "hybrid_product": "#009E73", "bt_position": "#0072B2",
+    "bt_shuffled": "#999999", "bt_negated": "#999999",
 }  # fmt: skip
 _CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#A6761D"]
 
@@ -152,6 +153,8 @@ def dots_in_panels(
             dotted = {"color": "#888", "dash": "dot", "width": 1}
             figure.add_vline(x=value, line=dotted, annotation_text=plain(label), row=1, col=column)  # type: ignore[arg-type]
     figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(matches="x")
+    figure.update_layout(height=190 + 24 * summary["arm"].nunique())
     return Display(summary, figure)
 
 
@@ -159,7 +162,7 @@ def _band_and_line(rows: pd.DataFrame, x: str, arm: str, label: str, *, in_legen
     """The interval as a band and the mean as a line, from rows of `summarise` in the order of `x`."""
     label = plain(label)
     band = go.Scatter(
-        x=[*rows[x], *rows[x][::-1]], y=[*rows.upper, *rows.lower[::-1]], fill="toself", fillcolor=colour(arm),
+        x=[*rows[x], *rows[x][::-1]], y=[*rows.upper, *rows.lower[::-1]], fill="toself", fillcolor=colour(arm), mode="lines",
         opacity=0.15, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=arm,
     )  # fmt: skip
     line = go.Scatter(

@@ -187,6 +187,7 @@ def _start(job: Job, root: Path, timeout_s: float, force: bool) -> None:
     )  # fmt: skip
     search = [str(runs.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]  # kernel and parent: same code
     ours = {"WORKBENCH_BATCH": "1", "WORKBENCH_RUNS": str(root), "PYTHONPATH": os.pathsep.join(search)}
+    ours |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # bars of libraries would fill the pages
     (job.run.folder / "cell.json").unlink(missing_ok=True)
     with open(job.log, "ab") as log:
         job.log_start = log.tell()
@@ -307,7 +308,7 @@ def _report(jobs: Sequence[Job], root: Path, console: Console) -> None:
     from workbench import claims, pages
 
     names = ("system", "claim", "paper", "here", "negative control", Column("verdict", no_wrap=True))
-    board = Table(*names, title="Scoreboard", title_justify="left")
+    board = Table(*names, title="Scoreboard", title_justify="left", show_lines=True)
     for job in jobs:
         if job.status in ("done", "reused"):
             records = [{**record, "system": job.name} for record in job.run.claims()]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -36,8 +37,8 @@ def test_confidence_is_the_last_number_of_the_last_line(text, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Confidence:", "Confidence: very sure", "Confidence: 85", "Confidence: 150%", "Confidence: -0.2", "Confidence: 9/10",
-     "Answer: 0.5", "Answer: 1\nConfidence: high", "0.9", "Confidence: nan"],
+    ["", "Confidence:", "Confidence: very sure", "Confidence: 85", "Confidence: 150%", "Confidence: -0.2",
+     "Confidence: 9/10", "Answer: 0.5", "Answer: 1\nConfidence: high", "0.9", "Confidence: nan"],
 )  # fmt: skip
 def test_a_confidence_outside_the_range_or_in_words_is_unread_never_zero(text):
     assert math.isnan(chat.confidence(text))
@@ -45,8 +46,8 @@ def test_a_confidence_outside_the_range_or_in_words_is_unread_never_zero(text):
 
 @pytest.mark.parametrize(
     ("text", "index"),
-    [("Answer: B", 1), ("answer: (c)", 2), ("**Answer:** D. blue", 3), ("Answer: A\nno, wait\nAnswer: B", 1), ("Answer: E", None),
-     ("Answer:", None), ("B", None), ("Answer: blue", None), ("Answer: A\nAnswer:", None), ("The answer is B", None)],
+    [("Answer: B", 1), ("answer: (c)", 2), ("**Answer:** D. blue", 3), ("Answer: A\nno, wait\nAnswer: B", 1),
+     ("Answer: E", None), ("Answer:", None), ("B", None), ("Answer: blue", None), ("Answer: A\nAnswer:", None), ("The answer is B", None)],
 )  # fmt: skip
 def test_choice(text, index):
     assert chat.choice(text, 4) == index
@@ -165,7 +166,8 @@ def test_nothing_is_asked_twice(tmp_path):
 def test_another_model_is_asked_anew(tmp_path):
     log = Transcript(tmp_path / "t.jsonl")
     log.ask(Counting("a"), requests(3))
-    assert log.ask(other := Counting("b"), requests(3)) and other.asked == 3
+    log.ask(other := Counting("b"), requests(3))
+    assert other.asked == 3
 
 
 def test_a_killed_run_goes_on_without_asking_again(tmp_path):
@@ -198,7 +200,9 @@ Transcript(Path({str(tmp_path / "t.jsonl")!r})).ask(Dies(), [Request(user(f"q{{i
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     log = Transcript(tmp_path / "t.jsonl")
-    replies = log.ask(SimulatedModel("m", lambda prompt, t, noise: prompt), [Request(user(f"q{i}")) for i in range(100)])
+    replies = log.ask(
+        SimulatedModel("m", lambda prompt, t, noise: prompt), [Request(user(f"q{i}")) for i in range(100)]
+    )
     assert (log.calls, log.reused) == (70, 30)
     assert [reply.text for reply in replies] == [f"q{i}" for i in range(100)]
 
@@ -237,7 +241,7 @@ def test_a_full_disk_keeps_the_whole_lines(tmp_path, monkeypatch):
             raise OSError(28, os.strerror(28))
 
     with monkeypatch.context() as patch:
-        patch.setattr(chat, "open", lambda *args: Full(open(*args)), raising=False)
+        patch.setattr(chat, "open", lambda path, mode: Full(Path(path).open(mode)), raising=False)
         with pytest.raises(OSError, match="No space left on device; its whole lines were kept"):
             log.ask(Counting(), asked)
     assert path.read_bytes() == before

@@ -112,7 +112,9 @@ def test_one_answered_question_is_no_ranking():
 
 
 def test_samples_are_compared_with_the_answer():
-    answered, _ = q.ask_answers(three()[:2], answers("Answer: B\nConfidence: 1", "Answer: A\nConfidence: 1"), max_tokens=8)
+    answered, _ = q.ask_answers(
+        three()[:2], answers("Answer: B\nConfidence: 1", "Answer: A\nConfidence: 1"), max_tokens=8
+    )
     ask = answers("Answer: B\nConfidence: 0.5", "gone", "Answer: B\nConfidence: 0.25", "Answer: A\nConfidence: no")
     agree, stated = q.ask_samples(answered, ask, 2, temperature=1.0, max_tokens=8)
     np.testing.assert_equal(agree, [[1, np.nan], [0, 1]])

@@ -163,8 +163,9 @@ def read_answer(text: str, question: Question) -> Answer | None:
 
 
 def _cut(text: str, share: float) -> str:
-    keep = max(2, int(share * len(text)))
-    return text if keep >= len(text) else f"{text[: keep - keep // 2]} [...] {text[len(text) - keep // 2 :]}"
+    keep = int(share * len(text))
+    cut = f"{text[: keep - keep // 2]} [...] {text[len(text) - keep // 2 :]}"
+    return cut if len(cut) < len(text) else text
 
 
 # ------------------------------------------------------------------------------------------------------------ asking

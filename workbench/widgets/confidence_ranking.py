@@ -60,10 +60,13 @@ def coverage_curves(results: Results) -> Display:
         f"{values(results, arm, 'accuracy').mean():.0%})"
         for arm in results[0]["arms"]
     )
-    return lines_in_panels(
+    display = lines_in_panels(
         pd.DataFrame(rows), panel="panel", x="coverage", y="value", labels=LABELS, x_title="share of answers kept",
         y_title="accuracy of those kept", title=f"Right in the half that Bradley-Terry trusts: {', '.join(half)}",
     )  # fmt: skip
+    for name in ("sc", "elo", "trueskill"):  # each lies on another curve: a click in the legend shows it
+        display.figure().update_traces(visible="legendonly", selector={"legendgroup": name})
+    return display
 
 
 def auc_by_calls(experiment: Experiment, results: Results) -> Display:
@@ -131,19 +134,27 @@ def ranking(experiment: Experiment, *, seed: int, arm: str = "", method: str = "
 
 
 def means(results: Results) -> pd.DataFrame:
-    """Mean over seeds: accuracy and AUC of every scorer, one row a regime."""
-    columns = {name: [values(results, arm, "auc", name).mean() for arm in results[0]["arms"]] for name in SCORER_NAMES}
-    accuracy = [values(results, arm, "accuracy").mean() for arm in results[0]["arms"]]
-    return pd.DataFrame({"accuracy": accuracy, **columns}, index=list(results[0]["arms"])).round(3)
+    """Mean AUC over seeds of every scorer, beside the accuracy and the oracle, one column a regime."""
+    table = {}
+    for arm in results[0]["arms"]:
+        bounds = {name: values(results, arm, name).mean() for name in ("accuracy", "oracle")}
+        table[LABELS.get(arm, arm)] = bounds | {
+            label: values(results, arm, "auc", name).mean() for name, label in SCORER_NAMES.items()
+        }
+    return pd.DataFrame(table).round(3)
 
 
 def checks(experiment: Experiment, results: Results) -> pd.DataFrame:
     """What should be looked at before a claim is believed, mean and standard deviation over seeds, one row a regime."""
     rows = {}
     for arm in results[0]["arms"]:
-        measured = {name: values(results, arm, name) for name in ("n", "position", "transitivity")}
+        measured = {
+            "questions ranked": values(results, arm, "n"),
+            "lean to the first question, logits": values(results, arm, "position"),
+            "triples without a cycle, share": values(results, arm, "transitivity"),
+        }
         if experiment.task.is_simulated:
-            measured["correlation with what is sensed"] = values(results, arm, "sensed_correlation")
+            measured["strength and what is sensed, correlation"] = values(results, arm, "sensed_correlation")
         for name, total in (("judgments", "n_judgments"), ("samples", "n_samples"), ("stated", "n")):
             measured[f"{name} unread, %"] = 100 * values(results, arm, f"unparsed_{name}") / values(results, arm, total)
         for name in ("direct", "bt"):

@@ -9,7 +9,8 @@ follow, with probabilities .4, .3, .2, .1, and which 4 depends on the topic. So 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -24,7 +25,6 @@ from workbench.worlds.language import draw, word_tokenizer
 
 TOPICS, SYMBOLS, LENGTH = 8, 16, 10
 PROBABILITIES = (0.4, 0.3, 0.2, 0.1)
-TEST_DRAWS = 2_000  # responses behind every measurement: a share of 0.5 has a standard error of 0.011
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,21 @@ class PlantedChain:
     Attributes:
         n_demonstrations: clean (prompt, response) pairs, N of the paper's algorithm.
         noise: share of symbols replaced uniformly in pre-training.
-        sft_epochs: epochs of supervised fine-tuning; the one with the smallest validation loss is kept.
-        pretrain_steps, converged_steps: optimiser steps of the two base models.
+        pretrain_steps, sft_epochs: make the SFT start.
+        converged_epochs: most epochs of the start that more SFT cannot improve.
+        data_steps: make the policy at p_data.
+        test_draws: responses behind every measurement; with 2,000 a share of 0.5 has a standard error of 0.011.
     """
 
     n_demonstrations: int = 1_000
     noise: float = 0.35
-    sft_epochs: int = 16
     pretrain_steps: int = 400
-    converged_steps: int = 800
+    sft_epochs: int = 8
+    converged_epochs: int = 16
+    data_steps: int = 800
+    test_draws: int = 2_000
     width: int = 96
     layers: int = 2
-    test_draws: int = TEST_DRAWS
     device: str = "cpu"
     name: str = "planted chain"
     max_new_tokens: int = LENGTH + 1
@@ -89,9 +92,12 @@ class PlantedChain:
 
     # -- the task
     def start(self, seed: int) -> Policy:
-        """The SFT start: noisy pre-training, then clean SFT to the smallest validation loss, so more SFT cannot help."""
-        key = {"kind": "planted-chain-sft", "code": runs.code_hash(__name__), "seed": seed, **self._key()}
-        return Policy.load(runs.cached_folder(key, lambda folder: self._train_start(seed).save(folder)), device=self.device)
+        """The SFT start: pre-trained on noisy walks, then a few epochs on the clean ones; 5 to 15 % defects are left."""
+        return self._cached("sft", seed, self._train_start)
+
+    def converged(self, seed: int) -> Policy:
+        """The SFT start trained on to the smallest validation loss, so that more SFT cannot help."""
+        return self._cached("converged", seed, self._train_on)
 
     def at_the_data(self, seed: int) -> Policy:
         """A policy at p_data: trained on fresh draws until KL(p_data || p_theta) is below 0.02 nats.
@@ -99,17 +105,7 @@ class PlantedChain:
         Every symbol is learned from the law it was drawn from instead of from the draw alone: the same expected loss
         with less noise, which reaches in 800 steps what single draws had not reached in 2,500.
         """
-        key = {"kind": "planted-chain-converged", "code": runs.code_hash(__name__), "seed": seed, **self._key()}
-
-        def build(folder):
-            policy, rng = self._new(seed), np.random.default_rng([seed, 7])
-            topics, walks = self.walks(32 * self.converged_steps, rng)
-            rows = list(zip(self._groups(policy, topics, walks), topics, walks, strict=True))
-            config = TrainConfig(learning_rate=5e-3, batch_size=32, schedule="cosine")
-            train(policy, rows, self._soft_step, config, seed=seed)
-            policy.save(folder)
-
-        return Policy.load(runs.cached_folder(key, build), device=self.device)
+        return self._cached("data", seed, self._train_at_the_data)
 
     def demonstrations(self, split: str, seed: int) -> list[Row]:
         rng = np.random.default_rng([seed, 1 if split == "train" else 2])
@@ -162,21 +158,37 @@ class PlantedChain:
         policy, rng = self._new(seed), np.random.default_rng([seed, 0])
         noisy = self._groups(policy, *self.walks(64 * self.pretrain_steps, rng, noise=self.noise))
         train(policy, noisy, supervised_step, TrainConfig(learning_rate=2e-3, schedule="constant"), seed=seed)
-        rows = {split: [policy.group(r["prompt"], [r["completion"]]) for r in self.demonstrations(split, seed)] for split in ("train", "test")}
-        # One decaying schedule, cut into epochs so that the smallest validation loss can be kept.
-        best, best_loss, steps = policy.copy(), np.inf, -(-len(rows["train"]) // 64)
-        for epoch in range(self.sft_epochs):
-            rate = 1e-3 * (1 - epoch / self.sft_epochs)
-            config = TrainConfig(learning_rate=rate, schedule="constant", warmup_ratio=0.0, max_steps=steps)
-            train(policy, rows["train"], supervised_step, config, seed=seed * 100 + epoch)
-            loss = -reference_logps(policy, rows["test"], batch_size=250).mean()
+        config = TrainConfig(learning_rate=3e-4, epochs=self.sft_epochs, schedule="constant")
+        train(policy, self._own_groups(policy, "train", seed), supervised_step, config, seed=seed)
+        return policy
+
+    def _train_on(self, seed: int) -> Policy:
+        policy, epochs = self.start(seed), self.converged_epochs
+        rows, test = self._own_groups(policy, "train", seed), self._own_groups(policy, "test", seed)
+        best, best_loss = policy.copy(), np.inf
+        for epoch in range(epochs):  # one decaying schedule, cut into epochs so that the best can be kept
+            config = TrainConfig(learning_rate=1e-3 * (1 - epoch / epochs), schedule="constant", warmup_ratio=0.0)
+            train(policy, rows, supervised_step, config, seed=seed * 100 + epoch)
+            loss = -reference_logps(policy, test, batch_size=250).mean()
             if loss < best_loss:
                 best, best_loss = policy.copy(), loss
         return best
 
-    def _key(self) -> dict:
-        return {name: getattr(self, name) for name in
-                ("n_demonstrations", "noise", "sft_epochs", "pretrain_steps", "converged_steps", "width", "layers")}  # fmt: skip
+    def _train_at_the_data(self, seed: int) -> Policy:
+        policy, rng = self._new(seed), np.random.default_rng([seed, 7])
+        topics, walks = self.walks(32 * self.data_steps, rng)
+        rows = list(zip(self._groups(policy, topics, walks), topics, walks, strict=True))
+        train(policy, rows, self._soft_step, TrainConfig(learning_rate=5e-3, batch_size=32, schedule="cosine"), seed=seed)
+        return policy
+
+    def _own_groups(self, policy: Policy, split: str, seed: int) -> list[Group]:
+        return [policy.group(row["prompt"], [row["completion"]]) for row in self.demonstrations(split, seed)]
+
+    def _cached(self, kind: str, seed: int, build: Callable[[int], Policy]) -> Policy:
+        """A starting checkpoint by its content: this world's settings, its code and the seed."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("device", "test_draws")}
+        key = {"kind": f"planted-chain-{kind}", "code": runs.code_hash(__name__), "seed": seed, **settings}
+        return Policy.load(runs.cached_folder(key, lambda folder: build(seed).save(folder)), device=self.device)
 
 
 @lru_cache(maxsize=4)

@@ -34,7 +34,7 @@ from scipy.optimize import isotonic_regression
 
 from workbench import metrics, ranking
 from workbench.claims import Claims, p_value
-from workbench.config import Field, Presets, strict
+from workbench.config import Field, Presets, listed, strict
 from workbench.feedback import chat
 from workbench.feedback.matchups import Schedule, schedule, to_matches
 from workbench.feedback.questions import (
@@ -67,7 +67,7 @@ class Config(Presets):
 
     n_questions: int = Field(150, ge=2)  # of the embedded world; of a file at most so many a data set, drawn by seed
     opponents: int = Field(15, ge=1)  # "5, 10, 15" (table 4); also the samples a question of self-consistency
-    budgets: list[int] = Field(default_factory=lambda: [5, 10])  # fewer opponents, of the same judgments (table 4)
+    budgets: list[int] = listed(5, 10)  # fewer opponents, of the same judgments (table 4)
     schedule: Schedule = "random_opponents"  # the paper's; the others are in `feedback.matchups.schedule`
     cot: bool = False  # let the judge explain itself first; the paper tries both
     sc_temperature: float = Field(0.7, gt=0)  # specification; the paper's value is unknown

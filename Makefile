@@ -1,0 +1,47 @@
+# Two commands for a newcomer: `make reproduce` and `make test`. Each makes .venv when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help reproduce test fast lint lab bench format clean
+
+help:
+	@echo "make reproduce   re-test the papers' claims and write runs/index.html (two cores: minutes)"
+	@echo "make test        lint, types and all tests"
+	@echo "make fast        the tests that take under three minutes together"
+	@echo "make lab         open JupyterLab on notebooks/start-here.ipynb"
+	@echo "make bench       speed against named peers"
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; got " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,dev]"
+	@touch $(READY)
+
+reproduce: $(READY)
+	$(BIN)/workbench reproduce $(ARGS)
+
+test: $(READY) lint
+	$(BIN)/python -m pytest $(ARGS)
+
+fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks/start-here.ipynb
+
+bench: $(READY)
+	$(BIN)/workbench bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) runs/.cache

@@ -1,0 +1,147 @@
+"""Verdicts: what they need, what turns them down, and the statistics behind them against scipy and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from workbench.claims import Claims, describe, describe_control, holm, interval, p_value, standardised, table_html
+
+SEEDS = [0, 1, 2, 3, 4]
+STRONG, NOISE = [0.9, 1.1, 1.0, 1.2, 0.8], [0.1, -0.1, 0.05, -0.08, 0.01]
+
+
+def verdict(scale="tiny", **changes):
+    claims = Claims("x", scale, changes.pop("seeds", SEEDS))
+    claims.test("C1", "s", **{"paper": "p", "measured": STRONG, "control": NOISE, "control_is": "off", **changes})
+    return claims.verdicts()["C1"]
+
+
+def test_a_strong_effect_with_a_silent_control_is_shown():
+    assert verdict() == "shown in small"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"measured": NOISE},
+        {"measured": [-v for v in STRONG]},
+        {"control": None},
+        {"control": STRONG},
+        {"also": {"a": True, "b": False}},
+        {"direction": "less"},
+        {"margin": 2.0},
+        {"seeds": [0, 1], "measured": [1.0, 1.1], "control": [0.0, 0.1]},
+    ],
+)
+def test_everything_that_must_turn_it_down(changes):
+    assert verdict(**changes) == "not shown"
+
+
+def test_a_negative_control_that_points_the_other_way_is_silent():
+    """Labels swapped usually make things worse: that is not the claim."""
+    assert verdict(control=[-v for v in STRONG]) == "shown in small"
+
+
+def test_verdicts_of_each_scale():
+    assert verdict(scale="smoke") == "smoke run, no verdict"
+    assert verdict(scale="full", paper_effect=1.0) == "reproduced"
+    assert verdict(scale="full", paper_effect=0.5) == "reproduced"  # ours is larger than the paper's
+    assert verdict(scale="full", paper_effect=3.0) == "direction only"
+    assert verdict(scale="full") == "direction only"
+    assert verdict(scale="full", measured=NOISE) == "not reproduced"
+
+
+def test_equivalence_needs_the_margin_and_fails_far_away():
+    assert verdict(measured=NOISE, control=STRONG, direction="equivalent", margin=0.3) == "shown in small"
+    assert verdict(measured=NOISE, control=STRONG, direction="equivalent", margin=0.05) == "not shown"
+    assert verdict(measured=NOISE, control=NOISE, direction="equivalent", margin=0.3) == "not shown"  # control holds too
+
+
+def test_holm_by_hand():
+    """Sorted .01 .02 .03 times 3, 2, 1: .03, .04, .04 (never smaller than the one before)."""
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.5, math.nan, 0.4])[1:] == pytest.approx([math.nan, 0.8], nan_ok=True)
+
+
+def test_other_claims_of_the_notebook_count_against_each_other():
+    values = [0.4, 0.1, 0.5, 0.2, 0.1]  # p = .015 alone
+    alone = Claims("x", "tiny", SEEDS)
+    alone.test("C1", "s", paper="", measured=values, control=NOISE)
+    assert alone.verdicts()["C1"] == "shown in small"
+    for i in range(2, 6):
+        alone.test(f"C{i}", "s", paper="", measured=NOISE, control=NOISE)
+    assert alone.verdicts()["C1"] == "not shown"
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=12))
+def test_paired_t_equals_scipy_and_its_sides_add_to_one(values):
+    array = np.array(values)
+    if np.ptp(array) < 1e-9:
+        return
+    greater, less = p_value(array, "greater"), p_value(array, "less")
+    assert greater == pytest.approx(stats.ttest_rel(array, np.zeros_like(array), alternative="greater").pvalue)
+    assert greater + less == pytest.approx(1)
+
+
+def test_equal_values_fall_back_to_the_sign_test():
+    assert p_value(np.ones(5), "greater") == pytest.approx(1 / 32)
+    assert p_value(np.zeros(5), "greater") == 1.0
+    assert math.isnan(p_value(np.ones(2), "greater"))
+
+
+@pytest.mark.parametrize("test", ["paired_t", "sign", "wilcoxon", "bootstrap"])
+def test_every_test_tells_signal_from_noise(test):
+    rng = np.random.default_rng(0)
+    assert p_value(rng.normal(2, 1, 20), "greater", test) < 0.01
+    assert p_value(rng.normal(0, 1, 20), "greater", test) > 0.05
+    assert p_value(rng.normal(-2, 1, 20), "less", test) < 0.01
+
+
+def test_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = [low <= 0.3 <= high for low, high in (interval(rng.normal(0.3, 1, 5)) for _ in range(1_000))]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+
+
+def test_standardised_by_hand():
+    """1, 2, 3: mean 2, standard deviation 1."""
+    assert standardised(np.array([1.0, 2.0, 3.0])) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"measured": [1.0]}, "claim C1: measured has 1 values for 5 seeds"),
+        ({"control": [0.0, 0.0, math.nan, 0.0, 0.0]}, "claim C1: control of seed 2 is nan; a claim needs finite numbers"),
+    ],
+)
+def test_bad_measurements_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        verdict(**changes)
+
+
+def test_records_are_json_and_hold_what_checks_read():
+    import json
+
+    claims = Claims("x", "tiny", SEEDS)
+    claims.test("C1", "s", paper="p", measured=STRONG, control=None)
+    claims.needs_full_scale("C2", "t", paper="q", why="too small")
+    first, second = json.loads(json.dumps(claims.records(), allow_nan=False))
+    names = "id statement paper direction seeds measured control test p_value effect interval scale verdict".split()
+    assert set(names) <= set(first)
+    assert second["verdict"] == "needs full scale"
+    assert describe(second) == "too small"
+    assert describe_control(first) == "no control"
+    assert "+1 [+0.804, +1.2], p = 7.3e-05" in describe(first)
+
+
+def test_table_escapes_everything():
+    claims = Claims("<b>x</b>", "tiny", SEEDS)
+    claims.test("C1", "<script>alert(1)</script>", paper="<img src=x>", measured=STRONG, control=NOISE, control_is="<i>", note="</td>")
+    text = table_html([{"system": "<b>x</b>", **record} for record in claims.records()])
+    assert not any(bad in text for bad in ("<script", "<img", "<i>", "<b>"))
+    assert "&lt;script&gt;alert(1)" in text

@@ -1,0 +1,159 @@
+"""Run folders: nothing half-written is ever read as finished, and what is there is never computed twice."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from workbench import runs
+from workbench.runs import Run
+
+
+def square(task, config, seed, part):
+    """An experiment for `over_seeds`; it leaves a mark each time it really runs."""
+    with open(part.folder.parent / "calls.txt", "a", encoding="utf-8") as file:
+        file.write(f"{seed}\n")
+    if config.get("fail") == seed:
+        raise ValueError("broken on purpose")
+    part.progress(1, 1, "done")
+    return {"value": seed**2, "pid": os.getpid()}
+
+
+def test_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    runs.write_json(path, {"old": 1})
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"could not write .*x\.json: No space left on device; nothing half-written was kept"):
+        runs.write_json(path, {"new": 2})
+    assert runs.read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_killed_while_writing_leaves_the_old_file(tmp_path):
+    """SIGKILL between writing and renaming: the reader still sees the old content."""
+    runs.write_json(tmp_path / "x.json", {"old": 1})
+    script = (
+        "import os, signal, sys; from pathlib import Path; from workbench import runs\n"
+        "os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"runs.write_json(Path({str(tmp_path / 'x.json')!r}), {{'new': 2}})"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    assert runs.read_json(tmp_path / "x.json") == {"old": 1}
+
+
+def test_cached_values_and_tables_are_computed_once(tmp_path):
+    run, calls = Run(tmp_path), []
+
+    def compute():
+        calls.append(1)
+        return {"a": [1, 2]}
+
+    assert run.cached("x", compute) == run.cached("x", compute) == {"a": [1, 2]}
+    frame = run.table("t", lambda: calls.append(1) or pd.DataFrame({"ids": [[1, 2], [3]]}))
+    assert run.table("t", lambda: pytest.fail("computed twice")).ids.tolist()[1].tolist() == frame.ids.tolist()[1].tolist()
+    assert len(calls) == 2
+
+
+def test_a_failed_computation_is_not_stored(tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        run.cached("x", lambda: 1 / 0)
+    assert run.cached("x", lambda: 3) == 3
+
+
+def test_metrics_survive_a_torn_last_line_and_rewind(tmp_path):
+    run = Run(tmp_path)
+    for step in range(4):
+        run.log({"step": step, "loss": 1.0})
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 4, "lo')
+    assert [row["step"] for row in run.metrics()] == [0, 1, 2, 3]
+    run.rewind_metrics(2)
+    run.log({"step": 2})
+    assert [row["step"] for row in run.metrics()] == [0, 1, 2]
+
+
+def test_only_the_manifest_says_done(runs_root):
+    run = runs.open_run("x", "workbench.claims", "tiny", {"a": 1})
+    assert not run.is_done
+    assert run.manifest["status"] == "running"
+    run.finish()
+    assert run.is_done
+    assert runs.open_run("x", "workbench.claims", "tiny", {"a": 1}).is_done
+
+
+def test_other_parameters_or_code_are_another_run(runs_root, tmp_path, monkeypatch):
+    a = runs.run_folder("x", "workbench.claims", "tiny", {"a": 1})
+    assert a != runs.run_folder("x", "workbench.claims", "tiny", {"a": 2})
+    assert a != runs.run_folder("x", "workbench.ranking", "tiny", {"a": 1})
+    runs.open_run("x", "workbench.claims", "tiny", {"a": 1}, output=str(tmp_path / "mine"))
+    with pytest.raises(ValueError, match="holds a run of x with other parameters or code"):
+        runs.open_run("x", "workbench.claims", "tiny", {"a": 2}, output=str(tmp_path / "mine"))
+
+
+def test_code_hash_follows_imports(tmp_path, monkeypatch):
+    """An edit of a kernel changes SPIN's hash; an edit of a page does not."""
+    package = tmp_path / "workbench"
+    subprocess.run(["cp", "-r", str(runs.PACKAGE), str(package)], check=True)
+    monkeypatch.setattr(runs, "PACKAGE", package)
+    before = runs.code_hash("workbench.methods.align.spin")
+    with open(package / "pages.py", "a", encoding="utf-8") as file:
+        file.write("\n# x\n")
+    assert runs.code_hash("workbench.methods.align.spin") == before
+    with open(package / "kernels" / "heads.py", "a", encoding="utf-8") as file:
+        file.write("\n# x\n")
+    assert runs.code_hash("workbench.methods.align.spin") != before
+
+
+def test_changed_input_files_change_the_fingerprint(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("a")
+    before = runs.fingerprint(str(path))
+    path.write_text("b")
+    assert runs.fingerprint(str(path)) != before
+    assert runs.fingerprint("org/name") == "org/name"
+    assert runs.fingerprint("") == ""
+
+
+def test_two_writers_are_refused(tmp_path):
+    run = Run(tmp_path)
+    with run.locked(), pytest.raises(RuntimeError, match="is being written by another process"), Run(tmp_path).locked():
+        pass
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_seeds_side_by_side_in_order_and_once(tmp_path, workers):
+    run = Run(tmp_path)
+    tmp_path.mkdir(exist_ok=True)
+    results = runs.over_seeds(square, None, {}, [3, 1, 2], run, workers=workers)
+    assert [r["value"] for r in results] == [9, 1, 4]
+    assert (workers == 1) == (results[0]["pid"] == os.getpid())
+    runs.over_seeds(square, None, {}, [3, 1, 2], run, workers=workers)
+    assert sorted((tmp_path / "calls.txt").read_text().split()) == ["1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_a_failed_seed_is_named_and_the_others_are_kept(tmp_path):
+    with pytest.raises(RuntimeError, match="seed 1 failed: ValueError: broken on purpose"):
+        runs.over_seeds(square, None, {"fail": 1}, [0, 1], Run(tmp_path), workers=2)
+    assert runs.over_seeds(square, None, {}, [0, 1], Run(tmp_path), workers=1)[1]["value"] == 1
+
+
+@pytest.mark.parametrize("seeds", [[], [1, 1]])
+def test_bad_seeds(tmp_path, seeds):
+    with pytest.raises(ValueError, match="seeds must be different numbers, at least one"):
+        runs.over_seeds(square, None, {}, seeds, Run(tmp_path))
+
+
+def test_provenance_tells_versions_and_no_names():
+    text = json.dumps(runs.provenance())
+    assert "torch" in text
+    assert os.environ.get("HOSTNAME", "no-such-host") not in text
