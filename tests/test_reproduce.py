@@ -20,7 +20,7 @@ FINISH = "run.finish(claims)"
 CHECK = """import os, json
 assert overrides == {"beta": 0.5, "name": "007", "flag": False} and type(overrides["flag"]) is bool
 assert (scale, seeds, device) == ("tiny", [0, 1, 2], "auto")
-assert os.environ["WORKBENCH_BATCH"] == "1" and os.getcwd() == os.path.dirname(model)
+assert os.environ["WORKBENCH_BATCH"] == os.environ["TQDM_DISABLE"] == "1" and os.getcwd() == os.path.dirname(model)
 open(output + "/count", "a").write("x")
 print("started")"""
 
@@ -52,9 +52,9 @@ def text_of(console: Console) -> str:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"overrides": {"bete": 1.0}}, "good: bete: Unexpected keyword argument, got 1.0"),
-        ({"overrides": {"flag": "false"}}, "good: flag: Input should be a valid boolean, got 'false'"),
-        ({"overrides": {"beta": float("nan")}}, "good: beta: Input should be a finite number, got nan"),
+        ({"overrides": {"bete": 1.0}}, "good: bete = 1.0: Unexpected keyword argument. Fields: beta, name"),
+        ({"overrides": {"flag": "false"}}, "good: flag = 'false': Input should be a valid boolean"),
+        ({"overrides": {"beta": float("nan")}}, "good: beta = nan: Input should be a finite number"),
         ({"scale": "huge"}, "good: scale must be one of smoke, tiny, full; got 'huge'"),
         ({"names": ["god"]}, "unknown system 'god'; known: good"),
         ({"workers": 0}, "workers and timeout must be positive; got 0 workers"),

@@ -14,11 +14,10 @@ from typing import Any
 import nbformat
 import psutil
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from pydantic import ConfigDict
-from pydantic import dataclasses as strict
 
 from workbench import methods
 from workbench.claims import Claims
+from workbench.config import Presets, strict
 
 PARAMETERS = """scale = "tiny"
 model = ""
@@ -42,16 +41,12 @@ claims.test("C1", "one is more than nothing", paper="Table 1", measured=[1.0 + 0
 claims"""
 
 
-@strict.dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
-class Config:
+@strict
+class Config(Presets):
     beta: float = 0.1
     name: str = "plain"
     flag: bool = True
     steps: int = 1
-
-    @classmethod
-    def at(cls, scale: str, **overrides: Any) -> Config:
-        return cls(**overrides)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ def new_model(
         rows = [{**row, "completion": row["chosen"]} for row in data.as_preferences(rows)]
     rows = data.as_demonstrations(rows)
     rows, test = data.held_out(rows, test_size=held_out)
+    order = np.random.default_rng(seed).permutation(len(rows))[: steps * batch_size]  # no more than will be seen
+    rows = [rows[i] for i in order]
     prompts = [row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"] for row in rows]
     tokenizer = bpe_tokenizer([*prompts, *(row["completion"] for row in rows)], vocab_size=vocab_size)
     model = new_llama(len(tokenizer), width=width, layers=layers, heads=max(2, width // 32), max_length=max_length, seed=seed,

@@ -153,18 +153,10 @@ def _plan(method: methods.Method, root: Path, **given: Any) -> Job:
     try:
         experiment = methods.Experiment(method.name, **given)
     except ValueError as error:
-        raise ValueError(f"{method.name}: {_one_line(error)}") from error
+        raise ValueError(f"{method.name}: {error}") from error
     folder = runs.run_folder(method.name, method.module, given["scale"], experiment.parameters, root)
     parameters = {**given, "seeds": experiment.seeds, "output": str(folder)}
     return Job(method.name, notebook, runs.Run(folder), parameters)
-
-
-def _one_line(error: ValueError) -> str:
-    """pydantic spreads an error over many lines; here it is one."""
-    problems = getattr(error, "errors", None)
-    if problems is None:
-        return " ".join(str(error).split())
-    return "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {p['input']!r}" for p in problems())
 
 
 def _is_whole(job: Job) -> bool:

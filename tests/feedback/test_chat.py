@@ -47,7 +47,8 @@ def test_a_confidence_outside_the_range_or_in_words_is_unread_never_zero(text):
 @pytest.mark.parametrize(
     ("text", "index"),
     [("Answer: B", 1), ("answer: (c)", 2), ("**Answer:** D. blue", 3), ("Answer: A\nno, wait\nAnswer: B", 1),
-     ("Answer: E", None), ("Answer:", None), ("B", None), ("Answer: blue", None), ("Answer: A\nAnswer:", None), ("The answer is B", None)],
+     ("Answer: E", None), ("Answer:", None), ("B", None), ("Answer: blue", None),
+     ("Answer: A\nAnswer:", None), ("The answer is B", None)],
 )  # fmt: skip
 def test_choice(text, index):
     assert chat.choice(text, 4) == index
@@ -241,7 +242,7 @@ def test_a_full_disk_keeps_the_whole_lines(tmp_path, monkeypatch):
             raise OSError(28, os.strerror(28))
 
     with monkeypatch.context() as patch:
-        patch.setattr(chat, "open", lambda path, mode: Full(Path(path).open(mode)), raising=False)
+        patch.setattr(chat, "open", lambda path, mode: Full(Path(path).open(mode)), raising=False)  # noqa: SIM115
         with pytest.raises(OSError, match="No space left on device; its whole lines were kept"):
             log.ask(Counting(), asked)
     assert path.read_bytes() == before

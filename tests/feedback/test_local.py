@@ -32,7 +32,8 @@ def test_greedy_replies_are_the_same_every_time_and_carry_log_probs(model):
     replies = model.ask(asked)
     assert replies == model.ask(asked)
     assert replies[0] == replies[2]
-    assert replies[0].logps and all(math.isfinite(logp) and logp <= 0 for logp in replies[0].logps)
+    assert replies[0].logps
+    assert all(math.isfinite(logp) and logp <= 0 for logp in replies[0].logps)
 
 
 def test_a_sampled_reply_depends_on_its_own_request_and_the_seed(folder, model):

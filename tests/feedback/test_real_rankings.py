@@ -1,4 +1,4 @@
-"""Real solutions of four models, marked right or wrong, as matches: the ranking must be the order of their accuracies."""
+"""Real solutions of four models, marked right or wrong, as matches: ranked, they must come in order of accuracy."""
 
 import numpy as np
 import pytest

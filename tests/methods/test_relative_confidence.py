@@ -152,8 +152,10 @@ def test_tables_of_the_run_folder(tmp_path):
     assert set(matchups["parse_status"]) <= {"ok", "tie", "unparsed"}
     assert set(scores["method"]) == set(rc.SCORERS)
     bt = scores[scores["method"] == "bt"]
-    assert (bt["lower"] < bt["score"]).all() and (bt["score"] < bt["upper"]).all()
-    assert (bt["n_matches"] >= 6).all() and bt["n_matches"].sum() == 2 * len(matchups)
+    assert (bt["lower"] < bt["score"]).all()
+    assert (bt["score"] < bt["upper"]).all()
+    assert bt["n_matches"].min() >= 6
+    assert bt["n_matches"].sum() == 2 * len(matchups)
     assert bt.sort_values("score", ascending=False)["rank"].tolist() == list(range(1, len(bt) + 1))
 
 
@@ -192,8 +194,9 @@ def test_every_score_is_finite_when_confidences_are_garbled(tmp_path):
 # ---- real questions: the same code with a file and another model
 def write_questions(path, n=30, gold=True):
     rows = [
-        {"qid": f"{name}{i}", "question": f"{name}: how much is {i} + {i}?", "choices": [] if name == "open" else [str(2 * i), "other"],
-         "gold": 2 * i if name == "open" else 0, "dataset": name} | ({} if gold else {"gold": None})
+        {"qid": f"{name}{i}", "question": f"{name}: how much is {i} + {i}?", "dataset": name,
+         "choices": [] if name == "open" else [str(2 * i), "other"],
+         "gold": None if not gold else 2 * i if name == "open" else 0}
         for name in ("open", "closed") for i in range(n)
     ]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -258,11 +261,12 @@ def test_all_right_or_all_wrong(right):
 
 
 def test_raw_strengths_are_no_probabilities():
-    with pytest.raises(ValueError, match="Ratings .* must first be normalised"):
+    with pytest.raises(ValueError, match=r"Ratings .* must first be normalised"):
         metrics.expected_calibration_error([1.3, -0.2], [1, 0])
     y = np.array([0, 0, 1, 0, 1, 1, 0, 1] * 5, dtype=float)
     calibrated = rc.calibration(np.arange(40.0), y, np.random.default_rng(0))
-    assert 0 <= calibrated["brier"] <= 1 and 0 <= calibrated["ece"] <= 1
+    assert 0 <= calibrated["brier"] <= 0.3
+    assert 0 <= calibrated["ece"] <= 0.5
 
 
 def test_a_tiny_real_model_without_answers_says_so(tmp_path):
@@ -302,8 +306,8 @@ def again(base, folder):
 def test_the_planted_truth_comes_back(base):
     """Bounds from the specification: what its prototype says must hold."""
     _, experiment, results = base
-    auc = {arm: {name: rc.values(results, arm, "auc", name).mean() for name in results[0]["arms"][arm]["known_questions"]["auc"]}
-           for arm in "RSZ"}  # fmt: skip
+    names = results[0]["arms"]["R"]["known_questions"]["auc"]
+    auc = {arm: {name: rc.values(results, arm, "auc", name).mean() for name in names} for arm in "RSZ"}
     for arm in "RSZ":
         assert rc.values(results, arm, "sensed_correlation").min() > 0.9
         assert auc[arm]["bt_shuffled"] == pytest.approx(rc.values(results, arm, "accuracy").mean(), abs=0.04)
@@ -380,7 +384,7 @@ def test_leaked_correctness_is_noticed(base, tmp_path, monkeypatch):
 
 # ---- the paper's own numbers
 def test_published_averages_can_be_derived_again(golden):
-    """C1, C2, C3 and C6 quote unweighted means over data sets, then over models (tables 2 to 6)."""
+    """C1, C2, C3 and C6 quote unweighted means over data sets, then over models."""
     published = json.loads((golden / "published_relative_confidence.json").read_text())
     methods = published["methods"]
     per_model = {

@@ -72,7 +72,7 @@ def test_samples_agree_as_often_as_planted():
 
 @pytest.mark.parametrize(("arm", "sense", "agreement"), [("R", 0.8, 0.65), ("S", 0.5, 0.85), ("Z", 0.0, 0.0)])
 def test_the_regimes_differ_in_which_sense_knows_the_ability(arm, sense, agreement):
-    """Correlations sd / sqrt(sd^2 + sig^2) with sd 1.6: 0.85, 0.54; agreement goes through a sigmoid and loses a little."""
+    """Correlations 1.6 / sqrt(1.6^2 + sig^2): 0.85 and 0.54; agreement goes through a sigmoid and loses a little."""
     task = world()
     ability, (sensed, share) = task._truth(0)["ability"], task._senses(arm, 0)
     assert np.corrcoef(ability, sensed)[0, 1] == pytest.approx(sense, abs=0.1)
@@ -90,7 +90,7 @@ def test_only_the_prompt_counts_and_its_order_matters():
 
 @pytest.mark.parametrize("prompt", ["no question here", "of item 1? of item 2? of item 3?"])
 def test_a_prompt_with_another_number_of_questions_is_refused(prompt):
-    with pytest.raises(ValueError, match="one or two questions in its prompt; got [03]"):
+    with pytest.raises(ValueError, match=r"one or two questions in its prompt; got [03]"):
         say(world(9).subject("R", 0), prompt)
 
 

@@ -151,3 +151,11 @@ class Experiment:
 def default_seeds(method: Method, scale: str) -> list[int]:
     """As many seeds as the specification asks; three at "smoke", where nothing is decided."""
     return list(range(3 if scale == "smoke" else method.n_seeds))
+
+
+def overview() -> Any:
+    """Every method and study in one table."""
+    import pandas as pd
+
+    rows = [(m.name, m.title, m.paper, str(m.notebook), m.cost) for m in REGISTRY.values()]
+    return pd.DataFrame(rows, columns=["name", "title", "paper", "notebook", "cost (two cores)"])

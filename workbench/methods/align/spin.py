@@ -33,7 +33,6 @@ import pandas as pd
 from workbench import objectives
 from workbench.claims import Claims, p_value
 from workbench.config import Field, Presets, listed, strict
-from workbench.figures import Display, lines_over_rounds, pair_table, reward_histogram
 from workbench.kernels import sample
 from workbench.models import Policy
 from workbench.runs import Run, read_json
@@ -386,7 +385,6 @@ def slopes(values: np.ndarray) -> np.ndarray:
     return values @ rounds / (rounds @ rounds) if values.shape[1] > 1 else np.zeros(len(values))
 
 
-# ------------------------------------------------------------------------------------------------------------ views
 def frame(results: Sequence[dict], seeds: Sequence[int]) -> pd.DataFrame:
     """Tidy table of every evaluation: arm, seed, round and the numbers of the task."""
     return pd.DataFrame(
@@ -395,39 +393,3 @@ def frame(results: Sequence[dict], seeds: Sequence[int]) -> pd.DataFrame:
          for arm, evaluations in result["arms"].items()
          for t, numbers in enumerate(evaluations)]
     )  # fmt: skip
-
-
-AXES = {
-    "quality": "quality (higher is better)",
-    "defect_rate": "defects (share of symbols)",
-    "kl_nats": "KL(p_data || p_theta), nats a response",
-    "token_nll": "held-out negative log-likelihood, nats a token",
-    "reward_accuracy": "human answer has the higher reward (share)",
-    "held_out_loss": "loss on held-out pairs (nats)",
-}
-
-
-def rounds_figure(table: pd.DataFrame, what: str) -> Display:
-    """One line an arm over the rounds, with a 95 % interval over seeds; the title states the finding."""
-    rows = table[(table.arm != "fixed_point") & table[what].notna()]
-    means = rows.groupby(["arm", "round"])[what].mean()["spin"]
-    title = f"SPIN: {AXES[what].split(' (')[0]} {means.iloc[0]:.3f} after round {means.index[0]}, {means.iloc[-1]:.3f} after {means.index[-1]}"
-    titles = {name: arm.title for name, arm in ARMS.items()}
-    return lines_over_rounds(rows, x="round", y=what, title=title, x_title="rounds finished", y_title=AXES[what], labels=titles)
-
-
-def answers(experiment: Any, *, seed: int | None = None, round: int = -1) -> pd.DataFrame:
-    """Held-out pairs of one seed after one round (the last by default), worst told apart first."""
-    return pair_table(_held_out(experiment, seed)[round])
-
-
-def rewards_figure(experiment: Any, *, seed: int | None = None) -> Display:
-    """How far the rewards of human and self-written answers lie apart after the first and the last round."""
-    tables = _held_out(experiment, seed)
-    shown = {"after round 0": tables[0], f"after round {len(tables) - 1}": tables[-1]}
-    return reward_histogram(shown, "Held-out pairs: right of 0 the human answer has the higher reward")
-
-
-def _held_out(experiment: Any, seed: int | None) -> list[pd.DataFrame]:
-    arm = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "spin"
-    return [pd.read_parquet(arm / f"round-{t + 1}" / "held_out_rewards.parquet") for t in range(experiment.config.rounds)]

@@ -54,7 +54,7 @@ from workbench.worlds.known_questions import KnownQuestions
 if TYPE_CHECKING:
     from workbench.methods import Experiment
 
-ELO_K_PAPER = 400.0  # "K 400" (table 8), read as the update size
+ELO_K_PAPER = 400.0  # "K 400" (tables 8, 9), read as the update size
 COVERAGE = np.arange(1, 21) / 20  # where the accuracy-coverage curve is kept
 SCORERS = ("direct", "sc", "hybrid_sc", "elo", "trueskill", "bt")  # whose scores and curves are kept
 # Shares of the text and of the options that stay, tried in this order while a prompt is too long.
@@ -63,18 +63,18 @@ SHORTEN = ((1.0, 1.0), (0.5, 1.0), (0.25, 1.0), (0.1, 1.0), (0.1, 0.5), (0.1, 0.
 
 @strict
 class Config(Presets):
-    """Settings of one experiment. "table" is the paper's; "specification" the project's page about it."""
+    """Settings of one experiment. Tables are the paper's; "specification" is the project's page about it."""
 
     n_questions: int = Field(150, ge=2)  # of the embedded world; of a file at most so many a data set, drawn by seed
-    opponents: int = Field(15, ge=1)  # "5, 10, 15" (table 4); also the samples a question of self-consistency
-    budgets: list[int] = listed(5, 10)  # fewer opponents, of the same judgments (table 4)
+    opponents: int = Field(15, ge=1)  # "5, 10, 15" (tables 8, 9); also self-consistency's samples a question
+    budgets: list[int] = listed(5, 10)  # smaller numbers of opponents, of the same judgments
     schedule: Schedule = "random_opponents"  # the paper's; the others are in `feedback.matchups.schedule`
     cot: bool = False  # let the judge explain itself first; the paper tries both
     sc_temperature: float = Field(0.7, gt=0)  # specification; the paper's value is unknown
     max_tokens: int = Field(64, ge=8)  # of a reply; ours, too few for `cot` with a wordy model
-    l2: float = Field(0.01, ge=0)  # "lambda 0.01" (table 8), per squared nat, without a factor 1/2
+    l2: float = Field(0.01, ge=0)  # "lambda 0.01" (tables 8, 9), per squared nat, without a factor 1/2
     elo_k: float = Field(32.0, gt=0)  # rating points; specification, as chess has it. K 400 is computed beside it
-    elo_passes: int = Field(1, ge=1)  # "1 iteration" (table 8)
+    elo_passes: int = Field(1, ge=1)  # "1 iteration" (tables 8, 9)
     shuffles: int = Field(20, ge=2)  # random orders of the matches, to see what order alone does to Elo; ours
     on_missing: Literal["stop", "drop"] = "drop"  # a question without a readable answer cannot play
     max_unparsed: float = Field(0.05, ge=0, le=1)  # share of unreadable judgments above which the run stops

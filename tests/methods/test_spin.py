@@ -1,0 +1,210 @@
+"""SPIN: the closed form of Theorem 5.4, faithful data steps, bad input, and what sabotage does to the verdicts."""
+
+import logging
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from workbench import methods, objectives, training
+from workbench.methods.align import spin
+from workbench.runs import Run
+from workbench.widgets.self_play import next_policy
+
+SMALL = {"pretrain_steps": 30, "sft_epochs": 1, "data_steps": 20, "test_draws": 60}
+QUICK = {"rounds": 2, "epochs": 1, "n_prompts": 64, "test_size": 16, "batch_size": 32, "world": SMALL}
+
+
+def config(**changes):
+    return spin.Config.at("smoke", **{**QUICK, **changes})
+
+
+# ------------------------------------------------------------------------------------------------------- closed form
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_exact_minimiser_of_a_round(beta):
+    """One topic, 256 responses, free logits: minimising the expected loss reaches p_t (p_data / p_t)^(1/lambda) to 1e-4."""
+    rng = np.random.default_rng(3)
+    p_policy, p_data = (torch.tensor(rng.dirichlet(np.full(256, 2.0))) for _ in range(2))
+    pair_weight = (p_data[:, None] * p_policy[None, :]).flatten()
+    free = p_policy.log().clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([free], max_iter=3_000, tolerance_grad=1e-13, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+
+    def expected_loss():
+        optimizer.zero_grad()
+        logps = free.log_softmax(-1)
+        chosen, rejected = logps[:, None].expand(256, 256).flatten(), logps[None, :].expand(256, 256).flatten()
+        start = p_policy.log()
+        losses, _ = objectives.spin(chosen, rejected, start[:, None].expand(256, 256).flatten(), start[None, :].expand(256, 256).flatten(), beta=beta)
+        loss = (pair_weight * losses).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(expected_loss)
+    expected = next_policy(p_policy.numpy(), p_data.numpy(), beta)
+    np.testing.assert_allclose(free.detach().softmax(-1).numpy(), expected, atol=1e-4)
+
+
+def test_lambda_one_jumps_to_the_data():
+    rng = np.random.default_rng(0)
+    p_policy, p_data = rng.dirichlet(np.ones(9)), rng.dirichlet(np.ones(9))
+    np.testing.assert_allclose(next_policy(p_policy, p_data, 1.0), p_data)
+    np.testing.assert_allclose(next_policy(p_data, p_data, 0.3), p_data)  # fixed point
+
+
+# -------------------------------------------------------------------------------------------------------- data steps
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """One small run of the method, its folder and its seed."""
+    folder = tmp_path_factory.mktemp("spin")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
+        settings = config(arms=["spin"])
+        task = spin.open_task(settings)
+        run = Run(folder / "seed-3")
+        return task, settings, run, spin.run(task, settings, 3, run)
+
+
+def rows_of(run, t, name="generated"):
+    return pd.read_parquet(run.folder / "spin" / f"round-{t + 1}" / f"{name}.parquet")
+
+
+def test_every_round_answers_every_training_prompt_anew(played):
+    task, settings, run, _ = played
+    human = task.demonstrations("train", 3)
+    for t in range(2):
+        table = rows_of(run, t)
+        assert table.chosen.tolist() == [row["completion"] for row in human]
+        assert set(table.iteration) == {t}
+        assert set(table.source_rejected) == {f"policy:{t}"}
+    assert rows_of(run, 0).rejected.tolist() != rows_of(run, 1).rejected.tolist()
+
+
+def test_later_rounds_train_on_two_rounds_of_pairs(played):
+    _, _, run, _ = played
+    steps = [len(Run(run.folder / "spin" / f"round-{t + 1}").metrics()) for t in range(2)]
+    assert steps == [2, 4]  # 64 pairs, then 128, in batches of 32
+
+
+def test_loss_starts_at_log_two_in_every_round(played):
+    _, _, run, _ = played
+    for t in range(2):
+        first = Run(run.folder / "spin" / f"round-{t + 1}").metrics()[0]
+        assert first["loss"] == pytest.approx(np.log(2), abs=1e-5)
+        assert first["margins"] == pytest.approx(0, abs=1e-5)
+
+
+def test_results_tell_quality_and_held_out_pairs(played):
+    *_, result = played
+    start, *rounds = result["arms"]["spin"]
+    assert set(start) == {"quality", "defect_rate", "kl_nats"}
+    assert all({"reward_accuracy", "held_out_loss", "likelihood_before", "likelihood_after"} <= set(numbers) for numbers in rounds)
+
+
+def test_a_second_call_computes_nothing(played, monkeypatch):
+    task, settings, run, result = played
+    monkeypatch.setattr(spin, "play", lambda *a: pytest.fail("played again"))
+    assert spin.run(task, settings, 3, run) == result
+
+
+def test_missing_previous_round_is_an_error(played, tmp_path):
+    task, settings, run, _ = played
+    policy = task.start(3)
+    with pytest.raises(FileNotFoundError, match=r"round 1 trains on the answers of round 0 too, but .* is missing; start over or set keep_previous=False"):
+        spin.build_rows(policy, settings, spin.ARMS["spin"], 3, 1, Run(tmp_path))
+
+
+def test_greedy_or_finished_model_gives_a_warning(played, caplog):
+    task, settings, run, _ = played
+    policy, copy = task.start(3), Run(run.folder.parent / "same")
+    table = rows_of(run, 0)
+    copy.child("round-1").table("generated", lambda: table.assign(rejected=table.chosen))
+    with caplog.at_level(logging.WARNING):
+        spin.build_rows(policy, settings, spin.ARMS["spin"], 3, 0, copy)
+    assert "100 % of the answers equal the human ones" in caplog.text
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta": [0.0]}, "beta and learning_rate need one value above 0 a round"),
+        ({"loss_type": "correlation"}, "loss_type = 'correlation': Input should be 'sigmoid', 'hinge' or 'exponential'"),
+        ({"rounds": "3"}, "rounds = '3': Input should be a valid integer. Fields: rounds, epochs, beta"),
+        ({"lambda": 0.1}, "lambda = 0.1: Unexpected keyword argument"),
+        ({"arms": ["spin", "dpo"]}, r"unknown arms \['dpo'\]; known: spin, sft"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+    ],
+)
+def test_bad_config(changes, message):
+    with pytest.raises(ValueError, match=message):
+        spin.Config.at("tiny", **changes)
+
+
+def test_model_and_dataset_come_together():
+    with pytest.raises(ValueError, match="give both for real text, or neither for the embedded world"):
+        spin.open_task(spin.Config.at("tiny"), dataset="x.jsonl")
+    with pytest.raises(ValueError, match=r"arms \['fixed_point'.*\] start where only the embedded world can"):
+        spin.open_task(spin.Config.at("tiny"), dataset="x.jsonl", model="m")
+
+
+# ---------------------------------------------------------------------------------------------------------- sabotage
+ENOUGH = {"rounds": 2, "epochs": 2, "n_prompts": 500, "test_size": 8, "world": {"test_draws": 1_000}}
+
+
+def verdicts(arms, needed, patch=None, **changes):
+    """Verdicts of a run that is large enough to show C1, with one thing broken."""
+    experiment = methods.Experiment("spin", scale="tiny", seeds=[0, 1, 2], overrides={**ENOUGH, "arms": needed, **changes})
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, arm in arms.items():
+            monkeypatch.setitem(spin.ARMS, name, arm)
+        if patch:
+            patch(monkeypatch)
+        results = [
+            spin.run(experiment.task, experiment.config, seed, experiment.run.child(f"seed-{seed}")) for seed in experiment.seeds
+        ]
+        return spin.claims(experiment, results).verdicts()
+
+
+@pytest.fixture
+def shared_starts(tmp_path_factory, monkeypatch):
+    """Sabotage runs share the starting checkpoints but not their results."""
+    root = tmp_path_factory.getbasetemp() / "sabotage"
+    cache = root / ".cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    fresh = tmp_path_factory.mktemp("sabotage-runs")
+    monkeypatch.setenv("WORKBENCH_RUNS", str(fresh))
+    (fresh / ".cache").symlink_to(cache)
+
+
+@pytest.mark.slow
+def test_unbroken_shows_c1(shared_starts):
+    assert verdicts({}, ["spin", "shuffled"])["C1"] == "shown in small"
+
+
+@pytest.mark.slow
+def test_swapped_labels_are_not_shown(shared_starts):
+    swapped = replace(spin.ARMS["spin"], labels="swapped")
+    assert verdicts({"spin": swapped}, ["spin", "shuffled"])["C1"] == "not shown"
+
+
+@pytest.mark.slow
+def test_reference_and_opponent_never_updated_loses_c4(shared_starts):
+    """Without updates the method is one long round; and the step-0 check stops whoever does it unknowingly."""
+    never = replace(spin.ARMS["spin"], opponent="first", reference="first")
+    assert verdicts({"spin": never}, ["spin", "shuffled", "long", "frozen"])["C4"] == "not shown"
+
+
+@pytest.mark.slow
+def test_a_stale_reference_is_stopped_by_the_step_zero_check(runs_root):
+    """The bug itself: reference log-probs of round 1 taken from the first policy, while the method believes otherwise."""
+    settings = config(arms=["spin"], learning_rate=[1e-3])
+    task = spin.open_task(settings)
+    first = task.start(0)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stale = partial(training.pair_rows, first)
+        monkeypatch.setattr(spin, "pair_rows", lambda _, ids, groups, **options: stale(ids, groups, **options))
+        with pytest.raises(RuntimeError, match=r"step-0 check: the loss should be 0.693147"):
+            spin.run(task, settings, 0, Run(runs_root / "stale"))
