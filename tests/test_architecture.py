@@ -32,7 +32,11 @@ def imports_of(path):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.startswith("workbench."))
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], node.module or ""]) if node.level else node.module
+            base = (
+                ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], node.module or ""])
+                if node.level
+                else node.module
+            )
             if base == "workbench":
                 yield from (f"workbench.{a.name}" for a in node.names if not a.name.startswith("_"))
             elif base and base.startswith("workbench."):
@@ -70,8 +74,13 @@ def test_files_stay_short():
 
 def test_import_is_fast_and_light():
     """Under 0.3 s on a quiet machine; the test allows for a busy one and looks at what was loaded instead."""
-    code = "import sys, time; t = time.process_time(); import workbench; print(time.process_time() - t, 'torch' in sys.modules, 'pandas' in sys.modules)"
-    seconds, torch, pandas = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    code = (
+        "import sys, time; t = time.process_time(); import workbench; "
+        "print(time.process_time() - t, 'torch' in sys.modules, 'pandas' in sys.modules)"
+    )
+    seconds, torch, pandas = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert (torch, pandas) == ("False", "False")
     assert float(seconds) < 0.3
 
@@ -79,7 +88,10 @@ def test_import_is_fast_and_light():
 @pytest.mark.parametrize("module", ["cli", "runs", "claims", "reproduce", "pages", "methods"])
 def test_no_torch_at_import(module):
     code = f"import sys, workbench.{module}; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
 
 
 def test_everything_stays_safe():
@@ -90,5 +102,3 @@ def test_everything_stays_safe():
         assert "trust_remote_code=True" not in text
         if "torch.load(" in text:
             assert text.count("torch.load(") == text.count("weights_only=True")
-
-

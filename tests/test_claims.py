@@ -58,7 +58,9 @@ def test_verdicts_of_each_scale():
 def test_equivalence_needs_the_margin_and_fails_far_away():
     assert verdict(measured=NOISE, control=STRONG, direction="equivalent", margin=0.3) == "shown in small"
     assert verdict(measured=NOISE, control=STRONG, direction="equivalent", margin=0.05) == "not shown"
-    assert verdict(measured=NOISE, control=NOISE, direction="equivalent", margin=0.3) == "not shown"  # control holds too
+    assert (
+        verdict(measured=NOISE, control=NOISE, direction="equivalent", margin=0.3) == "not shown"
+    )  # control holds too
 
 
 def test_holm_by_hand():
@@ -116,7 +118,10 @@ def test_standardised_by_hand():
     ("changes", "message"),
     [
         ({"measured": [1.0]}, "claim C1: measured has 1 values for 5 seeds"),
-        ({"control": [0.0, 0.0, math.nan, 0.0, 0.0]}, "claim C1: control of seed 2 is nan; a claim needs finite numbers"),
+        (
+            {"control": [0.0, 0.0, math.nan, 0.0, 0.0]},
+            "claim C1: control of seed 2 is nan; a claim needs finite numbers",
+        ),
     ],
 )
 def test_bad_measurements_are_named(changes, message):
@@ -131,7 +136,21 @@ def test_records_are_json_and_hold_what_checks_read():
     claims.test("C1", "s", paper="p", measured=STRONG, control=None)
     claims.needs_full_scale("C2", "t", paper="q", why="too small")
     first, second = json.loads(json.dumps(claims.records(), allow_nan=False))
-    names = "id statement paper direction seeds measured control test p_value effect interval scale verdict".split()
+    names = [
+        "id",
+        "statement",
+        "paper",
+        "direction",
+        "seeds",
+        "measured",
+        "control",
+        "test",
+        "p_value",
+        "effect",
+        "interval",
+        "scale",
+        "verdict",
+    ]
     assert set(names) <= set(first)
     assert second["verdict"] == "needs full scale"
     assert describe(second) == "too small"
@@ -141,7 +160,15 @@ def test_records_are_json_and_hold_what_checks_read():
 
 def test_table_escapes_everything():
     claims = Claims("<b>x</b>", "tiny", SEEDS)
-    claims.test("C1", "<script>alert(1)</script>", paper="<img src=x>", measured=STRONG, control=NOISE, control_is="<i>", note="</td>")
+    claims.test(
+        "C1",
+        "<script>alert(1)</script>",
+        paper="<img src=x>",
+        measured=STRONG,
+        control=NOISE,
+        control_is="<i>",
+        note="</td>",
+    )
     text = table_html([{"system": "<b>x</b>", **record} for record in claims.records()])
     assert not any(bad in text for bad in ("<script", "<img", "<i>", "<b>"))
     assert "&lt;script&gt;alert(1)" in text

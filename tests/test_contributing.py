@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def blocks():
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    return {name: code for name, code in re.findall(r"```python\n# (\w+)\n(.*?)```", text, re.DOTALL)}
+    return dict(re.findall(r"```python\n# (\w+)\n(.*?)```", text, re.DOTALL))
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_unknown_source(name, message, monkeypatch):
 
 def test_unknown_kind_of_file_and_empty_file(tmp_path):
     (tmp_path / "x.txt").write_text("a")
-    with pytest.raises(ValueError, match="unknown kind of file; known: .jsonl"):
+    with pytest.raises(ValueError, match=r"unknown kind of file; known: \.jsonl"):
         data.load(str(tmp_path / "x.txt"))
     (tmp_path / "x.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="holds no rows"):
@@ -67,12 +67,24 @@ PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 @pytest.mark.parametrize(
     ("kind", "row", "message"),
     [
-        ("preference", {"prompt": "q", "chosen": "a"}, "row 1: column 'rejected' is missing; preference rows need prompt, chosen, rejected; found prompt, chosen"),
+        (
+            "preference",
+            {"prompt": "q", "chosen": "a"},
+            "row 1: column 'rejected' is missing; preference rows need prompt, chosen, rejected; found prompt, chosen",
+        ),
         ("preference", {**PAIR, "prompt": "  "}, "row 1, column 'prompt': it is empty"),
         ("preference", {**PAIR, "chosen": ""}, "row 1, column 'chosen': it is empty; only generated"),
         ("preference", {**PAIR, "rejected": 3}, "row 1, column 'rejected': text is needed; got int"),
-        ("preference", {**PAIR, "p_chosen": 1.2}, r"row 1, column 'p_chosen': a probability in \[0, 1\] is needed; got 1.2"),
-        ("rating", {"prompt": "q", "completion": "a", "score": float("nan")}, "row 1, column 'score': finite numbers are needed; got nan"),
+        (
+            "preference",
+            {**PAIR, "p_chosen": 1.2},
+            r"row 1, column 'p_chosen': a probability in \[0, 1\] is needed; got 1.2",
+        ),
+        (
+            "rating",
+            {"prompt": "q", "completion": "a", "score": float("nan")},
+            "row 1, column 'score': finite numbers are needed; got nan",
+        ),
         ("ranking", {"prompt": "q", "responses": ["a"], "scores": [float("inf")]}, "row 1, column 'scores': finite"),
         ("ranking", {"prompt": "q", "responses": ["a"], "scores": [1, 2]}, "row 1: 1 responses but 2 scores"),
     ],

@@ -19,7 +19,10 @@ def canonical(name):
 
 def test_every_dependency_is_pinned():
     pinned = {canonical(name) for name in PINS}
-    asked = [*PROJECT["dependencies"], *(name for extra in ("lab", "dev") for name in PROJECT["optional-dependencies"][extra])]
+    asked = [
+        *PROJECT["dependencies"],
+        *(name for extra in ("lab", "dev") for name in PROJECT["optional-dependencies"][extra]),
+    ]
     assert not {canonical(name) for name in asked} - pinned
     assert PINS["torch"] == "2.13.0"
 

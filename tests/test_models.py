@@ -12,7 +12,7 @@ from workbench.worlds.language import bpe_tokenizer, word_tokenizer
 @pytest.fixture(scope="module")
 def policy():
     tokenizer = bpe_tokenizer(["the quick brown fox jumps over the lazy dog " * 5], vocab_size=300)
-    model = new_llama(len(tokenizer), width=16, layers=1, heads=2, max_length=64, seed=0, eos=1, bos=0)
+    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=64, seed=0)
     return Policy(model, tokenizer)
 
 

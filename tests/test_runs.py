@@ -31,7 +31,9 @@ def test_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"could not write .*x\.json: No space left on device; nothing half-written was kept"):
+    with pytest.raises(
+        OSError, match=r"could not write .*x\.json: No space left on device; nothing half-written was kept"
+    ):
         runs.write_json(path, {"new": 2})
     assert runs.read_json(path) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
@@ -58,7 +60,9 @@ def test_cached_values_and_tables_are_computed_once(tmp_path):
 
     assert run.cached("x", compute) == run.cached("x", compute) == {"a": [1, 2]}
     frame = run.table("t", lambda: calls.append(1) or pd.DataFrame({"ids": [[1, 2], [3]]}))
-    assert run.table("t", lambda: pytest.fail("computed twice")).ids.tolist()[1].tolist() == frame.ids.tolist()[1].tolist()
+    assert (
+        run.table("t", lambda: pytest.fail("computed twice")).ids.tolist()[1].tolist() == frame.ids.tolist()[1].tolist()
+    )
     assert len(calls) == 2
 
 

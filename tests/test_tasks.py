@@ -17,7 +17,11 @@ TINY = {"vocab_size": 400, "width": 32, "layers": 1, "max_length": 128, "steps":
 def made(tmp_path_factory):
     """A file of made-up sums, and a model folder trained on it."""
     folder = tmp_path_factory.mktemp("text")
-    rows = [{"question": f"What is {a} plus {b}?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"} for a in range(20) for b in range(10)]
+    rows = [
+        {"question": f"What is {a} plus {b}?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"}
+        for a in range(20)
+        for b in range(10)
+    ]
     (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
     facts = new_model(str(folder / "sums.jsonl"), folder / "model", **TINY)
     return folder, facts
@@ -62,8 +66,11 @@ def test_spin_runs_on_text(made, runs_root):
 def test_lora_and_micro_batches_on_text(made, runs_root):
     """The full-scale path: an adapter, micro-batches, checkpoints, the adapter's start as reference."""
     folder, _ = made
-    overrides = {"arms": ["spin"], "rounds": 2, "epochs": 1, "n_prompts": 16, "test_size": 8, "batch_size": 8, "micro_batch_size": 2,
-                 "max_new_tokens": 8, "max_length": 64, "lora_rank": 2, "checkpoint_every": 1, "learning_rate": [1e-3], "world": {}}  # fmt: skip
+    overrides = {
+        "arms": ["spin"], "rounds": 2, "epochs": 1, "n_prompts": 16, "test_size": 8, "batch_size": 8,
+        "micro_batch_size": 2, "max_new_tokens": 8, "max_length": 64, "lora_rank": 2, "checkpoint_every": 1,
+        "learning_rate": [1e-3], "world": {},
+    }  # fmt: skip
     experiment = methods.Experiment("spin", scale="full", model=str(folder / "model"), dataset=str(folder / "sums.jsonl"), seeds=[0],
                                     overrides=overrides)  # fmt: skip
     (result,) = experiment.results(workers=1)
@@ -83,7 +90,9 @@ def test_real_demonstrations_and_preferences(shared, tmp_path, runs_root):
         overrides = {**size, "arms": arms, "epochs": 1, "test_size": 8, "batch_size": 8, "max_length": 96}
         if name == "spin":
             overrides["world"] = {}
-        experiment = methods.Experiment(name, scale="tiny", model=str(tmp_path / name), dataset=dataset, seeds=[0, 1, 2], overrides=overrides)
+        experiment = methods.Experiment(
+            name, scale="tiny", model=str(tmp_path / name), dataset=dataset, seeds=[0, 1, 2], overrides=overrides
+        )
         results = experiment.results(workers=1)
         after = results[0]["arms"][arms[0]][1]
         assert 0 <= after["reward_accuracy"] <= 1

@@ -34,12 +34,18 @@ SPIN = preference_step(objectives.spin, beta=0.5)
 
 def new_policy(seed=0):
     tokenizer = word_tokenizer([f"s{i}" for i in range(20)])
-    return Policy(new_llama(len(tokenizer), width=16, layers=1, heads=2, max_length=32, seed=seed, eos=1, bos=0), tokenizer)
+    return Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=32, seed=seed), tokenizer)
 
 
 def groups(n, k=2, seed=0):
     rng = np.random.default_rng(seed)
-    return [Group([0, *rng.integers(2, 22, 3).tolist()], [[*rng.integers(2, 22, rng.integers(1, 6)).tolist(), 1] for _ in range(k)]) for _ in range(n)]
+    return [
+        Group(
+            [0, *rng.integers(2, 22, 3).tolist()],
+            [[*rng.integers(2, 22, rng.integers(1, 6)).tolist(), 1] for _ in range(k)],
+        )
+        for _ in range(n)
+    ]
 
 
 def weights(policy):
@@ -65,12 +71,23 @@ def test_accumulation_changes_nothing():
 
 def test_the_objective_falls_and_every_step_is_logged(tmp_path):
     policy, run = new_policy(), Run(tmp_path)
-    train(policy, make_pairs(policy), SPIN, TrainConfig(learning_rate=1e-2, batch_size=8, epochs=5), run, tag={"round": 0})
+    train(
+        policy, make_pairs(policy), SPIN, TrainConfig(learning_rate=1e-2, batch_size=8, epochs=5), run, tag={"round": 0}
+    )
     rows = run.metrics()
     assert [row["step"] for row in rows] == list(range(15))
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.1
-    assert {"loss", "margins", "accuracies", "chosen_logps", "rejected_logps", "learning_rate", "grad_norm", "round"} <= set(rows[0])
+    assert {
+        "loss",
+        "margins",
+        "accuracies",
+        "chosen_logps",
+        "rejected_logps",
+        "learning_rate",
+        "grad_norm",
+        "round",
+    } <= set(rows[0])
 
 
 def test_resume_gives_the_numbers_of_an_unbroken_run(tmp_path):
@@ -118,7 +135,9 @@ KILLED = """
 @pytest.mark.parametrize("kill_at", [2, 7])
 def test_sigkill_and_resume(tmp_path, kill_at):
     """Killed before and after the first checkpoint; the end is that of an unbroken run to the bit."""
-    script = textwrap.dedent(KILLED.format(tests=os.path.dirname(__file__), kill_at=kill_at, folder=str(tmp_path / "broken")))
+    script = textwrap.dedent(
+        KILLED.format(tests=os.path.dirname(__file__), kill_at=kill_at, folder=str(tmp_path / "broken"))
+    )
     done = subprocess.run([sys.executable, "-c", script], check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == -signal.SIGKILL
     config = TrainConfig(learning_rate=1e-2, batch_size=8, epochs=4, checkpoint_every=2)
@@ -136,7 +155,9 @@ def test_nan_stops_with_the_row_ids():
     rows = make_pairs(policy, 8)
     rows[3] = rows[3]._replace(reference_logps=(float("nan"), 0.0))
     before = weights(policy).clone()
-    with pytest.raises(FloatingPointError, match=r"optimiser step 0: the loss is NaN or infinite for rows row 3; look at"):
+    with pytest.raises(
+        FloatingPointError, match=r"optimiser step 0: the loss is NaN or infinite for rows row 3; look at"
+    ):
         train(policy, rows, SPIN, TrainConfig(batch_size=8))
     assert torch.equal(weights(policy), before)
 
@@ -185,7 +206,14 @@ def test_rounds_resume_where_they_stopped(tmp_path):
             trained.append(t)
             return Round(make_pairs(policy, 16), SPIN, TrainConfig(learning_rate=1e-2, batch_size=8), math.log(2))
 
-        return iterate(policy, 3, make_round, lambda p, t: {"sum": float(weights(p).double().sum())}, Run(tmp_path / folder), seed=0)
+        return iterate(
+            policy,
+            3,
+            make_round,
+            lambda p, t: {"sum": float(weights(p).double().sum())},
+            Run(tmp_path / folder),
+            seed=0,
+        )
 
     whole = play("whole")
     with pytest.raises(KeyboardInterrupt):

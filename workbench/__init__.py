@@ -8,10 +8,26 @@ from importlib import import_module as _import_module
 
 __version__ = "0.1.0"
 
-_SUBMODULES = (
-    "claims cli data feedback figures kernels leaderboard methods metrics models objectives pages ranking reproduce "
-    "runs tasks training worlds"
-).split()
+_SUBMODULES = [
+    "claims",
+    "cli",
+    "data",
+    "feedback",
+    "figures",
+    "kernels",
+    "leaderboard",
+    "methods",
+    "metrics",
+    "models",
+    "objectives",
+    "pages",
+    "ranking",
+    "reproduce",
+    "runs",
+    "tasks",
+    "training",
+    "worlds",
+]
 
 
 def __getattr__(name: str):

@@ -4,7 +4,8 @@ What may live here: the statistics that turn measurements per seed into a verdic
 What may not: anything that produces measurements. A verdict is computed here and nowhere else; nobody types one.
 
 The rule. A claim is *shown* when (1) its one-sided test is significant at 5 % after Holm's correction over all tested
-claims of the notebook, (2) the same test on the negative control is not significant, and (3) every further condition
+claims of the notebook, (2) the same test on the negative control is not significant (at 5 %, or at the level that the
+specification names), and (3) every further condition
 stated with the claim holds. No control, fewer than three seeds or a NaN: never shown.
 """
 
@@ -53,6 +54,7 @@ class Claim:
     interval: list[float] = field(default_factory=list)
     standardised: float = math.nan
     control_effect: float = math.nan
+    control_alpha: float = 0.05
     conditions: dict[str, bool] = field(default_factory=dict)
     paper_effect: float = math.nan
     note: str = ""
@@ -81,9 +83,10 @@ class Claims:
         statement: str,
         *,
         paper: str,
-        measured: Sequence[float],
-        control: Sequence[float] | None,
+        measured: Sequence[float] | np.ndarray,
+        control: Sequence[float] | np.ndarray | None,
         control_is: str = "",
+        control_alpha: float = ALPHA,
         direction: Direction = "greater",
         test: Test = "paired_t",
         margin: float = 0.0,
@@ -97,6 +100,7 @@ class Claims:
         Args:
             measured: the claimed effect, one number a seed (usually a difference to a baseline of the same seed).
             control: the same number where the claim must vanish (labels shuffled, sign flipped, method off).
+            control_alpha: the level at which the control counts as significant; 5 % unless the specification names another.
             direction: "greater" or "less" than `margin`, or "equivalent": inside +-`margin` by two one-sided tests.
             test: the test of `measured - margin` against 0. "equivalent" always uses the t distribution.
             also: further conditions, each with its outcome, that must all hold.
@@ -118,7 +122,7 @@ class Claims:
         self._claims.append(
             Claim(
                 id=id, statement=statement, paper=paper, direction=direction, seeds=self.seeds, unit=unit, note=note,
-                measured=values.tolist(), control=control_values.tolist(), control_is=control_is,
+                measured=values.tolist(), control=control_values.tolist(), control_is=control_is, control_alpha=control_alpha,
                 test="two one-sided t" if direction == "equivalent" else test, margin=float(margin),
                 p_value=p_value(values, direction, test, margin),
                 control_p_value=p_value(control_values, direction, test, margin),
@@ -152,7 +156,10 @@ class Claims:
     def records(self) -> list[dict[str, Any]]:
         """What `claims.json` holds; undefined numbers are null."""
         return [
-            {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in asdict(c).items()}
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in asdict(c).items()
+            }
             for c in self.decided()
         ]
 
@@ -171,7 +178,7 @@ def _verdict(claim: Claim) -> str:
         len(claim.seeds) >= 3
         and len(claim.control) > 0
         and claim.p_holm < ALPHA
-        and not claim.control_p_value < ALPHA
+        and not claim.control_p_value < claim.control_alpha
         and all(claim.conditions.values())
     )
     if claim.scale == "smoke":
@@ -197,6 +204,7 @@ def p_value(values: np.ndarray, direction: Direction, test: Test = "paired_t", m
     """
     from scipy import stats
 
+    result: Any
     values = np.asarray(values, dtype=float)
     if values.size < 3:
         return math.nan
@@ -204,9 +212,11 @@ def p_value(values: np.ndarray, direction: Direction, test: Test = "paired_t", m
         return max(p_value(values, "greater", "paired_t", -margin), p_value(values, "less", "paired_t", margin))
     shifted = values - margin
     if test == "paired_t" and np.ptp(shifted) > 0:
-        return float(stats.ttest_1samp(shifted, 0.0, alternative=direction).pvalue)
+        result = stats.ttest_1samp(shifted, 0.0, alternative=direction)
+        return float(result.pvalue)
     if test == "wilcoxon" and np.any(shifted):
-        return float(stats.wilcoxon(shifted, alternative=direction).pvalue)
+        result = stats.wilcoxon(shifted, alternative=direction)
+        return float(result.pvalue)
     if test == "bootstrap":
         rng = np.random.default_rng(0)
         means = shifted[rng.integers(0, len(shifted), (9_999, len(shifted)))].mean(axis=1)
@@ -298,7 +308,9 @@ def table_html(records: Sequence[Mapping[str, Any]], *, links: Mapping[str, str]
     """The claims as an HTML table; everything in it is escaped. `links` maps a system to the page of its run."""
     rows = []
     for row in frame(records).to_dict("records"):
-        kind = {"shown in small": "yes", "reproduced": "yes", "not shown": "no", "not reproduced": "no"}.get(row["verdict"], "open")
+        kind = {"shown in small": "yes", "reproduced": "yes", "not shown": "no", "not reproduced": "no"}.get(
+            row["verdict"], "open"
+        )
         system = html.escape(row["system"])
         if links and row["system"] in links:
             system = f'<a href="{html.escape(links[row["system"]])}">{system}</a>'

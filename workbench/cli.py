@@ -90,6 +90,29 @@ def reproduce(
         raise typer.Exit(1)
 
 
+@app.command()
+def new_model(
+    dataset: Annotated[str, typer.Option(help="Hub id, folder or file with demonstrations or preferences.")],
+    output: Annotated[Path, typer.Option(help="Folder for the model; it must not exist yet.")],
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 400,
+    width: Annotated[int, typer.Option(min=32, help="Hidden size.")] = 128,
+    layers: Annotated[int, typer.Option(min=1)] = 3,
+    max_length: Annotated[int, typer.Option(min=16, help="Tokens of prompt and answer together.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Train a small model from scratch on your own text, where no hub can be reached.
+
+    Tokenizer and model are saved in the hub's format, so that `--model` takes the folder. The rows that methods hold
+    out are left out of its training. Example: `workbench new-model --dataset my.jsonl --output my-model`
+    """
+    from workbench.from_scratch import new_model
+
+    if output.exists():
+        raise ValueError(f"{output} exists already; name a new folder or delete it")
+    facts = new_model(dataset, output, steps=steps, width=width, layers=layers, max_length=max_length, device=device)
+    typer.echo(f"{output}: " + ", ".join(f"{name} {value:.4g}" for name, value in facts.items()))
+
+
 def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """`key=value` texts as Config fields: a value is JSON where it reads as JSON, else text; Config checks it."""
     overrides: dict[str, Any] = {}

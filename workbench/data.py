@@ -65,15 +65,20 @@ def _read_jsonl(path: Path) -> list[Row]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: broken JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+                raise ValueError(
+                    f"{path}, line {number}: broken JSON ({error.msg} at column {error.colno}); mend or remove the line"
+                ) from None
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: a row must be an object with named columns; got {type(row).__name__}")
+                raise ValueError(
+                    f"{path}, line {number}: a row must be an object with named columns; got {type(row).__name__}"
+                )
             rows.append(row)
     return rows
 
 
 def _load_with_datasets(source: str, path: Path, split: str) -> list[Row]:
     import datasets
+    from datasets.exceptions import DatasetNotFoundError
 
     readers = {".parquet": "parquet", ".csv": "csv", ".json": "json"}
     try:
@@ -92,12 +97,13 @@ def _load_with_datasets(source: str, path: Path, split: str) -> list[Row]:
         raise
     except KeyError:
         raise ValueError(f"{source} has no split {split!r}") from None
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, ValueError, DatasetNotFoundError) as error:
         if isinstance(error, ValueError) and ("unknown kind" in str(error) or "split" in str(error)):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
-            f"cannot load a data set from {source!r}: {reason}. Give a .jsonl, .jsonl.gz or .parquet file, a folder, or a hub id that can be reached"
+            f"cannot load a data set from {source!r}: {reason}. "
+            "Give a .jsonl, .jsonl.gz or .parquet file, a folder, or a hub id that can be reached"
         ) from error
     return [dict(row) for row in found]
 
@@ -132,7 +138,12 @@ def as_preferences(rows: Sequence[Row]) -> list[Row]:
             if p == 0.5:
                 continue
             chosen, rejected = ("b", "a") if p > 0.5 else ("a", "b")
-            row = {**row, "chosen": row.get(f"response_{chosen}"), "rejected": row.get(f"response_{rejected}"), "p_chosen": max(p, 1 - p)}
+            row = {
+                **row,
+                "chosen": row.get(f"response_{chosen}"),
+                "rejected": row.get(f"response_{rejected}"),
+                "p_chosen": max(p, 1 - p),
+            }
         row = _rename(row, ("prompt", "chosen", "rejected"))
         for side in ("chosen", "rejected"):
             if isinstance(row.get(side), list):
@@ -186,7 +197,10 @@ def _rename(row: Row, columns: Sequence[str]) -> Row:
 def _first_turns(messages: Any, index: int) -> Row:
     turns = [turn for turn in messages if turn.get("role") != "system"] if isinstance(messages, list) else []
     if len(turns) < 2 or turns[0]["role"] != "user" or turns[1]["role"] != "assistant":
-        raise ValueError(f"row {index}, column 'messages': a chat must begin with a user turn and an assistant turn; got {[t.get('role') for t in turns]}")
+        raise ValueError(
+            f"row {index}, column 'messages': a chat must begin with a user turn and an assistant turn; "
+            f"got {[t.get('role') for t in turns]}"
+        )
     system = [turn for turn in messages if turn.get("role") == "system"][:1]
     return {"prompt": [*system, turns[0]], "completion": turns[1]["content"]}
 
@@ -210,7 +224,8 @@ def check(rows: Sequence[Row], kind: str) -> list[Row]:
         for column in KINDS[kind]:
             if row.get(column) is None:
                 raise ValueError(
-                    f"row {index}: column {column!r} is missing; {kind} rows need {', '.join(KINDS[kind])}; found {', '.join(map(str, row))}"
+                    f"row {index}: column {column!r} is missing; {kind} rows need {', '.join(KINDS[kind])}; "
+                    f"found {', '.join(map(str, row))}"
                 )
         if not row["prompt"] or (isinstance(row["prompt"], str) and not row["prompt"].strip()):
             raise ValueError(f"row {index}, column 'prompt': it is empty; give the question, or remove the row")
@@ -220,9 +235,13 @@ def check(rows: Sequence[Row], kind: str) -> list[Row]:
             if not isinstance(row[column], str):
                 raise ValueError(f"row {index}, column {column!r}: text is needed; got {type(row[column]).__name__}")
             if column != "rejected" and not row[column].strip():
-                raise ValueError(f"row {index}, column {column!r}: it is empty; only generated (rejected) responses may be empty")
+                raise ValueError(
+                    f"row {index}, column {column!r}: it is empty; only generated (rejected) responses may be empty"
+                )
         if "p_chosen" in row and not (isinstance(row["p_chosen"], (int, float)) and 0 <= row["p_chosen"] <= 1):
-            raise ValueError(f"row {index}, column 'p_chosen': a probability in [0, 1] is needed; got {row['p_chosen']!r}")
+            raise ValueError(
+                f"row {index}, column 'p_chosen': a probability in [0, 1] is needed; got {row['p_chosen']!r}"
+            )
         scores = {"rating": [row.get("score")], "ranking": row.get("scores")}.get(kind, [])
         for score in scores or []:
             if not isinstance(score, (int, float)) or not math.isfinite(score):

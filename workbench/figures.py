@@ -87,7 +87,14 @@ def blank(title: str, x: str, y: str, **layout: Any) -> go.Figure:
 
 
 def lines_over_rounds(
-    table: pd.DataFrame, *, x: str, y: str, title: str, x_title: str, y_title: str, labels: Mapping[str, str] | None = None
+    table: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    title: str,
+    x_title: str,
+    y_title: str,
+    labels: Mapping[str, str] | None = None,
 ) -> Display:
     """One line an arm with a band: mean over seeds and its 95 % t interval.
 
@@ -190,17 +197,20 @@ def summarise(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
 
     rows = []
     for key, group in table.groupby(list(by), sort=False):
+        labels: Any = key
         values = group[value].to_numpy(dtype=float)
         low, high = interval(values)
-        rows.append({**dict(zip(by, key, strict=True)), "mean": values.mean(), "lower": low, "upper": high, "n": len(values)})
+        rows.append(
+            {**dict(zip(by, labels, strict=True)), "mean": values.mean(), "lower": low, "upper": high, "n": len(values)}
+        )
     return pd.DataFrame(rows)
 
 
 def pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
     """Held-out pairs with their rewards, the worst told apart first. Shown as a table, pandas escapes all text."""
-    table = pairs.assign(margin=pairs.chosen_rewards - pairs.rejected_rewards)
     columns = ["prompt", "chosen", "rejected", "chosen_rewards", "rejected_rewards", "margin"]
-    return table[columns].sort_values("margin", ignore_index=True).round(3)
+    table: Any = pairs.assign(margin=pairs.chosen_rewards - pairs.rejected_rewards)[columns]
+    return table.sort_values("margin", ignore_index=True).round(3)
 
 
 def reward_histogram(pairs: Mapping[str, pd.DataFrame], title: str) -> Display:
@@ -208,7 +218,11 @@ def reward_histogram(pairs: Mapping[str, pd.DataFrame], title: str) -> Display:
     table = pd.concat([pair_table(frame).assign(when=name) for name, frame in pairs.items()], ignore_index=True)
     figure = blank(title, "reward of chosen minus rejected (nats)", "held-out pairs", barmode="overlay")
     for number, (name, rows) in enumerate(table.groupby("when", sort=False)):
-        figure.add_trace(go.Histogram(x=rows.margin, name=plain(str(name)), opacity=0.55, nbinsx=50, marker_color=_CYCLE[number % len(_CYCLE)]))
+        figure.add_trace(
+            go.Histogram(
+                x=rows.margin, name=plain(str(name)), opacity=0.55, nbinsx=50, marker_color=_CYCLE[number % len(_CYCLE)]
+            )
+        )
     figure.add_vline(x=0, line={"color": "#444", "width": 1})
     return Display(table, figure)
 
@@ -234,7 +248,10 @@ def claims_forest(records: Sequence[Mapping[str, Any]]) -> Display:
     table = pd.DataFrame(rows, columns=["claim", "statement", "kind", "seed", "effect", "verdict"])
     figure = blank("Each claim beside its negative control, one point a seed", "effect in the claimed direction (standard deviations)", "",
                    height=120 + 42 * table["claim"].nunique())  # fmt: skip
-    for kind, marker in (("control", {"color": "#B0B0B0", "symbol": "circle-open"}), ("measured", {"color": COLOURS["spin"]})):
+    for kind, marker in (
+        ("control", {"color": "#B0B0B0", "symbol": "circle-open"}),
+        ("measured", {"color": COLOURS["spin"]}),
+    ):
         part = table[table["kind"] == kind]
         figure.add_trace(
             go.Scatter(x=part.effect, y=part.claim, mode="markers", name={"measured": "method", "control": "negative control"}[kind],

@@ -59,8 +59,8 @@ def new_model(
     rows = [rows[i] for i in order]
     prompts = [row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"] for row in rows]
     tokenizer = bpe_tokenizer([*prompts, *(row["completion"] for row in rows)], vocab_size=vocab_size)
-    model = new_llama(len(tokenizer), width=width, layers=layers, heads=max(2, width // 32), max_length=max_length, seed=seed,
-                      eos=tokenizer.eos_token_id, bos=tokenizer.bos_token_id)  # fmt: skip
+    model = new_llama(
+        tokenizer, width=width, layers=layers, heads=max(2, width // 32), max_length=max_length, seed=seed)  # fmt: skip
     policy = Policy(model.to(pick_device(device)), tokenizer, str(folder))
 
     def answers(some: list[data.Row]) -> list[Group]:

@@ -16,14 +16,13 @@ import html
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
 from scipy.special import expit
 
+from workbench.config import Field, Presets, strict
 from workbench.metrics import win_rate
 from workbench.ranking import bradley_terry
 
@@ -36,23 +35,21 @@ BASELINE = "(baseline)"
 RIDGE = 1e-6  # on a model's level, only to keep a model that never wins finite
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
-class Config:
-    """Size of the synthetic set (used when no data set is given) and of the bootstrap."""
+@strict
+class Config(Presets):
+    """Size of the synthetic set (used when no data set is given), of the bootstrap, and what to compare with."""
 
-    n_models: int = Field(10, ge=3)
-    n_instructions: int = Field(200, ge=10)
+    n_models: int = Field(default=10, ge=3)
+    n_instructions: int = Field(default=200, ge=10)
     length_bias: float = 1.0  # logits the synthetic judge adds per nat of log(model length / baseline length)
-    rounds: int = Field(100, ge=2)  # bootstrap rounds over instructions
+    rounds: int = Field(default=100, ge=2)  # bootstrap rounds over instructions
+    published: str = ""  # path of a published leaderboard; "" compares with nothing but planted truth
 
-    @classmethod
-    def at(cls, scale: str, **overrides: Any) -> Config:
-        """The preset of a scale with some fields replaced."""
-        public = {"n_models": 29, "n_instructions": 805, "rounds": 500}  # the size of the public table
-        presets = {"smoke": {"n_models": 6, "n_instructions": 80, "rounds": 20}, "tiny": {}, "full": public}
-        if scale not in presets:
-            raise ValueError(f"scale must be one of {', '.join(presets)}; got {scale!r}")
-        return cls(**(presets[scale] | overrides))
+    PRESETS: ClassVar = {
+        "smoke": {"n_models": 6, "n_instructions": 80, "rounds": 20},
+        "tiny": {},
+        "full": {"n_models": 29, "n_instructions": 805, "rounds": 500},  # the size of the public table
+    }
 
 
 class Data(NamedTuple):
@@ -63,12 +60,12 @@ class Data(NamedTuple):
     reference_name: str
 
 
-def open_data(config: Config, *, dataset: str = "", published: str = "", seed: int = 0) -> Data:
+def open_data(config: Config, *, dataset: str = "", seed: int = 0) -> Data:
     """Annotations of the file `dataset`, or the synthetic set when it is "", with their reference."""
     if not dataset:
         size = (config.n_models, config.n_instructions)
         return Data(*synthetic_annotations(*size, length_bias=config.length_bias, seed=seed), "planted")
-    reference = load_published(published) if published else pd.DataFrame(columns=list(PUBLISHED))
+    reference = load_published(config.published) if config.published else pd.DataFrame(columns=list(PUBLISHED))
     return Data(load_annotations(dataset), reference, "published")
 
 

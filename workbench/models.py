@@ -87,7 +87,9 @@ class Policy:
             dtype = "bfloat16" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
         source = str(source)
         if os.sep in source and source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
-            raise FileNotFoundError(f"no model folder {source}; give a folder with config.json, or a hub id such as org/name")
+            raise FileNotFoundError(
+                f"no model folder {source}; give a folder with config.json, or a hub id such as org/name"
+            )
         source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -99,9 +101,9 @@ class Policy:
             raise FileNotFoundError(
                 f"cannot load a model from {source!r}: {reason}. Give a folder in the hub's format, or a hub id that can be reached"
             ) from error
-        if lora is not None:
-            model = add_lora(model, **lora)
-        return cls(model.to(where), tokenizer, name=source)
+        model = add_lora(model, **lora) if lora is not None else model
+        model.to(where)  # type: ignore[arg-type]
+        return cls(model, tokenizer, name=source)
 
     def save(self, folder: str | Path) -> None:
         """Writes model (or adapter) and tokenizer in the hub's format; safetensors only."""
@@ -164,7 +166,12 @@ class Policy:
         return [token for token in ids if token != self.tokenizer.eos_token_id] + [self.tokenizer.eos_token_id]
 
     def group(
-        self, prompt: Prompt | Sequence[int], responses: Sequence[str | list[int]], *, max_length: int = 0, max_prompt_length: int = 0
+        self,
+        prompt: Prompt | Sequence[int],
+        responses: Sequence[str | list[int]],
+        *,
+        max_length: int = 0,
+        max_prompt_length: int = 0,
     ) -> Group:
         """Prompt and responses as token ids, cut to the context where they must be.
 
@@ -189,7 +196,9 @@ class Policy:
             prompt_ids = prompt_ids[-max_prompt_length:]
         room = max_length - len(prompt_ids)
         if room < 1:
-            raise ValueError(f"max_length={max_length} leaves no room for a response behind {len(prompt_ids)} prompt tokens")
+            raise ValueError(
+                f"max_length={max_length} leaves no room for a response behind {len(prompt_ids)} prompt tokens"
+            )
         self.counts["responses_cut"] += sum(len(r) > room for r in ids)
         return Group(prompt_ids, [r[:room] for r in ids])
 
@@ -205,14 +214,14 @@ def add_lora(model: nn.Module, **options: Any) -> nn.Module:
     return get_peft_model(model, config)  # type: ignore[arg-type, return-value]
 
 
-def new_llama(vocab_size: int, *, width: int, layers: int, heads: int, max_length: int, seed: int, eos: int, bos: int) -> nn.Module:
-    """A randomly initialised Llama: the real transformers class at a small size."""
+def new_llama(tokenizer: Any, *, width: int, layers: int, heads: int, max_length: int, seed: int) -> nn.Module:
+    """A randomly initialised Llama for this tokenizer: the real transformers class at a small size."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=max_length,
-        tie_word_embeddings=False, eos_token_id=eos, bos_token_id=bos, pad_token_id=eos,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=max_length, tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     return LlamaForCausalLM(config)

@@ -112,9 +112,17 @@ def reproduce(
     if workers < 1 or timeout_s <= 0:
         raise ValueError(f"workers and timeout must be positive; got {workers} workers and {timeout_s} s")
     root = (root or runs.default_root()).expanduser().resolve()
-    given = {"scale": scale, "seeds": list(seeds or ()), "device": device, "overrides": dict(overrides or {})}
+    files = {
+        key: _absolute(value)
+        for key, value in (overrides or {}).items()
+        if isinstance(value, str) and Path(value).is_file()
+    }
+    given = {"scale": scale, "seeds": list(seeds or ()), "device": device, "overrides": {**(overrides or {}), **files}}
     given |= {"model": _absolute(model), "dataset": _absolute(dataset)}
-    jobs = [_plan(method, root, **given) for method in methods.find(names)]
+    jobs = []
+    for method in methods.find(names):
+        quick = method.quick or {} if not names and scale == "tiny" and not model and not dataset else {}
+        jobs.append(_plan(method, root, **{**given, "overrides": {**quick, **given["overrides"]}}))
     if not force:
         for job in jobs:
             job.status = "reused" if _is_whole(job) else "waiting"

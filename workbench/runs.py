@@ -42,6 +42,10 @@ _PROVENANCE = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy
 
 
 # ---------------------------------------------------------------------------------------------- files, whole or not
+_UMASK = os.umask(0)  # there is no other way to read it
+os.umask(_UMASK)
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """Opens `path` for writing so that a reader sees the old file or the whole new one, never a part.
@@ -56,9 +60,12 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes files that only this user could read
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, f"could not write {path}: {error.strerror}; nothing half-written was kept") from error
+        raise OSError(
+            error.errno, f"could not write {path}: {error.strerror}; nothing half-written was kept"
+        ) from error
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -85,8 +92,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+    if not isinstance(value, type) and (as_list := getattr(value, "tolist", None)):
+        return _plain(as_list())
     return value
 
 
@@ -285,7 +292,9 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RuntimeError(f"{self.folder} is being written by another process; wait for it or stop it") from None
+                raise RuntimeError(
+                    f"{self.folder} is being written by another process; wait for it or stop it"
+                ) from None
             yield
 
 
@@ -348,7 +357,9 @@ def over_seeds(
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be different numbers, at least one; got {list(seeds)}")
     parts = [run.child(f"seed-{seed}") for seed in seeds]
-    missing = [(seed, part) for seed, part in zip(seeds, parts, strict=True) if not (part.folder / "result.json").is_file()]
+    missing = [
+        (seed, part) for seed, part in zip(seeds, parts, strict=True) if not (part.folder / "result.json").is_file()
+    ]
     workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
     if workers <= 1:
         for seed, part in missing:
@@ -362,8 +373,16 @@ def _run_pool(experiment, task, config, missing: list[tuple[int, Run]], run: Run
     from tqdm import tqdm
 
     context = multiprocessing.get_context("spawn")  # fork is unsafe once torch has started its threads
-    bar = tqdm(total=1.0, desc=run.folder.parent.name, disable=in_batch(), bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)) as pool, bar:
+    bar = tqdm(
+        total=1.0,
+        desc=run.folder.parent.name,
+        disable=in_batch(),
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
+    )
+    with (
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)) as pool,
+        bar,
+    ):
         futures = {pool.submit(_run_seed, experiment, task, config, seed, part): seed for seed, part in missing}
         waiting = set(futures)
         while waiting:
@@ -383,6 +402,9 @@ def _run_seed(experiment, task, config, seed: int, part: Run) -> None:
 
 
 def _start_worker(parent: int) -> None:
+    # Before the first import of numpy: its BLAS would start a thread a core in every worker, and they would wait on
+    # each other.
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     import torch
 
     torch.set_num_threads(1)

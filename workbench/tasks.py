@@ -92,7 +92,9 @@ class TextTask:
         answer = "completion" if self.kind == "demonstration" else "chosen"
         length = min(self.max_length or policy.max_length, policy.max_length)
         groups = [policy.group(row["prompt"], [row[answer]], max_length=length) for row in self._split("test", seed)]
-        nll = -reference_logps(policy, groups, batch_size=16).sum() / sum(len(group.responses_ids[0]) for group in groups)
+        nll = -reference_logps(policy, groups, batch_size=16).sum() / sum(
+            len(group.responses_ids[0]) for group in groups
+        )
         return {"quality": -float(nll), "token_nll": float(nll)}
 
     def _split(self, split: str, seed: int) -> list[Row]:

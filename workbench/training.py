@@ -37,17 +37,17 @@ Step = Callable[[Policy, Sequence[Any]], tuple[Tensor, dict[str, Tensor]]]
 class TrainConfig:
     """How to optimise. Fields left out of a method's own `Config` keep these values."""
 
-    learning_rate: float = Field(1e-4, gt=0)  # peak
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(64, ge=1)  # examples an optimiser step
-    micro_batch_size: int = Field(0, ge=0)  # examples held at once; 0: the whole batch
+    learning_rate: float = Field(default=1e-4, gt=0)  # peak
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=64, ge=1)  # examples an optimiser step
+    micro_batch_size: int = Field(default=0, ge=0)  # examples held at once; 0: the whole batch
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_ratio: float = Field(0.1, ge=0, le=1)  # share of all steps
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)  # share of all steps
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_steps: int = Field(0, ge=0)  # 0: all epochs
-    checkpoint_every: int = Field(0, ge=0)  # optimiser steps; 0: none inside a call
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_steps: int = Field(default=0, ge=0)  # 0: all epochs
+    checkpoint_every: int = Field(default=0, ge=0)  # optimiser steps; 0: none inside a call
     precision: Literal["no", "bf16"] = "no"  # autocast
 
 
@@ -107,8 +107,11 @@ def pair_rows(reference: Policy, ids: Sequence[str], groups: Sequence[Group], *,
         FloatingPointError: the reference gives NaN or infinite log-probs; the rows are named, nothing is zeroed.
     """
     logps = reference_logps(reference, groups, batch_size=batch_size)
-    if bad := [ids[i] for i in np.flatnonzero(~np.isfinite(logps).all(1))[:10]]:
-        raise FloatingPointError(f"the reference gives NaN or infinite log-probs to {', '.join(bad)}; look at these rows first")
+    bad = [str(id) for id, fine in zip(ids, np.isfinite(logps), strict=True) if not fine.all()]
+    if bad:
+        raise FloatingPointError(
+            f"the reference gives NaN or infinite log-probs to {', '.join(bad[:10])}; look at these rows first"
+        )
     return [PairRow(id, group, (float(c), float(r))) for id, group, (c, r) in zip(ids, groups, logps, strict=True)]
 
 
@@ -171,7 +174,11 @@ def train(
     scheduler = get_scheduler(config.schedule, optimizer, round(config.warmup_ratio * n_steps), n_steps)
     model, optimizer = accelerator.prepare(policy.model, optimizer)
     live = Policy(model, policy.tokenizer, policy.name, policy.counts)
-    checkpoint = _Checkpoint(run.folder / "checkpoint", policy, optimizer, scheduler) if run and config.checkpoint_every else None
+    checkpoint = (
+        _Checkpoint(run.folder / "checkpoint", policy, optimizer, scheduler)
+        if run and config.checkpoint_every
+        else None
+    )
     first = checkpoint.restore() if checkpoint else 0
     if run and checkpoint:
         run.rewind_metrics(first)
@@ -235,7 +242,10 @@ class _Checkpoint:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=".checkpoint."))
         save_file(self._weights(), temporary / "weights.safetensors")
-        torch.save({"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}, temporary / "optimizer.pt")
+        torch.save(
+            {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()},
+            temporary / "optimizer.pt",
+        )
         runs.write_json(temporary / "state.json", {"step": step})
         old = self.folder.with_name(".checkpoint.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -265,7 +275,9 @@ class _Checkpoint:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone().contiguous() for name, p in self.policy.model.named_parameters() if p.requires_grad}
+        return {
+            name: p.detach().clone().contiguous() for name, p in self.policy.model.named_parameters() if p.requires_grad
+        }
 
 
 # ------------------------------------------------------------------------------------------------- iterated methods
@@ -274,14 +286,14 @@ class Round:
     """What one round of an iterated method trains on.
 
     Attributes:
-        rows: tokenised pairs with the log-probs of their reference.
+        rows: what the step takes, usually `PairRow`s with the log-probs of their reference.
         step: the objective as a step.
         config: optimisation of this round.
         start_loss: the mean loss that the first batch must have before any update, where the reference is the policy
             itself (log 2 for logistic losses); None where the reference is another model.
     """
 
-    rows: Sequence[PairRow]
+    rows: Sequence[Any]
     step: Step
     config: TrainConfig
     start_loss: float | None
@@ -350,7 +362,9 @@ def _save_weights(policy: Policy, folder: Path) -> None:
     from safetensors.torch import save
 
     with runs.atomic(folder / "weights.safetensors") as file:
-        file.write(save({n: p.detach().clone().contiguous() for n, p in policy.model.named_parameters() if p.requires_grad}))
+        file.write(
+            save({n: p.detach().clone().contiguous() for n, p in policy.model.named_parameters() if p.requires_grad})
+        )
 
 
 def _load_weights(policy: Policy, folder: Path) -> None:

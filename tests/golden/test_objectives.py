@@ -62,7 +62,9 @@ def cases(golden, name):
     content = json.loads(path.read_text())
     assert set(content) <= COMMENTS, f"{name}: unknown fields {set(content) - COMMENTS}"
     for case in content["cases"]:
-        assert set(case) <= {"inputs", "hyperparameters", "outputs", "id", "note"}, f"{name}: unknown fields {set(case)}"
+        assert set(case) <= {"inputs", "hyperparameters", "outputs", "id", "note"}, (
+            f"{name}: unknown fields {set(case)}"
+        )
     return content["cases"]
 
 
@@ -94,7 +96,9 @@ def test_values_and_gradients(golden, name):
             else:
                 assert ours in logged, f"{where}: unknown field {key}"
                 got = logged[ours]
-            torch.testing.assert_close(got, tensor(expected), **TIGHT, msg=lambda text, w=where, k=key: f"{w}, {k}: {text}")
+            torch.testing.assert_close(
+                got, tensor(expected), **TIGHT, msg=lambda text, w=where, k=key: f"{w}, {k}: {text}"
+            )
 
 
 def test_sequence_logps(golden):
@@ -106,10 +110,16 @@ def test_sequence_logps(golden):
         logits = torch.tensor(case["inputs"]["logits"], dtype=torch.float64, requires_grad=True)
         labels = torch.tensor(case["inputs"]["labels"])[:, 1:]
         scored = labels != case["hyperparameters"]["label_pad_token_id"]
-        logps = token_logps(logits[:, :-1][scored], labels[scored], Identity(), vocab=logits.shape[-1], tile=2 * logits.shape[-1])
-        scores = Scores(torch.zeros(scored.shape, dtype=logps.dtype).masked_scatter(scored, logps)[:, None], scored[:, None])
+        logps = token_logps(
+            logits[:, :-1][scored], labels[scored], Identity(), vocab=logits.shape[-1], tile=2 * logits.shape[-1]
+        )
+        scores = Scores(
+            torch.zeros(scored.shape, dtype=logps.dtype).masked_scatter(scored, logps)[:, None], scored[:, None]
+        )
         got = (scores.means if case["hyperparameters"]["average_log_prob"] else scores.sums)[:, 0]
         torch.testing.assert_close(got.detach(), tensor(case["outputs"]["logps"]), **TIGHT, msg=f"case {number}")
         if "grad_logits" in case["outputs"]:
             got.sum().backward()
-            torch.testing.assert_close(logits.grad, torch.tensor(case["outputs"]["grad_logits"], dtype=torch.float64), **TIGHT)
+            torch.testing.assert_close(
+                logits.grad, torch.tensor(case["outputs"]["grad_logits"], dtype=torch.float64), **TIGHT
+            )

@@ -6,8 +6,13 @@ import torch
 def tiny_llama():
     """A random Llama of transformers in float64, so that routes can be compared to rounding."""
     from workbench.models import new_llama
+    from workbench.worlds.language import word_tokenizer
 
-    return new_llama(23, width=16, layers=2, heads=2, max_length=64, seed=0, eos=1, bos=0).double().eval()
+    return (
+        new_llama(word_tokenizer([f"s{i}" for i in range(21)]), width=16, layers=2, heads=2, max_length=64, seed=0)
+        .double()
+        .eval()
+    )
 
 
 @pytest.fixture(scope="session")

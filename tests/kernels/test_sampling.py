@@ -17,7 +17,9 @@ def test_greedy_equals_generate(name, request):
     got = sample(model, PROMPTS, max_new_tokens=12, temperature=0.0)
     for prompt, tokens in zip(PROMPTS, got.tokens, strict=True):
         ids = torch.tensor([prompt])
-        expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=1)
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=1
+        )
         assert tokens[0] == expected[0, len(prompt) :].tolist()
 
 
@@ -42,7 +44,11 @@ def test_log_probs_equal_a_rescoring(tiny_llama):
 
 def test_end_tokens_end_and_rows_leave(tiny_llama):
     drawn = sample(tiny_llama, PROMPTS * 20, n=2, max_new_tokens=30, seed=2)
-    reasons = [(tokens, reason) for t, r in zip(drawn.tokens, drawn.finish_reasons, strict=True) for tokens, reason in zip(t, r, strict=True)]
+    reasons = [
+        (tokens, reason)
+        for t, r in zip(drawn.tokens, drawn.finish_reasons, strict=True)
+        for tokens, reason in zip(t, r, strict=True)
+    ]
     assert {reason for _, reason in reasons} == {"stop", "length"}
     for tokens, reason in reasons:
         assert 1 not in tokens[:-1]
@@ -64,7 +70,11 @@ def test_cut_distributions():
     """Probabilities .5 .3 .15 .05: top_k 2 keeps two; top_p .6 keeps the one that crosses .6; renormalised."""
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]], dtype=torch.float64).log().repeat(1_000, 1)
     uniforms = torch.linspace(0, 0.999, 1_000, dtype=torch.float64)
-    for options, kept in (((1.0, 1.0, 2), {0: 0.5, 1: 0.3}), ((1.0, 0.6, 0), {0: 0.5, 1: 0.3}), ((1.0, 0.5, 0), {0: 0.5})):
+    for options, kept in (
+        ((1.0, 1.0, 2), {0: 0.5, 1: 0.3}),
+        ((1.0, 0.6, 0), {0: 0.5, 1: 0.3}),
+        ((1.0, 0.5, 0), {0: 0.5}),
+    ):
         tokens, policy, sampling = _draw(logits, uniforms, *options[:1], *options[1:])
         assert set(tokens.tolist()) == set(kept)
         for token, p in kept.items():

@@ -78,7 +78,11 @@ def test_gradients_equal_the_plain_loop(tiny_llama):
     (score(tiny_llama, groups).sums * weights).sum().backward()
     got = {name: p.grad.clone() for name, p in tiny_llama.named_parameters()}
     tiny_llama.zero_grad()
-    sum(weights[i, k] * plain(tiny_llama, g, r).sum() for i, g in enumerate(groups) for k, r in enumerate(g.responses_ids)).backward()
+    sum(
+        weights[i, k] * plain(tiny_llama, g, r).sum()
+        for i, g in enumerate(groups)
+        for k, r in enumerate(g.responses_ids)
+    ).backward()
     for name, parameter in tiny_llama.named_parameters():
         torch.testing.assert_close(got[name], parameter.grad, rtol=1e-9, atol=1e-10, msg=name)
     tiny_llama.zero_grad()

@@ -30,14 +30,22 @@ def test_exact_minimiser_of_a_round(beta):
     p_policy, p_data = (torch.tensor(rng.dirichlet(np.full(256, 2.0))) for _ in range(2))
     pair_weight = (p_data[:, None] * p_policy[None, :]).flatten()
     free = p_policy.log().clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([free], max_iter=3_000, tolerance_grad=1e-13, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [free], max_iter=3_000, tolerance_grad=1e-13, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
 
     def expected_loss():
         optimizer.zero_grad()
         logps = free.log_softmax(-1)
         chosen, rejected = logps[:, None].expand(256, 256).flatten(), logps[None, :].expand(256, 256).flatten()
         start = p_policy.log()
-        losses, _ = objectives.spin(chosen, rejected, start[:, None].expand(256, 256).flatten(), start[None, :].expand(256, 256).flatten(), beta=beta)
+        losses, _ = objectives.spin(
+            chosen,
+            rejected,
+            start[:, None].expand(256, 256).flatten(),
+            start[None, :].expand(256, 256).flatten(),
+            beta=beta,
+        )
         loss = (pair_weight * losses).sum()
         loss.backward()
         return loss
@@ -72,7 +80,7 @@ def rows_of(run, t, name="generated"):
 
 
 def test_every_round_answers_every_training_prompt_anew(played):
-    task, settings, run, _ = played
+    task, _, run, _ = played
     human = task.demonstrations("train", 3)
     for t in range(2):
         table = rows_of(run, t)
@@ -100,7 +108,10 @@ def test_results_tell_quality_and_held_out_pairs(played):
     *_, result = played
     start, *rounds = result["arms"]["spin"]
     assert set(start) == {"quality", "defect_rate", "kl_nats"}
-    assert all({"reward_accuracy", "held_out_loss", "likelihood_before", "likelihood_after"} <= set(numbers) for numbers in rounds)
+    assert all(
+        {"reward_accuracy", "held_out_loss", "likelihood_before", "likelihood_after"} <= set(numbers)
+        for numbers in rounds
+    )
 
 
 def test_a_second_call_computes_nothing(played, monkeypatch):
@@ -110,9 +121,12 @@ def test_a_second_call_computes_nothing(played, monkeypatch):
 
 
 def test_missing_previous_round_is_an_error(played, tmp_path):
-    task, settings, run, _ = played
+    task, settings, _, _ = played
     policy = task.start(3)
-    with pytest.raises(FileNotFoundError, match=r"round 1 trains on the answers of round 0 too, but .* is missing; start over or set keep_previous=False"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"round 1 trains on the answers of round 0 too, but .* is missing; start over or set keep_previous=False",
+    ):
         spin.build_rows(policy, settings, spin.ARMS["spin"], 3, 1, Run(tmp_path))
 
 
@@ -131,7 +145,10 @@ def test_greedy_or_finished_model_gives_a_warning(played, caplog):
     ("changes", "message"),
     [
         ({"beta": [0.0]}, "beta and learning_rate need one value above 0 a round"),
-        ({"loss_type": "correlation"}, "loss_type = 'correlation': Input should be 'sigmoid', 'hinge' or 'exponential'"),
+        (
+            {"loss_type": "correlation"},
+            "loss_type = 'correlation': Input should be 'sigmoid', 'hinge' or 'exponential'",
+        ),
         ({"rounds": "3"}, "rounds = '3': Input should be a valid integer. Fields: rounds, epochs, beta"),
         ({"lambda": 0.1}, "lambda = 0.1: Unexpected keyword argument"),
         ({"arms": ["spin", "dpo"]}, r"unknown arms \['dpo'\]; known: spin, sft"),
@@ -156,14 +173,17 @@ ENOUGH = {"rounds": 2, "epochs": 2, "n_prompts": 500, "test_size": 8, "world": {
 
 def verdicts(arms, needed, patch=None, **changes):
     """Verdicts of a run that is large enough to show C1, with one thing broken."""
-    experiment = methods.Experiment("spin", scale="tiny", seeds=[0, 1, 2], overrides={**ENOUGH, "arms": needed, **changes})
+    experiment = methods.Experiment(
+        "spin", scale="tiny", seeds=[0, 1, 2], overrides={**ENOUGH, "arms": needed, **changes}
+    )
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, arm in arms.items():
             monkeypatch.setitem(spin.ARMS, name, arm)
         if patch:
             patch(monkeypatch)
         results = [
-            spin.run(experiment.task, experiment.config, seed, experiment.run.child(f"seed-{seed}")) for seed in experiment.seeds
+            spin.run(experiment.task, experiment.config, seed, experiment.run.child(f"seed-{seed}"))
+            for seed in experiment.seeds
         ]
         return spin.claims(experiment, results).verdicts()
 

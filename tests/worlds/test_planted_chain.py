@@ -5,7 +5,9 @@ import pytest
 
 from workbench.worlds.planted_chain import LENGTH, SYMBOLS, TOPICS, PlantedChain, text
 
-WORLD = PlantedChain(n_demonstrations=100, pretrain_steps=10, sft_epochs=1, converged_epochs=2, data_steps=10, test_draws=50)
+WORLD = PlantedChain(
+    n_demonstrations=100, pretrain_steps=10, sft_epochs=1, converged_epochs=2, data_steps=10, test_draws=50
+)
 
 
 def legal_walk(topic, rank=0):
@@ -20,7 +22,9 @@ def legal_walk(topic, rank=0):
 def test_every_state_has_four_successors_with_the_stated_law():
     table = WORLD.transitions
     assert table.shape == (TOPICS, SYMBOLS + 1, SYMBOLS)
-    np.testing.assert_allclose(np.sort(table, -1)[..., -4:], np.broadcast_to([0.1, 0.2, 0.3, 0.4], (*table.shape[:2], 4)))
+    np.testing.assert_allclose(
+        np.sort(table, -1)[..., -4:], np.broadcast_to([0.1, 0.2, 0.3, 0.4], (*table.shape[:2], 4))
+    )
     np.testing.assert_allclose(table.sum(-1), 1)
 
 
@@ -37,7 +41,9 @@ def test_walks_follow_the_law():
     topics, walks = WORLD.walks(20_000, np.random.default_rng(0))
     assert np.isfinite(WORLD.log_p_data(topics, walks)).all()
     first = walks[topics == 3, 0]
-    np.testing.assert_allclose(np.bincount(first, minlength=SYMBOLS) / len(first), WORLD.transitions[3, SYMBOLS], atol=0.03)
+    np.testing.assert_allclose(
+        np.bincount(first, minlength=SYMBOLS) / len(first), WORLD.transitions[3, SYMBOLS], atol=0.03
+    )
 
 
 def test_noise_replaces_its_share():
@@ -56,7 +62,9 @@ def test_defects_by_hand():
     assert WORLD.defects(0, "") == LENGTH  # nothing said: every symbol is missing
     assert WORLD.defects(0, " ".join(words[:7])) == 3  # three missing
     assert WORLD.defects(0, " ".join([*words, "s0", "s1"])) == 2  # two beyond the end
-    assert WORLD.defects(0, " ".join([*words[:4], "t3", *words[5:]])) == 1  # a foreign word; behind it any symbol may come
+    assert (
+        WORLD.defects(0, " ".join([*words[:4], "t3", *words[5:]])) == 1
+    )  # a foreign word; behind it any symbol may come
     assert WORLD.defects(0, " ".join(["<script>"] * 30)) == LENGTH
 
 

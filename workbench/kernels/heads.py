@@ -19,13 +19,13 @@ TILE = 2**22
 
 def token_logps(
     hidden: Float[Tensor, "tok d_model"],
-    targets: Int[Tensor, "tok"],
+    targets: Int[Tensor, " tok"],
     head: Callable[[Tensor], Tensor],
     *,
     vocab: int,
     finish: Callable[[Tensor], Tensor] | None = None,
     tile: int = TILE,
-) -> Float[Tensor, "tok"]:
+) -> Float[Tensor, " tok"]:
     """Log-probability of each target token, in nats; differentiable in `hidden` and in the head's weights.
 
     The tokens are taken in chunks of `tile // vocab`. With more than one chunk the logits of a chunk are dropped
@@ -56,7 +56,9 @@ def token_logps(
     chunks = []
     for hidden_chunk, target_chunk in zip(hidden.split(size), targets.split(size), strict=True):
         if torch.is_grad_enabled():
-            chunks.append(checkpoint(chunk_logps, hidden_chunk, target_chunk, use_reentrant=False, preserve_rng_state=False))
+            chunks.append(
+                checkpoint(chunk_logps, hidden_chunk, target_chunk, use_reentrant=False, preserve_rng_state=False)
+            )
         else:
             chunks.append(chunk_logps(hidden_chunk, target_chunk))
     return torch.cat(chunks)
@@ -71,7 +73,9 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     causal = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
     head = causal.get_output_embeddings() if hasattr(causal, "get_output_embeddings") else None  # type: ignore[operator]
     if head is None:
-        raise ValueError(f"{type(causal).__name__} has no output embedding; scoring and sampling need a causal language model")
+        raise ValueError(
+            f"{type(causal).__name__} has no output embedding; scoring and sampling need a causal language model"
+        )
     return causal.base_model, head  # type: ignore[return-value]
 
 

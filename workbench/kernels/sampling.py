@@ -69,9 +69,12 @@ def sample(
     Raises:
         ValueError: an option out of its range, an empty prompt (named by number), or a stop text without a tokenizer.
     """
-    model, tokenizer = (policy, None) if isinstance(policy, nn.Module) else (policy.model, policy.tokenizer)
+    bare = isinstance(policy, nn.Module)
+    model: Any = policy if bare else policy.model
+    tokenizer: Any = None if bare else policy.tokenizer
     _check_options(n, max_new_tokens, temperature, top_p, top_k, stop, tokenizer)
-    ids = [p if _is_ids(p) else policy.encode_prompt(p) for p in prompts]
+    encode: Any = getattr(policy, "encode_prompt", None)
+    ids = [list(p) if _is_ids(p) or encode is None else encode(p) for p in prompts]
     for index, prompt in enumerate(ids):
         if not prompt:
             raise ValueError(f"prompt {index} has no tokens; a response needs at least a start token before it")
@@ -168,8 +171,8 @@ def _decode(model, prompts, n, rows: list[_Row], ends, temperature, top_p, top_k
 
 
 def _draw(
-    logits: Float[Tensor, "row vocab"], uniforms: Float[Tensor, "row"], temperature: float, top_p: float, top_k: int
-) -> tuple[Int[Tensor, "row"], Float[Tensor, "row"], Float[Tensor, "row"]]:
+    logits: Float[Tensor, "row vocab"], uniforms: Float[Tensor, " row"], temperature: float, top_p: float, top_k: int
+) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"], Float[Tensor, " row"]]:
     """Next tokens by inverting the cumulative distribution at `uniforms`, and their two log-probabilities."""
     policy_logps = logits.log_softmax(-1)
     if temperature == 0:

@@ -87,7 +87,9 @@ def check_groups(groups: Sequence[Group]) -> None:
         raise ValueError("nothing to score: the list of groups is empty")
     for index, group in enumerate(groups):
         if not group.prompt_ids:
-            raise ValueError(f"group {index} has an empty prompt: nothing predicts its first response token; add a start token")
+            raise ValueError(
+                f"group {index} has an empty prompt: nothing predicts its first response token; add a start token"
+            )
         for k, response in enumerate(group.responses_ids):
             if not response:
                 raise ValueError(f"group {index}, response {k} has no tokens; even an empty text has its end token")

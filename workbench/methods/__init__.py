@@ -20,6 +20,7 @@ from typing import Any
 from workbench import runs
 
 SCALES = ("smoke", "tiny", "full")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Method:
         name: key of the registry; also the file name of its module and its notebook.
         group: folder under `methods/` and `notebooks/` ("" for a study, which lives in `notebooks/` itself).
         n_seeds: seeds that its specification asks for.
-        in_quick_set: part of `make reproduce`.
+        quick: what the quick set of `make reproduce` changes in `Config` at scale "tiny"; None keeps it out of that set.
         cost: time of `scale="tiny"` on two cores, for the reader's planning.
     """
 
@@ -40,8 +41,12 @@ class Method:
     paper: str
     tags: tuple[str, ...]
     n_seeds: int = 5
-    in_quick_set: bool = False
+    quick: dict[str, Any] | None = None
     cost: str = ""
+
+    @property
+    def in_quick_set(self) -> bool:
+        return self.quick is not None
 
     @property
     def module(self) -> str:
@@ -58,14 +63,14 @@ class Method:
 REGISTRY: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("spin", "SPIN: self-play fine-tuning", "align", "arXiv 2401.01335",
-               ("self-play", "demonstrations", "iterated"), in_quick_set=True),
-        Method("dpo", "DPO: direct preference optimisation (baseline)", "align", "arXiv 2305.18290",
-               ("preferences", "baseline")),
+        Method("spin", "SPIN: self-play fine-tuning", "align", "arXiv 2401.01335", ("self-play", "demonstrations", "iterated"),
+               quick={"arms": ["spin", "sft", "long", "frozen", "shuffled", "fixed_point"]}, cost="10 min"),
+        Method("dpo", "DPO: direct preference optimisation (baseline)", "align", "arXiv 2305.18290", ("preferences", "baseline"),
+               cost="2 min"),
         Method("relative_confidence", "Relative confidence from confidence preferences", "confidence", "arXiv 2502.01126",
-               ("confidence", "ranking", "selective classification"), n_seeds=20, in_quick_set=True),
-        Method("leaderboard", "A leaderboard from raw judge annotations", "", "arXiv 2404.04475",
-               ("judges", "win rate", "study")),
+               ("confidence", "ranking", "selective classification"), n_seeds=20, quick={}, cost="1 min"),
+        Method("leaderboard", "A leaderboard from raw judge annotations", "", "arXiv 2404.04475", ("judges", "win rate", "study"),
+               cost="1 min"),
     )
 }  # fmt: skip
 
@@ -118,8 +123,9 @@ class Experiment:
         output: str = "",
     ):
         (self.method,) = find([name])
-        if scale not in SCALES:
-            raise ValueError(f"scale must be one of {', '.join(SCALES)}; got {scale!r}")
+        for what, value, known in (("scale", scale, SCALES), ("device", device, DEVICES)):
+            if value not in known:
+                raise ValueError(f"{what} must be one of {', '.join(known)}; got {value!r}")
         self.scale, self.model, self.dataset, self.device = scale, model, dataset, device
         self.seeds = [int(seed) for seed in (seeds or default_seeds(self.method, scale))]
         self.config = self.method.load().Config.at(scale, **(overrides or {}))
@@ -144,7 +150,13 @@ class Experiment:
         return self.method.load().open_task(self.config, model=self.model, dataset=self.dataset, device=self.device)
 
     def results(self, *, workers: int = 0) -> list[Any]:
-        """Runs every seed that has no stored result, side by side, and returns all results in the order of the seeds."""
+        """Runs every seed that has no stored result and returns all results in the order of the seeds.
+
+        Args:
+            workers: seeds side by side; 0 takes one for each core in the embedded world, and one alone with a model of
+                the user's, which may be too large to be held twice.
+        """
+        workers = workers or (1 if self.model else 0)
         return runs.over_seeds(self.method.load().run, self.task, self.config, self.seeds, self.run, workers=workers)
 
 

@@ -87,7 +87,15 @@ def dpo(
     elif loss_type == "sppo_hard":
         losses = (chosen_ratio - 0.5 / beta) ** 2 + (rejected_ratio + 0.5 / beta) ** 2
     else:
-        losses = _aot(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta, s, loss_type)
+        losses = _aot(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            reference_chosen_logps,
+            reference_rejected_logps,
+            beta,
+            s,
+            loss_type,
+        )
     return losses, _rewards(beta * chosen_ratio, beta * rejected_ratio)
 
 
@@ -132,12 +140,11 @@ def spin(
     _check(beta, loss_type, SPIN_LOSSES)
     chosen_ratio = policy_chosen_logps - reference_chosen_logps
     rejected_ratio = policy_rejected_logps - reference_rejected_logps
-    if reference_free:
-        margin = policy_chosen_logps - policy_rejected_logps
-    else:
-        margin = chosen_ratio - rejected_ratio
+    margin = policy_chosen_logps - policy_rejected_logps if reference_free else chosen_ratio - rejected_ratio
     u = beta * margin
-    losses = {"sigmoid": lambda: -logsigmoid(u), "hinge": lambda: relu(1 - u), "exponential": lambda: torch.exp(-u)}[loss_type]()
+    losses = {"sigmoid": lambda: -logsigmoid(u), "hinge": lambda: relu(1 - u), "exponential": lambda: torch.exp(-u)}[
+        loss_type
+    ]()
     return losses, _rewards(beta * chosen_ratio, beta * rejected_ratio)
 
 

@@ -26,9 +26,10 @@ AXES = {
 
 def rounds_figure(table: pd.DataFrame, what: str) -> Display:
     """One line an arm over the rounds, with a 95 % interval over seeds; the title states the finding."""
-    rows = table[(table.arm != "fixed_point") & table[what].notna()]
-    means = rows.groupby(["arm", "round"])[what].mean()["spin"]
-    title = f"SPIN: {AXES[what].split(' (')[0]} {means.iloc[0]:.3f} after round {means.index[0]}, {means.iloc[-1]:.3f} after {means.index[-1]}"
+    rows: Any = table[(table.arm != "fixed_point") & table[what].notna()]
+    means: Any = rows[rows.arm == "spin"].groupby("round")[what].mean()
+    (first, before), *_, (last, after) = means.items()
+    title = f"SPIN: {AXES[what].split(' (')[0]} {before:.3f} after {first} rounds, {after:.3f} after {last}"
     titles = {name: arm.title for name, arm in ARMS.items()}
     return lines_over_rounds(
         rows, x="round", y=what, title=title, x_title="rounds finished", y_title=AXES[what], labels=titles

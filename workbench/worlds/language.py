@@ -37,7 +37,10 @@ def bpe_tokenizer(texts: Iterable[str], *, vocab_size: int):
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     special = [BOS, EOS, "<|user|>", "<|assistant|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(

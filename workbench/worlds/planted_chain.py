@@ -121,7 +121,9 @@ class PlantedChain:
         topics, walks = self.walks(self.test_draws, np.random.default_rng(3))  # the same for every seed and arm
         groups = self._groups(policy, topics, walks)
         kl = self.log_p_data(topics, walks) - reference_logps(policy, groups, batch_size=250)[:, 0]
-        drawn = sample(policy, [f"t{t}" for t in topics], max_new_tokens=self.max_new_tokens, seed=10_000 + seed, max_rows=500)
+        drawn = sample(
+            policy, [f"t{t}" for t in topics], max_new_tokens=self.max_new_tokens, seed=10_000 + seed, max_rows=500
+        )
         defects = np.array([self.defects(t, texts[0]) for t, texts in zip(topics, drawn.texts, strict=True)])
         return {
             "quality": float(np.mean(defects == 0)),
@@ -132,15 +134,17 @@ class PlantedChain:
     # -- making the start
     def _new(self, seed: int) -> Policy:
         tokenizer = word_tokenizer([*(f"t{i}" for i in range(TOPICS)), *(f"s{i}" for i in range(SYMBOLS))])
-        model = new_llama(len(tokenizer), width=self.width, layers=self.layers, heads=4, max_length=32, seed=seed,
-                          eos=tokenizer.eos_token_id, bos=tokenizer.bos_token_id)  # fmt: skip
+        model = new_llama(
+        tokenizer, width=self.width, layers=self.layers, heads=4, max_length=32, seed=seed)  # fmt: skip
         return Policy(model.to(pick_device(self.device)), tokenizer, self.name)
 
     def _groups(self, policy: Policy, topics: np.ndarray, walks: np.ndarray) -> list[Group]:
         prompts = {t: policy.encode_prompt(f"t{t}") for t in range(TOPICS)}
         symbols = np.array(policy.tokenizer.convert_tokens_to_ids([f"s{i}" for i in range(SYMBOLS)]))
         end = policy.tokenizer.eos_token_id
-        return [Group(prompts[t], [[*ids, end]]) for t, ids in zip(topics.tolist(), symbols[walks].tolist(), strict=True)]
+        return [
+            Group(prompts[t], [[*ids, end]]) for t, ids in zip(topics.tolist(), symbols[walks].tolist(), strict=True)
+        ]
 
     def _soft_step(self, policy: Policy, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Cross-entropy of each position with p_data's law there, end token included, nats a token."""
@@ -150,7 +154,9 @@ class PlantedChain:
         topic, walk = np.array(topics), np.stack(walks)
         before = np.concatenate([np.full((len(walk), 1), SYMBOLS), walk[:, :-1]], 1)
         law = torch.zeros_like(logps)
-        law[:, :-1, -SYMBOLS:] = torch.as_tensor(self.transitions[topic[:, None], before], dtype=logps.dtype, device=logps.device)
+        law[:, :-1, -SYMBOLS:] = torch.as_tensor(
+            self.transitions[topic[:, None], before], dtype=logps.dtype, device=logps.device
+        )
         law[:, -1, policy.tokenizer.eos_token_id] = 1.0
         return -(law * logps).sum(-1).mean(-1), {}
 
@@ -178,7 +184,9 @@ class PlantedChain:
         policy, rng = self._new(seed), np.random.default_rng([seed, 7])
         topics, walks = self.walks(32 * self.data_steps, rng)
         rows = list(zip(self._groups(policy, topics, walks), topics, walks, strict=True))
-        train(policy, rows, self._soft_step, TrainConfig(learning_rate=5e-3, batch_size=32, schedule="cosine"), seed=seed)
+        train(
+            policy, rows, self._soft_step, TrainConfig(learning_rate=5e-3, batch_size=32, schedule="cosine"), seed=seed
+        )
         return policy
 
     def _own_groups(self, policy: Policy, split: str, seed: int) -> list[Group]:
@@ -186,7 +194,11 @@ class PlantedChain:
 
     def _cached(self, kind: str, seed: int, build: Callable[[int], Policy]) -> Policy:
         """A starting checkpoint by its content: this world's settings, its code and the seed."""
-        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("device", "test_draws")}
+        settings = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("device", "test_draws")
+        }
         key = {"kind": f"planted-chain-{kind}", "code": runs.code_hash(__name__), "seed": seed, **settings}
         return Policy.load(runs.cached_folder(key, lambda folder: build(seed).save(folder)), device=self.device)
 
@@ -195,7 +207,13 @@ class PlantedChain:
 def _preferences(world: PlantedChain, split: str, seed: int) -> list[Row]:
     wanted = world.n_demonstrations if split == "train" else 500
     topics = np.random.default_rng([seed, 4 if split == "train" else 5]).integers(TOPICS, size=2 * wanted)
-    drawn = sample(world.start(seed), [f"t{t}" for t in topics], n=2, max_new_tokens=world.max_new_tokens, seed=seed * 10 + len(split))
+    drawn = sample(
+        world.start(seed),
+        [f"t{t}" for t in topics],
+        n=2,
+        max_new_tokens=world.max_new_tokens,
+        seed=seed * 10 + len(split),
+    )
     rows = []
     for topic, pair in zip(topics.tolist(), drawn.texts, strict=True):
         fewer = sorted(pair, key=lambda response: world.defects(topic, response))

@@ -53,20 +53,20 @@ ARMS = {
 class Config(Presets):
     """Defaults are the paper's (appendix B) where it gives one."""
 
-    epochs: int = Field(1, ge=1)
-    beta: float = Field(0.1, gt=0)  # "beta = 0.1"; 1/nat
-    learning_rate: float = Field(1e-6, gt=0)  # "learning rate of 1e-6"; peak
+    epochs: int = Field(default=1, ge=1)
+    beta: float = Field(default=0.1, gt=0)  # "beta = 0.1"; 1/nat
+    learning_rate: float = Field(default=1e-6, gt=0)  # "learning rate of 1e-6"; peak
     loss_type: Literal["sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard"] = "sigmoid"  # eq. 7
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"  # "RMSprop"
-    batch_size: int = Field(64, ge=1)  # "batch size of 64"; pairs
-    warmup_ratio: float = Field(0.1, ge=0, le=1)
-    n_pairs: int = Field(0, ge=0)  # training pairs; 0: all
-    test_size: int = Field(500, ge=1)  # held-out prompts
-    max_length: int = Field(512, ge=2)  # tokens of prompt and response; official code
-    micro_batch_size: int = Field(0, ge=0)  # pairs held at once; 0: the whole batch
-    checkpoint_every: int = Field(0, ge=0)  # optimiser steps; 0: none
-    lora_rank: int = Field(0, ge=0)  # 0: all weights
+    batch_size: int = Field(default=64, ge=1)  # "batch size of 64"; pairs
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    n_pairs: int = Field(default=0, ge=0)  # training pairs; 0: all
+    test_size: int = Field(default=500, ge=1)  # held-out prompts
+    max_length: int = Field(default=512, ge=2)  # tokens of prompt and response; official code
+    micro_batch_size: int = Field(default=0, ge=0)  # pairs held at once; 0: the whole batch
+    checkpoint_every: int = Field(default=0, ge=0)  # optimiser steps; 0: none
+    lora_rank: int = Field(default=0, ge=0)  # 0: all weights
     precision: Literal["no", "bf16"] = "no"  # autocast
     arms: list[str] = listed("dpo", "sft", "shuffled")
 
@@ -81,12 +81,16 @@ class Config(Presets):
             raise ValueError(f"unknown arms {unknown}; known: {', '.join(ARMS)}")
 
 
-def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> PreferenceTask:
+def open_task(
+    config: Config, *, model: str = "", dataset: str = "", device: str = "auto"
+) -> PreferenceTask | PlantedChain:
     """Pairs of the planted chain, or of a data set with a starting model; see `spin.open_task` for the rule."""
     if not dataset and not model:
         return PlantedChain(n_demonstrations=config.n_pairs or 1_000, device=device)
     if not dataset or not model:
-        raise ValueError(f"model={model!r} and dataset={dataset!r}: give both for real text, or neither for the embedded world")
+        raise ValueError(
+            f"model={model!r} and dataset={dataset!r}: give both for real text, or neither for the embedded world"
+        )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
     return TextTask(dataset, model, kind="preference", device=device, test_size=config.test_size, train_size=config.n_pairs,
                     max_length=config.max_length, lora=lora)  # fmt: skip
@@ -100,7 +104,12 @@ def run(task: PreferenceTask, config: Config, seed: int, run: Run) -> dict[str, 
         arms[name] = run.cached(f"arm-{name}", lambda name=name: play(task, config, name, seed, run.child(name)))
     run.progress(len(config.arms), len(config.arms), "done")
     test = task.preferences("test", seed)
-    longer = np.mean([(len(row["chosen"]) > len(row["rejected"])) + 0.5 * (len(row["chosen"]) == len(row["rejected"])) for row in test])
+    longer = np.mean(
+        [
+            (len(row["chosen"]) > len(row["rejected"])) + 0.5 * (len(row["chosen"]) == len(row["rejected"]))
+            for row in test
+        ]
+    )
     return {"arms": arms, "longer_is_chosen": float(longer)}
 
 
@@ -109,7 +118,9 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
     policy = task.start(seed)
     test = _groups(policy, task.preferences("test", seed), config)
     batch_size = config.micro_batch_size or config.batch_size
-    before = np.array(run.cached("held_out_before", lambda: reference_logps(policy, test, batch_size=batch_size).tolist()))
+    before = np.array(
+        run.cached("held_out_before", lambda: reference_logps(policy, test, batch_size=batch_size).tolist())
+    )
     options = {"beta": config.beta, "loss_type": config.loss_type, "label_smoothing": config.label_smoothing}
 
     def make_round(policy: Policy, t: int) -> Round:
@@ -124,12 +135,17 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
             return Round([Group(g.prompt_ids, g.responses_ids[:1]) for g in groups], supervised_step, training, None)
         if arm == "shuffled":
             swap = np.random.default_rng([seed, 5]).random(len(groups)) < 0.5
-            groups = [Group(g.prompt_ids, g.responses_ids[::-1] if s else g.responses_ids) for g, s in zip(groups, swap, strict=True)]
+            groups = [
+                Group(g.prompt_ids, g.responses_ids[::-1] if s else g.responses_ids)
+                for g, s in zip(groups, swap, strict=True)
+            ]
         pairs = pair_rows(policy, [f"row {i}" for i in range(len(groups))], groups, batch_size=batch_size)
         return Round(pairs, preference_step(objectives.dpo, **options), training, _loss_at_start(options))
 
     def evaluate(policy: Policy, t: int) -> dict[str, float]:
-        numbers, logged = pair_numbers(reference_logps(policy, test, batch_size=batch_size), before, partial(objectives.dpo, **options))
+        numbers, logged = pair_numbers(
+            reference_logps(policy, test, batch_size=batch_size), before, partial(objectives.dpo, **options)
+        )
         if t:
             run.table("held_out_rewards", lambda: pd.DataFrame(
                 {**{name: [row[name] for row in task.preferences("test", seed)] for name in ("prompt", "chosen", "rejected")},
@@ -140,7 +156,12 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
 
 
 def _groups(policy: Policy, rows: Sequence[Row], config: Config) -> list[Group]:
-    return [policy.group(row["prompt"], [row["chosen"], row["rejected"]], max_length=min(config.max_length, policy.max_length)) for row in rows]
+    return [
+        policy.group(
+            row["prompt"], [row["chosen"], row["rejected"]], max_length=min(config.max_length, policy.max_length)
+        )
+        for row in rows
+    ]
 
 
 def _loss_at_start(options: dict[str, Any]) -> float:
@@ -173,7 +194,9 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     )  # fmt: skip
     summaries = "61 % against 57 % (PPO) of summaries preferred by GPT-4"
     if experiment.dataset:
-        found.needs_full_scale("D3", "Responses get better than those of the start", summaries, "needs a judge of whole responses")
+        found.needs_full_scale(
+            "D3", "Responses get better than those of the start", summaries, "needs a judge of whole responses"
+        )
     else:
         found.test(
             "D3", "Responses get better than those of the start", paper=summaries,
@@ -196,19 +219,25 @@ def frame(results: Sequence[dict], seeds: Sequence[int]) -> pd.DataFrame:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds of every number, before and after, for each arm."""
     numbers = [name for name in table.columns if name not in ("arm", "seed", "round")]
-    means = table.groupby(["arm", "round"], sort=False)[numbers].mean().round(4)
-    return means.rename(index={0: "before", 1: "after"}, level="round")
+    means: Any = table.groupby(["arm", "round"], sort=False)[numbers].mean()
+    return means.round(4).rename(index={0: "before", 1: "after"}, level="round")
 
 
 def accuracy_figure(table: pd.DataFrame) -> Display:
     """Held-out accuracy by reward after training, for each arm and seed, beside the rule that looks at length alone."""
-    rows = table[table["round"] == 1][["arm", "seed", "reward_accuracy", "longer_is_chosen"]]
+    rows: Any = table[table["round"] == 1][["arm", "seed", "reward_accuracy", "longer_is_chosen"]]
     mean = rows[rows.arm == "dpo"].reward_accuracy.mean()
-    figure = blank(f"DPO gives the chosen response the higher reward in {mean:.0%} of held-out pairs", "", "accuracy on held-out pairs")
+    figure = blank(
+        f"DPO gives the chosen response the higher reward in {mean:.0%} of held-out pairs",
+        "",
+        "accuracy on held-out pairs",
+    )
     for arm, part in rows.groupby("arm", sort=False):
         figure.add_box(y=part.reward_accuracy, name=ARMS[str(arm)], boxpoints="all", marker_color=colour(str(arm)))
     figure.add_hline(y=0.5, line={"color": "#444", "width": 1})
-    figure.add_hline(y=rows.longer_is_chosen.iloc[0], line={"dash": "dot", "color": "#888"}, annotation_text="longer is chosen")
+    figure.add_hline(
+        y=rows.longer_is_chosen.iloc[0], line={"dash": "dot", "color": "#888"}, annotation_text="longer is chosen"
+    )
     figure.update_layout(showlegend=False)
     return Display(rows, figure)
 

@@ -98,24 +98,24 @@ ARMS: dict[str, Arm] = {
 class Config(Presets):
     """Defaults are the paper's where it gives one. Lists hold one value a round; the last one is repeated."""
 
-    rounds: int = Field(4, ge=1)  # "4 iterations" (sec. 6.1: iterations 0 to 3)
-    epochs: int = Field(2, ge=1)  # a round; "2 epochs" (app. B.1)
+    rounds: int = Field(default=4, ge=1)  # "4 iterations" (sec. 6.1: iterations 0 to 3)
+    epochs: int = Field(default=2, ge=1)  # a round; "2 epochs" (app. B.1)
     beta: list[float] = listed(0.1, 0.1, 0.1, 5.0)  # the paper's lambda, 1/nat; "0.1", 5.0 in the last round (app. B.1)
     learning_rate: list[float] = listed(5e-7, 5e-7, 1e-7, 1e-7)  # peak; "5e-7 and 1e-7" (app. B.1)
     loss_type: Literal["sigmoid", "hinge", "exponential"] = "sigmoid"  # the logistic loss of eq. 4.7
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"  # "RMSProp with no weight decay" (app. B.1)
-    batch_size: int = Field(64, ge=1)  # pairs; "batch size 64" (app. B.1)
-    warmup_ratio: float = Field(0.1, ge=0, le=1)  # "10% warmup" (app. B.1)
-    n_prompts: int = Field(50_000, ge=2)  # a round; "50k" (sec. 6.1)
-    temperature: float = Field(1.0, ge=0)  # of the opponent; theory: 1
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = Field(256, ge=1)  # official fast generation script
-    max_length: int = Field(2048, ge=2)  # "2048" (app. B.1); prompt and response, tokens
+    batch_size: int = Field(default=64, ge=1)  # pairs; "batch size 64" (app. B.1)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)  # "10% warmup" (app. B.1)
+    n_prompts: int = Field(default=50_000, ge=2)  # a round; "50k" (sec. 6.1)
+    temperature: float = Field(default=1.0, ge=0)  # of the opponent; theory: 1
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=256, ge=1)  # official fast generation script
+    max_length: int = Field(default=2048, ge=2)  # "2048" (app. B.1); prompt and response, tokens
     keep_previous: bool = True  # rounds after the first train on the previous round's pairs too (app. B.1: 100k)
-    test_size: int = Field(500, ge=1)  # held-out prompts for the pair metrics; ours
-    micro_batch_size: int = Field(0, ge=0)  # pairs held at once; 0: the whole batch
-    checkpoint_every: int = Field(0, ge=0)  # optimiser steps; 0: after each round only
-    lora_rank: int = Field(0, ge=0)  # 0: all weights
+    test_size: int = Field(default=500, ge=1)  # held-out prompts for the pair metrics; ours
+    micro_batch_size: int = Field(default=0, ge=0)  # pairs held at once; 0: the whole batch
+    checkpoint_every: int = Field(default=0, ge=0)  # optimiser steps; 0: after each round only
+    lora_rank: int = Field(default=0, ge=0)  # 0: all weights
     precision: Literal["no", "bf16"] = "no"  # autocast
     arms: list[str] = listed("spin", "sft")  # see ARMS
     world: dict[str, int] = Field(default_factory=dict)  # settings of the embedded world, see PlantedChain
@@ -137,7 +137,9 @@ class Config(Presets):
 
     def __post_init__(self):
         if not self.beta or min(self.beta) <= 0 or not self.learning_rate or min(self.learning_rate) <= 0:
-            raise ValueError(f"beta and learning_rate need one value above 0 a round; got {self.beta}, {self.learning_rate}")
+            raise ValueError(
+                f"beta and learning_rate need one value above 0 a round; got {self.beta}, {self.learning_rate}"
+            )
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
             raise ValueError(f"unknown arms {unknown}; known: {', '.join(ARMS)}")
 
@@ -155,18 +157,23 @@ class Config(Presets):
         return self.epochs * math.ceil(pairs / self.batch_size)
 
 
-def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> DemonstrationTask:
+def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> Any:
     """The planted chain, or demonstrations of a data set with a starting model.
 
     Raises:
         ValueError: one of model and dataset without the other; arms that need the planted truth on real data.
     """
     if not dataset and not model:
-        return PlantedChain(n_demonstrations=config.n_prompts, device=device, **config.world)
+        world: dict[str, Any] = dict(config.world)
+        return PlantedChain(n_demonstrations=config.n_prompts, device=device, **world)
     if not dataset or not model:
-        raise ValueError(f"model={model!r} and dataset={dataset!r}: give both for real text, or neither for the embedded world")
+        raise ValueError(
+            f"model={model!r} and dataset={dataset!r}: give both for real text, or neither for the embedded world"
+        )
     if planted := [arm for arm in config.arms if ARMS[arm].start != "sft"]:
-        raise ValueError(f"arms {planted} start where only the embedded world can; with {dataset} leave them out of `arms`")
+        raise ValueError(
+            f"arms {planted} start where only the embedded world can; with {dataset} leave them out of `arms`"
+        )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
     return TextTask(dataset, model, device=device, test_size=config.test_size, train_size=config.n_prompts,
                     max_new_tokens=config.max_new_tokens, max_length=config.max_length, lora=lora)  # fmt: skip
@@ -191,14 +198,18 @@ def play(task: DemonstrationTask, config: Config, arm: Arm, seed: int, run: Run)
 
     def make_round(policy: Policy, t: int) -> Round:
         if arm.learns == "demonstrations":
-            groups = [policy.group(row["prompt"], [row["completion"]], max_length=config.max_length) for row in train_rows]
+            groups = [
+                policy.group(row["prompt"], [row["completion"]], max_length=config.max_length) for row in train_rows
+            ]
             return Round(groups, supervised_step, config.training(t, max_steps=config.steps(t)), None)  # type: ignore[arg-type]
         opponent = policy if arm.opponent == "round" else first
         if arm.fresh or t == 0:
             write_answers(opponent, train_rows, config, seed, t, run, "generated")
         write_answers(opponent, test_rows, config, seed, t, run, "held_out")
         reference = policy if arm.reference == "round" else first
-        run.child(f"round-{t + 1}").cached("held_out_before", lambda: held_out_logps(reference, config, t, run).tolist())
+        run.child(f"round-{t + 1}").cached(
+            "held_out_before", lambda: held_out_logps(reference, config, t, run).tolist()
+        )
         step = preference_step(objective, beta=at_round(config.beta, t))
         rows = build_rows(reference, config, arm, seed, t, run)
         same_weights = arm.reference == "round" or t == 0
@@ -207,16 +218,24 @@ def play(task: DemonstrationTask, config: Config, arm: Arm, seed: int, run: Run)
 
     def evaluate(policy: Policy, t: int) -> dict[str, float]:
         numbers = task.evaluate(policy, seed)
-        return {**numbers, **held_out_pairs(policy, config, arm, t - 1, run)} if t and arm.learns == "pairs" else numbers
+        return (
+            {**numbers, **held_out_pairs(policy, config, arm, t - 1, run)} if t and arm.learns == "pairs" else numbers
+        )
 
     return iterate(policy, min(arm.rounds or config.rounds, config.rounds), make_round, evaluate, run, seed=seed)
 
 
 def start_of(task: Any, arm: Arm, seed: int) -> Policy:
-    return {"sft": lambda: task.start(seed), "converged": lambda: task.converged(seed), "data": lambda: task.at_the_data(seed)}[arm.start]()
+    return {
+        "sft": lambda: task.start(seed),
+        "converged": lambda: task.converged(seed),
+        "data": lambda: task.at_the_data(seed),
+    }[arm.start]()
 
 
-def write_answers(opponent: Policy, rows: Sequence[dict], config: Config, seed: int, t: int, run: Run, name: str) -> pd.DataFrame:
+def write_answers(
+    opponent: Policy, rows: Sequence[dict], config: Config, seed: int, t: int, run: Run, name: str
+) -> pd.DataFrame:
     """Step a: the opponent answers every prompt once. Stored, so that a killed round does not draw again."""
 
     def draw() -> pd.DataFrame:
@@ -245,24 +264,41 @@ def build_rows(reference: Policy, config: Config, arm: Arm, seed: int, t: int, r
     for source in rounds:
         path = run.child(f"round-{source + 1}").folder / "generated.parquet"
         if not path.is_file():
-            raise FileNotFoundError(f"round {t} trains on the answers of round {source} too, but {path} is missing; start over or set keep_previous=False")
+            raise FileNotFoundError(
+                f"round {t} trains on the answers of round {source} too, but {path} is missing; start over or set keep_previous=False"
+            )
         tables.append(pd.read_parquet(path))
     table = pd.concat(tables, ignore_index=True)
     if (same := float((table.chosen == table.rejected).mean())) > 0.5:
-        log.warning("%.0f %% of the answers equal the human ones: the model already reproduces the data, or decoding is greedy", 100 * same)
-    swap = np.random.default_rng([seed, t, 5]).random(len(table)) < {"true": 0.0, "shuffled": 0.5, "swapped": 1.1}[arm.labels]
+        log.warning(
+            "%.0f %% of the answers equal the human ones: the model already reproduces the data, or decoding is greedy",
+            100 * same,
+        )
+    swap = (
+        np.random.default_rng([seed, t, 5]).random(len(table))
+        < {"true": 0.0, "shuffled": 0.5, "swapped": 1.1}[arm.labels]
+    )
     groups = []
-    for row, swapped in zip(table.itertuples(), swap, strict=True):
+    entries: Any = zip(table.itertuples(), swap, strict=True)
+    for row, swapped in entries:
         responses = [row.chosen, row.rejected_ids.tolist()]
-        groups.append(reference.group(_prompt(row.prompt), responses[::-1] if swapped else responses, max_length=config.max_length))
+        groups.append(
+            reference.group(
+                _prompt(row.prompt), responses[::-1] if swapped else responses, max_length=config.max_length
+            )
+        )
     ids = [f"round {r} row {i}" for r, i in zip(table.iteration, table.index, strict=True)]
     return pair_rows(reference, ids, groups, batch_size=config.micro_batch_size or config.batch_size)
 
 
 def held_out_logps(policy: Policy, config: Config, t: int, run: Run) -> np.ndarray:
     """log p of the human and the self-written answer to the held-out prompts of round t, [prompt, 2] in nats."""
-    table = pd.read_parquet(run.child(f"round-{t + 1}").folder / "held_out.parquet")
-    groups = [policy.group(_prompt(r.prompt), [r.chosen, r.rejected_ids.tolist()], max_length=config.max_length) for r in table.itertuples()]
+    table: Any = pd.read_parquet(run.child(f"round-{t + 1}").folder / "held_out.parquet")
+    entries: Any = table.itertuples()
+    groups = [
+        policy.group(_prompt(r.prompt), [r.chosen, r.rejected_ids.tolist()], max_length=config.max_length)
+        for r in entries
+    ]
     return reference_logps(policy, groups, batch_size=config.micro_batch_size or config.batch_size)
 
 
@@ -290,10 +326,18 @@ def _prompt(value: Any) -> Any:
 # ----------------------------------------------------------------------------------------------------------- claims
 # statement, paper's figures, and what is missing to test it here
 BEYOND_SMALL = {
-    "C5": ("Matches DPO on 62k labelled pairs at round 0, passes it at round 1", "61.31 against 60.80, 62.12", "needs benchmarks and 62k GPT-4 labels"),
-    "C6": ("Largest gains where the SFT model is weak", "TruthfulQA +5.45, GSM8K +8.34 in round 0", "needs benchmarks of several kinds"),
+    "C5": (
+        "Matches DPO on 62k labelled pairs at round 0, passes it at round 1",
+        "61.31 against 60.80, 62.12",
+        "needs benchmarks and 62k GPT-4 labels",
+    ),
+    "C6": (
+        "Largest gains where the SFT model is weak",
+        "TruthfulQA +5.45, GSM8K +8.34 in round 0",
+        "needs benchmarks of several kinds",
+    ),
     "C8": ("More prompts help round 0", "59.55, 60.16, 60.83 with 14k, 26k, 50k", "needs one run for each n_prompts"),
-}  # fmt: skip
+}
 
 
 def claims(experiment: Any, results: Sequence[dict]) -> Claims:
@@ -309,11 +353,14 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
         return _claims_on_text(found, curve, arms)
     spin, control = curve("spin"), curve("shuffled")
     gains, control_gains = np.diff(spin, axis=1), np.diff(control, axis=1)
+    above, control_above = spin[:, 1:] - spin[:, :1], control[:, 1:] - control[:, :1]
+    # every round must pass, so the round with the largest p-value speaks for all (intersection-union test)
+    weakest = int(np.argmax([p_value(above[:, t], "greater") for t in range(above.shape[1])])) if len(spin) > 2 else 0
     share = "of responses"
     found.test(
         "C1", "Every round is better than the SFT start, with no new labels", paper="58.14 -> 60.80 -> 62.12 -> 62.97 -> 63.16",
-        measured=(spin[:, 1:] - spin[:, :1]).min(1), control=(control[:, 1:] - control[:, :1]).min(1),
-        control_is="labels shuffled", unit=share, note="the smallest gain over the start of any round",
+        measured=above[:, weakest], control=control_above[:, weakest], control_is="labels shuffled", unit=share,
+        note=f"the weakest round is {weakest}; after the last {above[:, -1].mean():+.3f}",
     )  # fmt: skip
     last = p_value(gains[:, -1], "greater")
     found.test(

@@ -54,6 +54,7 @@ from workbench.worlds.known_questions import KnownQuestions
 if TYPE_CHECKING:
     from workbench.methods import Experiment
 
+Z_ALPHA = 0.01  # specification: in regime Z, where there is no signal, "no method differs from direct at p < .01"
 ELO_K_PAPER = 400.0  # "K 400" (tables 8, 9), read as the update size
 COVERAGE = np.arange(1, 21) / 20  # where the accuracy-coverage curve is kept
 SCORERS = ("direct", "sc", "hybrid_sc", "elo", "trueskill", "bt")  # whose scores and curves are kept
@@ -65,20 +66,24 @@ SHORTEN = ((1.0, 1.0), (0.5, 1.0), (0.25, 1.0), (0.1, 1.0), (0.1, 0.5), (0.1, 0.
 class Config(Presets):
     """Settings of one experiment. Tables are the paper's; "specification" is the project's page about it."""
 
-    n_questions: int = Field(150, ge=2)  # of the embedded world; of a file at most so many a data set, drawn by seed
-    opponents: int = Field(15, ge=1)  # "5, 10, 15" (tables 8, 9); also self-consistency's samples a question
+    n_questions: int = Field(
+        default=150, ge=2
+    )  # of the embedded world; of a file at most so many a data set, drawn by seed
+    opponents: int = Field(default=15, ge=1)  # "5, 10, 15" (tables 8, 9); also self-consistency's samples a question
     budgets: list[int] = listed(5, 10)  # smaller numbers of opponents, of the same judgments
     schedule: Schedule = "random_opponents"  # the paper's; the others are in `feedback.matchups.schedule`
     cot: bool = False  # let the judge explain itself first; the paper tries both
-    sc_temperature: float = Field(0.7, gt=0)  # specification; the paper's value is unknown
-    max_tokens: int = Field(64, ge=8)  # of a reply; ours, too few for `cot` with a wordy model
-    l2: float = Field(0.01, ge=0)  # "lambda 0.01" (tables 8, 9), per squared nat, without a factor 1/2
-    elo_k: float = Field(32.0, gt=0)  # rating points; specification, as chess has it. K 400 is computed beside it
-    elo_passes: int = Field(1, ge=1)  # "1 iteration" (tables 8, 9)
-    shuffles: int = Field(20, ge=2)  # random orders of the matches, to see what order alone does to Elo; ours
+    sc_temperature: float = Field(default=0.7, gt=0)  # specification; the paper's value is unknown
+    max_tokens: int = Field(default=64, ge=8)  # of a reply; ours, too few for `cot` with a wordy model
+    l2: float = Field(default=0.01, ge=0)  # "lambda 0.01" (tables 8, 9), per squared nat, without a factor 1/2
+    elo_k: float = Field(
+        default=32.0, gt=0
+    )  # rating points; specification, as chess has it. K 400 is computed beside it
+    elo_passes: int = Field(default=1, ge=1)  # "1 iteration" (tables 8, 9)
+    shuffles: int = Field(default=20, ge=2)  # random orders of the matches, to see what order alone does to Elo; ours
     on_missing: Literal["stop", "drop"] = "drop"  # a question without a readable answer cannot play
-    max_unparsed: float = Field(0.05, ge=0, le=1)  # share of unreadable judgments above which the run stops
-    garbled: float = Field(0.02, ge=0, le=1)  # share of broken replies of the simulated model; specification
+    max_unparsed: float = Field(default=0.05, ge=0, le=1)  # share of unreadable judgments above which the run stops
+    garbled: float = Field(default=0.02, ge=0, le=1)  # share of broken replies of the simulated model; specification
 
     # N = 250 a data set: the specification's full experiment. A real model's unread answers should be looked at.
     PRESETS: ClassVar = {"smoke": {"n_questions": 40}, "tiny": {}, "full": {"n_questions": 250, "on_missing": "stop"}}
@@ -352,7 +357,7 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
         off = ("bt", "Z", "the same in regime Z, no signal") if world else ("bt_shuffled", main, "outcomes shuffled")
         return {
             "measured": gain("bt", baseline, main, metric), "control": gain(off[0], baseline, off[1], metric),
-            "control_is": off[2], "test": "wilcoxon", "unit": "points of AUROC" if metric == "auroc" else "points",
+            "control_is": off[2], "control_alpha": Z_ALPHA if world else 0.05, "test": "wilcoxon", "unit": "points of AUROC" if metric == "auroc" else "points",
         }  # fmt: skip
 
     def over_questions(baseline: str) -> dict[str, bool]:
@@ -377,7 +382,7 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
         signs = {"ahead in R": sides["R"].mean() > 0, "behind in S": sides["S"].mean() < 0}
         found.test(
             "C3", c3["statement"] + " (planted: on which signal is good, R minus S)", paper=c3["paper"],
-            measured=sides["R"] - sides["S"], control=sides["Z"], control_is="the gain in regime Z, no signal",
+            measured=sides["R"] - sides["S"], control=sides["Z"], control_is="the gain in regime Z, no signal", control_alpha=Z_ALPHA,
             also=signs, test="wilcoxon", unit="points",
         )  # fmt: skip
     else:
