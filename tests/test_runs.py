@@ -19,7 +19,6 @@ def square(task, config, seed, part):
         file.write(f"{seed}\n")
     if config.get("fail") == seed:
         raise ValueError("broken on purpose")
-    part.progress(1, 1, "done")
     return {"value": seed**2, "pid": os.getpid()}
 
 
@@ -142,6 +141,22 @@ def test_seeds_side_by_side_in_order_and_once(tmp_path, workers):
     assert (workers == 1) == (results[0]["pid"] == os.getpid())
     runs.over_seeds(square, None, {}, [3, 1, 2], run, workers=workers)
     assert sorted((tmp_path / "calls.txt").read_text().split()) == ["1", "2", "3"]
+
+
+def cube(task, config, arm, seed, part):
+    return part.cached(f"arm-{arm}", lambda: seed**3 if arm == "cube" else -seed)
+
+
+def gather(task, config, seed, part):
+    return {arm: cube(task, config, arm, seed, part) for arm in ("cube", "minus")}
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_arms_of_a_seed_are_units_of_their_own(tmp_path, workers):
+    run = Run(tmp_path)
+    results = runs.over_seeds(gather, None, {}, [2, 3], run, workers=workers, run_arm=cube, arms=["cube", "minus"])
+    assert results == [{"cube": 8, "minus": -2}, {"cube": 27, "minus": -3}]
+    assert run.read_progress()["total"] == 4
 
 
 @pytest.mark.slow

@@ -269,19 +269,15 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 # ------------------------------------------------------------------------------------------------- what the user sees
 def _state(job: Job) -> str:
-    """ "cell 5/12, 3/5 seeds, 62 %", or how it ended, with the verdicts that exist."""
+    """ "cell 5/12, 18/30 parts, 60%", or how it ended, with the verdicts that exist."""
     parts = []
     if job.status == "running":
         with suppress(OSError, ValueError):
             cell = runs.read_json(job.run.folder / "cell.json")
             parts.append(f"cell {cell['cell']}/{cell['cells']}")
-        seeds = len(job.parameters["seeds"])
         progress = job.run.read_progress()
         if progress["total"]:
-            finished = len(list(job.run.folder.glob("seed-*/result.json")))
-            # parts that have not started say nothing about their length yet: they count as the others
-            share = progress["done"] / progress["total"] * min(len(progress["stages"]) / seeds, 1.0)
-            parts += [f"{finished}/{seeds} seeds", f"{share:.0%}"]
+            parts.append(f"{progress['done']}/{progress['total']} parts, {progress['done'] / progress['total']:.0%}")
     else:
         parts.append(f"failed, {job.reason}" if job.status == "failed" else job.status)
     if job.status != "failed":

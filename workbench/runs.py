@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -248,18 +248,12 @@ class Run:
 
     # -- progress, for whoever watches from outside
     def progress(self, done: int, total: int, stage: str) -> None:
-        write_json(self.folder / "progress.json", {"done": done, "total": total, "stage": stage, "time": time.time()})
+        write_json(self.folder / "progress.json", {"done": done, "total": total, "stage": stage})
 
     def read_progress(self) -> dict[str, Any]:
-        """Sum over all parts: `{"done", "total", "stages": {part: stage}}`."""
-        done = total = 0
-        stages: dict[str, str] = {}
-        for path in sorted(self.folder.glob("**/progress.json")):
-            with suppress(OSError, json.JSONDecodeError):
-                part = read_json(path)
-                done, total = done + part["done"], total + part["total"]
-                stages[path.parent.name] = part["stage"]
-        return {"done": done, "total": total, "stages": stages}
+        """`{"done", "total", "stage"}` in units of work; total 0 before anything started."""
+        path = self.folder / "progress.json"
+        return read_json(path) if path.is_file() else {"done": 0, "total": 0, "stage": ""}
 
     # -- the manifest
     @property
@@ -339,7 +333,15 @@ def _now() -> str:
 
 # ------------------------------------------------------------------------------------------------- seeds side by side
 def over_seeds(
-    experiment: Callable[..., Any], task: Any, config: Any, seeds: Sequence[int], run: Run, *, workers: int = 0
+    experiment: Callable[..., Any],
+    task: Any,
+    config: Any,
+    seeds: Sequence[int],
+    run: Run,
+    *,
+    workers: int = 0,
+    run_arm: Callable[..., Any] | None = None,
+    arms: Sequence[str] = (),
 ) -> list[Any]:
     """Runs `experiment(task, config, seed, part)` for every seed, side by side, and returns the results in order.
 
@@ -349,52 +351,66 @@ def over_seeds(
 
     Args:
         workers: processes; 0 takes one for each core, 1 stays in this process (for a debugger).
+        run_arm: `run_arm(task, config, arm, seed, part)` computes and stores one arm of a seed. With it every arm of
+            every seed is a unit of work of its own, and no core waits for the last seed.
+        arms: the names for `run_arm`.
 
     Raises:
         ValueError: `seeds` is empty or repeats a number.
-        RuntimeError: a seed failed; its number and error are named, the finished seeds are kept.
+        RuntimeError: a seed failed; its number and error are named, what is finished is kept.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be different numbers, at least one; got {list(seeds)}")
-    parts = [run.child(f"seed-{seed}") for seed in seeds]
-    missing = [
-        (seed, part) for seed, part in zip(seeds, parts, strict=True) if not (part.folder / "result.json").is_file()
+    parts = {seed: run.child(f"seed-{seed}") for seed in seeds}
+    missing = [seed for seed, part in parts.items() if not (part.folder / "result.json").is_file()]
+    # arms outside, seeds inside: what the arms of a seed share (its starting checkpoint) is made once
+    jobs = [
+        _Job(run_arm, (task, config, arm, seed, parts[seed]), seed, arm) for arm in arms if run_arm for seed in missing
     ]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
-    if workers <= 1:
-        for seed, part in missing:
-            _run_seed(experiment, task, config, seed, part)
+    whole = [_Job(_run_seed, (experiment, task, config, seed, parts[seed]), seed) for seed in missing]
+    units = jobs or whole
+    workers = min(workers or len(os.sched_getaffinity(0)), len(units))
+    if workers > 1:
+        _run_pool(units, run, workers)
     else:
-        _run_pool(experiment, task, config, missing, run, workers)
-    return [read_json(part.folder / "result.json") for part in parts]
+        for number, job in enumerate(units):
+            run.progress(number, len(units), f"seed {job.seed} {job.arm}".strip())
+            job.function(*job.arguments)
+    for job in whole if jobs else []:  # every arm is stored: this only gathers them
+        job.function(*job.arguments)
+    return [read_json(part.folder / "result.json") for part in parts.values()]
 
 
-def _run_pool(experiment, task, config, missing: list[tuple[int, Run]], run: Run, workers: int) -> None:
+class _Job(NamedTuple):
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    seed: int
+    arm: str = ""
+
+
+def _run_pool(jobs: Sequence[_Job], run: Run, workers: int) -> None:
     from tqdm import tqdm
 
     context = multiprocessing.get_context("spawn")  # fork is unsafe once torch has started its threads
-    bar = tqdm(
-        total=1.0,
-        desc=run.folder.parent.name,
-        disable=in_batch(),
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
-    )
-    with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)) as pool,
-        bar,
-    ):
-        futures = {pool.submit(_run_seed, experiment, task, config, seed, part): seed for seed, part in missing}
-        waiting = set(futures)
+    bar = tqdm(total=len(jobs), desc=run.folder.parent.name, disable=in_batch(), unit="part")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
+    with pool, bar:
+        waiting = {pool.submit(_quietly, job): job for job in jobs}
         while waiting:
-            finished, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
+            run.progress(len(jobs) - len(waiting), len(jobs), f"{workers} side by side")
+            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
+                job = waiting.pop(future)
                 if (error := future.exception()) is not None:
                     for other in waiting:
                         other.cancel()
-                    raise RuntimeError(f"seed {futures[future]} failed: {type(error).__name__}: {error}") from error
-            state = run.read_progress()
-            bar.n = state["done"] / max(state["total"], 1) * (len(state["stages"]) / len(futures) if waiting else 1.0)
-            bar.set_postfix_str("; ".join(f"{part}: {stage}" for part, stage in state["stages"].items())[-60:])
+                    raise RuntimeError(f"seed {job.seed} failed: {type(error).__name__}: {error}") from error
+                bar.update()
+        run.progress(len(jobs), len(jobs), "done")
+
+
+def _quietly(job: _Job) -> None:
+    job.function(*job.arguments)  # results go through the run folder, not through the pipe
 
 
 def _run_seed(experiment, task, config, seed: int, part: Run) -> None:

@@ -67,10 +67,9 @@ def test_a_better_chosen_response_never_raises_the_loss(objective, loss_type, lo
 @given(logps=st.lists(st.floats(-300, 0), min_size=4, max_size=4), shift=st.floats(-50, 50))
 def test_shift_of_both_policy_and_reference_changes_nothing(objective, loss_type, logps, shift):
     """Adding the same number to a response's policy and reference log-prob leaves its log-ratio alone."""
-    if loss_type == "aot":  # compares other differences: policy with policy, reference with reference
-        shifted = pair(*(v + shift for v in logps))
-    else:
-        shifted = pair(logps[0] + shift, logps[1], logps[2] + shift, logps[3])
+    # aot compares other differences: policy with policy, reference with reference
+    shifts = (shift, shift, shift, shift) if loss_type == "aot" else (shift, 0, shift, 0)
+    shifted = pair(*(v + s for v, s in zip(logps, shifts, strict=True)))
     a = objective(*pair(*logps), beta=0.1, loss_type=loss_type)[0]
     b = objective(*shifted, beta=0.1, loss_type=loss_type)[0]
     assert a.item() == pytest.approx(b.item(), rel=1e-6, abs=1e-6)

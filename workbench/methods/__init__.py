@@ -4,7 +4,8 @@ What may live here: what is known about every method without loading it. What ma
 file in `align/`, `reward/`, `confidence/`, `audit/` or `prompt/`, and no method imports another.
 
 A method's module offers four names: `Config` (strict, frozen, with `Config.at(scale, **overrides)`), `open_task(...)`,
-`run(task, config, seed, run)` and `claims(experiment, results)`.
+`run(task, config, seed, run)` and `claims(experiment, results)`; and `run_arm(task, config, arm, seed, run)` if its
+`Config` has arms that can run side by side.
 """
 
 from __future__ import annotations
@@ -157,7 +158,9 @@ class Experiment:
                 the user's, which may be too large to be held twice.
         """
         workers = workers or (1 if self.model else 0)
-        return runs.over_seeds(self.method.load().run, self.task, self.config, self.seeds, self.run, workers=workers)
+        module = self.method.load()
+        by_arm = {"run_arm": module.run_arm, "arms": self.config.arms} if hasattr(module, "run_arm") else {}
+        return runs.over_seeds(module.run, self.task, self.config, self.seeds, self.run, workers=workers, **by_arm)
 
 
 def default_seeds(method: Method, scale: str) -> list[int]:

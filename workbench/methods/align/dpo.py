@@ -98,11 +98,7 @@ def open_task(
 
 def run(task: PreferenceTask, config: Config, seed: int, run: Run) -> dict[str, Any]:
     """All arms of one seed. Returns `{"arms": {arm: [before, after]}, "longer_is_chosen": share}`."""
-    arms = {}
-    for number, name in enumerate(config.arms):
-        run.progress(number, len(config.arms), ARMS[name])
-        arms[name] = run.cached(f"arm-{name}", lambda name=name: play(task, config, name, seed, run.child(name)))
-    run.progress(len(config.arms), len(config.arms), "done")
+    arms = {arm: run_arm(task, config, arm, seed, run) for arm in config.arms}
     test = task.preferences("test", seed)
     longer = np.mean(
         [
@@ -111,6 +107,10 @@ def run(task: PreferenceTask, config: Config, seed: int, run: Run) -> dict[str, 
         ]
     )
     return {"arms": arms, "longer_is_chosen": float(longer)}
+
+
+def run_arm(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) -> list[dict[str, float]]:
+    return run.cached(f"arm-{arm}", lambda: play(task, config, arm, seed, run.child(arm)))
 
 
 def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) -> list[dict[str, float]]:

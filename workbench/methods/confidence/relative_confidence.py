@@ -147,14 +147,12 @@ def run(task: KnownQuestions | QuestionFile, config: Config, seed: int, run: Run
     """
     transcript = chat.Transcript(run.folder / "transcript.jsonl", keep_requests=not task.is_simulated)
     arms: dict[str, Any] = {arm: {} for arm in task.arms}
-    for number, arm in enumerate(task.arms):
-        run.progress(number, len(task.arms), f"regime {arm}")
+    for arm in task.arms:
         model = task.subject(arm, seed)
         sensed = task.sensed(arm, seed) if isinstance(task, KnownQuestions) else {}
         for place, (name, questions) in enumerate(by_data_set(task.questions(seed)).items()):
             part = run.child(arm).child(f"{place}-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}")
             arms[arm][name] = rank_questions(questions, model, transcript, config, seed, part, sensed)
-    run.progress(len(task.arms), len(task.arms), "done")
     return {"arms": arms, "replies": len(transcript)}
 
 
@@ -357,7 +355,8 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
         off = ("bt", "Z", "the same in regime Z, no signal") if world else ("bt_shuffled", main, "outcomes shuffled")
         return {
             "measured": gain("bt", baseline, main, metric), "control": gain(off[0], baseline, off[1], metric),
-            "control_is": off[2], "control_alpha": Z_ALPHA if world else 0.05, "test": "wilcoxon", "unit": "points of AUROC" if metric == "auroc" else "points",
+            "control_is": off[2], "control_alpha": Z_ALPHA if world else 0.05, "test": "wilcoxon",
+            "unit": "points of AUROC" if metric == "auroc" else "points",
         }  # fmt: skip
 
     def over_questions(baseline: str) -> dict[str, bool]:
@@ -382,7 +381,8 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
         signs = {"ahead in R": sides["R"].mean() > 0, "behind in S": sides["S"].mean() < 0}
         found.test(
             "C3", c3["statement"] + " (planted: on which signal is good, R minus S)", paper=c3["paper"],
-            measured=sides["R"] - sides["S"], control=sides["Z"], control_is="the gain in regime Z, no signal", control_alpha=Z_ALPHA,
+            measured=sides["R"] - sides["S"], control=sides["Z"], control_is="the gain in regime Z, no signal",
+            control_alpha=Z_ALPHA,
             also=signs, test="wilcoxon", unit="points",
         )  # fmt: skip
     else:
