@@ -133,7 +133,7 @@ def report(
         bool, typer.Option("--readme", help="Also write README's table from figures/scoreboard.json.")
     ] = False,
     publish: Annotated[
-        bool, typer.Option("--publish", help="First write figures/scoreboard.json from the newest finished tiny runs.")
+        bool, typer.Option("--publish", help="First write figures/ from the newest finished tiny runs.")
     ] = False,
 ) -> None:
     """Render all pages and the index again from what runs left on disk; runs nothing."""
@@ -148,7 +148,13 @@ def report(
     if publish:
         for note in pages.publish(scoreboard, root):
             typer.echo(note)
-        typer.echo(f"published: {scoreboard}")
+        from workbench import figures
+
+        records = [
+            {"system": entry["system"], **claim} for entry in runs.read_json(scoreboard) for claim in entry["claims"]
+        ]
+        paths = figures.claims_forest(records).save(scoreboard.parent, "claims")
+        typer.echo(f"published: {', '.join(str(path) for path in [scoreboard, *paths])}")
     if readme:
         changed = pages.update_readme(ROOT / "README.md", scoreboard)
         typer.echo("README.md: " + ("table written" if changed else "unchanged"))

@@ -54,12 +54,12 @@ class Config(Presets):
     """Defaults are the paper's (appendix B) where it gives one."""
 
     epochs: int = Field(default=1, ge=1)
-    beta: float = Field(default=0.1, gt=0)  # "beta = 0.1"; 1/nat
-    learning_rate: float = Field(default=1e-6, gt=0)  # "learning rate of 1e-6"; peak
+    beta: float = Field(default=0.1, gt=0)  # 1/nat; paper: 0.1
+    learning_rate: float = Field(default=1e-6, gt=0)  # peak; paper: 1e-6
     loss_type: Literal["sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard"] = "sigmoid"  # eq. 7
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"  # "RMSprop"
-    batch_size: int = Field(default=64, ge=1)  # "batch size of 64"; pairs
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"  # paper
+    batch_size: int = Field(default=64, ge=1)  # pairs; paper: 64
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     n_pairs: int = Field(default=0, ge=0)  # training pairs; 0: all
     test_size: int = Field(default=500, ge=1)  # held-out prompts

@@ -1,0 +1,88 @@
+"""README says what runs wrote: its table, its figure, and commands that exist."""
+
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from workbench import cli, methods, pages, runs
+from workbench.figures import claims_forest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+SCOREBOARD = ROOT / "figures" / "scoreboard.json"
+
+
+def test_table_is_the_published_scoreboard():
+    entries = runs.read_json(SCOREBOARD)
+    assert pages.readme_table(entries) in README
+    assert [entry["system"] for entry in entries] == list(methods.REGISTRY)
+
+
+def test_verdicts_follow_from_the_published_measurements():
+    """Nobody types a verdict: each one comes out again from the measurements beside it."""
+    from workbench.claims import Claims
+
+    for entry in runs.read_json(SCOREBOARD):
+        again = Claims(entry["system"], entry["scale"], entry["seeds"])
+        for record in entry["claims"]:
+            if record["test"] == "none":
+                continue
+            names = (
+                "paper",
+                "measured",
+                "control",
+                "control_is",
+                "control_alpha",
+                "direction",
+                "margin",
+                "unit",
+                "note",
+            )
+            known = {name: record[name] for name in names}
+            test = "paired_t" if record["direction"] == "equivalent" else record["test"]
+            again.test(record["id"], record["statement"], **known, test=test, also=record["conditions"])
+        tested = {r["id"]: r["verdict"] for r in entry["claims"] if r["test"] != "none"}
+        assert again.verdicts() == tested
+
+
+def test_figure_shows_the_published_claims():
+    import pandas as pd
+
+    records = [{"system": e["system"], **c} for e in runs.read_json(SCOREBOARD) for c in e["claims"]]
+    table = claims_forest(records).frame()
+    published = pd.read_csv(ROOT / "figures" / "claims.csv")
+    pd.testing.assert_frame_equal(table.reset_index(drop=True), published, check_dtype=False, rtol=1e-6)
+    assert "figures/claims.svg" in README
+    assert (ROOT / "figures" / "claims.svg").stat().st_size > 1_000
+
+
+def test_commands_in_the_texts_exist():
+    runner = CliRunner()
+    texts = README + (ROOT / "CONTRIBUTING.md").read_text()
+    for name in set(re.findall(r"workbench ([a-z][a-z-]+)", texts)) - {"users"}:
+        assert runner.invoke(cli.app, [name, "--help"]).exit_code == 0, name
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z]+)`?", texts)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_use_the_parts_example_runs(tmp_path, monkeypatch):
+    """The Python block of README, on a small random model."""
+    from workbench.models import Policy, new_llama
+    from workbench.worlds.language import bpe_tokenizer
+
+    tokenizer = bpe_tokenizer(["Name a river in Peru. The Ucayali is one."] * 3, vocab_size=300)
+    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=128, seed=0)
+    Policy(model, tokenizer).save(tmp_path / "my-model")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    found: dict = {}
+    exec(block.replace('"my-model"', '"./my-model"'), found)  # our own page
+    assert found["losses"].shape == (1,)
+    assert len(found["ratings"].scores) == 3
