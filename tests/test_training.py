@@ -226,5 +226,21 @@ def test_rounds_resume_where_they_stopped(tmp_path):
     assert trained == []
 
 
+def test_bfloat16_keeps_policy_and_reference_equal_at_the_start():
+    """Under autocast the reference is computed in the same precision, so the loss still starts near log 2 and falls."""
+    policy = new_policy()
+    policy.precision = "bf16"
+    rows = make_pairs(policy)
+    check_start(policy, Round(rows, SPIN, TrainConfig(batch_size=8), math.log(2)))
+    exact = new_policy()
+    groups_ = [row.group for row in rows]
+    rough = reference_logps(policy, groups_)
+    np.testing.assert_allclose(rough, reference_logps(exact, groups_), rtol=0.02, atol=0.05)
+    assert not np.array_equal(rough, reference_logps(exact, groups_))
+    loss = train(policy, rows, SPIN, TrainConfig(learning_rate=1e-2, batch_size=8, epochs=5))
+    assert loss < math.log(2) - 0.1
+    assert next(policy.model.parameters()).dtype == torch.float32
+
+
 def test_pair_row_names_itself():
     assert PairRow("row 3", Group([1], [[2], [3]]), (0.0, 0.0)).id == "row 3"

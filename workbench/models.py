@@ -15,7 +15,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,15 @@ class Policy:
         model: a causal language model of transformers, plain or with a LoRA adapter.
         tokenizer: with an end token; with a chat template if prompts are chats.
         name: where it came from, for messages and manifests.
+        precision: "bf16" computes in bfloat16 under autocast, with the weights as they are; "no" as they are. Scoring,
+            sampling and training share it, so that policy and reference always differ by nothing but their weights.
         counts: how often text had to be cut ("prompts_cut", "responses_cut").
     """
 
     model: Any
     tokenizer: Any
     name: str = "policy"
+    precision: str = "no"
     counts: Counter = field(default_factory=Counter)
 
     def __post_init__(self):
@@ -68,12 +71,22 @@ class Policy:
 
     # -- in and out
     @classmethod
-    def load(cls, source: str | Path, *, device: str = "auto", dtype: str = "auto", lora: dict | None = None) -> Policy:
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        precision: str = "no",
+        lora: dict | None = None,
+    ) -> Policy:
         """Loads a policy from a folder in the hub's format or from a hub id.
 
         Args:
             source: folder or hub id. A folder with a LoRA adapter loads its base model and the adapter.
-            dtype: "auto" is bfloat16 on a GPU that has it and float32 on a CPU; else a torch dtype's name.
+            dtype: of the weights; "auto" is bfloat16 on a GPU that has it and float32 on a CPU, else a torch dtype's
+                name. Weights that will be trained want float32: a small step is lost in the rounding of bfloat16.
+            precision: "no" or "bf16", see the attribute.
             lora: options of a new adapter, as `peft.LoraConfig` takes them.
 
         Raises:
@@ -103,7 +116,7 @@ class Policy:
             ) from error
         model = add_lora(model, **lora) if lora is not None else model
         model.to(where)  # type: ignore[arg-type]
-        return cls(model, tokenizer, name=source)
+        return cls(model, tokenizer, name=source, precision=precision)
 
     def save(self, folder: str | Path) -> None:
         """Writes model (or adapter) and tokenizer in the hub's format; safetensors only."""
@@ -112,7 +125,10 @@ class Policy:
 
     def copy(self) -> Policy:
         """An independent copy with the same weights."""
-        return Policy(copy.deepcopy(self.model), self.tokenizer, self.name)
+        return Policy(copy.deepcopy(self.model), self.tokenizer, self.name, self.precision)
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @property
     def device(self) -> torch.device:

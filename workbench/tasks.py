@@ -60,7 +60,8 @@ class TextTask:
         kind: "demonstration" or "preference", what the rows are.
         test_size: rows held out; the split follows a hash of the prompt and is the same for every seed.
         train_size: training rows taken, a different draw for every seed; 0 takes all.
-        lora: options of a LoRA adapter; None trains all weights.
+        lora: options of a LoRA adapter; None trains all weights, which are then held in float32.
+        precision: "bf16" computes under autocast, see `Policy`.
     """
 
     dataset: str
@@ -72,11 +73,13 @@ class TextTask:
     max_new_tokens: int = 256
     max_length: int = 0
     lora: dict | None = None
+    precision: str = "no"
     name: str = "text"
     _rows: list[Row] = field(default_factory=list, repr=False)
 
     def start(self, seed: int) -> Policy:
-        return Policy.load(self.model, device=self.device, lora=self.lora)
+        dtype = "auto" if self.lora else "float32"
+        return Policy.load(self.model, device=self.device, dtype=dtype, precision=self.precision, lora=self.lora)
 
     def demonstrations(self, split: str, seed: int) -> list[Row]:
         return self._split(split, seed)

@@ -8,6 +8,7 @@ stream of its own, so its text does not depend on what else is in the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +89,8 @@ def sample(
         for start in range(0, len(order), per_batch):
             batch = order[start : start + per_batch]
             live = [rows[i * n + k] for i in batch for k in range(n)]
-            _decode(model, [ids[i] for i in batch], n, live, ends, temperature, top_p, top_k, stop, tokenizer)
+            with nullcontext() if bare else policy.autocast():
+                _decode(model, [ids[i] for i in batch], n, live, ends, temperature, top_p, top_k, stop, tokenizer)
     finally:
         model.train(was_training)
 

@@ -78,7 +78,10 @@ def score(policy: Any, groups: Sequence[Group], *, route: str = "auto") -> Score
     if route not in ROUTES:
         raise ValueError(f"route must be one of {', '.join(ROUTES)}; got {route!r}")
     check_groups(groups)
-    return _score_padded(policy if isinstance(policy, nn.Module) else policy.model, groups)
+    if isinstance(policy, nn.Module):
+        return _score_padded(policy, groups)
+    with policy.autocast():
+        return _score_padded(policy.model, groups)
 
 
 def check_groups(groups: Sequence[Group]) -> None:

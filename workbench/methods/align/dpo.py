@@ -73,7 +73,7 @@ class Config(Presets):
     PRESETS: ClassVar = {
         "tiny": {"epochs": 2, "learning_rate": 1e-4, "n_pairs": 1_000, "max_length": 512, "test_size": 300},
         "smoke": {"learning_rate": 1e-4, "n_pairs": 128, "max_length": 512, "test_size": 50},
-        "full": {},
+        "full": {"precision": "bf16"},
     }
 
     def __post_init__(self):
@@ -93,7 +93,7 @@ def open_task(
         )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
     return TextTask(dataset, model, kind="preference", device=device, test_size=config.test_size, train_size=config.n_pairs,
-                    max_length=config.max_length, lora=lora)  # fmt: skip
+                    max_length=config.max_length, lora=lora, precision=config.precision)  # fmt: skip
 
 
 def run(task: PreferenceTask, config: Config, seed: int, run: Run) -> dict[str, Any]:
@@ -129,7 +129,6 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
         training = TrainConfig(
             learning_rate=config.learning_rate, epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
             warmup_ratio=config.warmup_ratio, micro_batch_size=config.micro_batch_size, checkpoint_every=config.checkpoint_every,
-            precision=config.precision,
         )  # fmt: skip
         if arm == "sft":
             return Round([Group(g.prompt_ids, g.responses_ids[:1]) for g in groups], supervised_step, training, None)

@@ -135,7 +135,7 @@ class Config(Presets):
             "arms": ["spin", "sft", "long", "frozen", "shuffled", "fixed_point"],
             "world": {"pretrain_steps": 40, "sft_epochs": 1, "data_steps": 40, "test_draws": 200},
         },
-        "full": {},
+        "full": {"precision": "bf16"},
     }  # fmt: skip
 
     def __post_init__(self):
@@ -151,7 +151,7 @@ class Config(Presets):
         return TrainConfig(
             learning_rate=at_round(self.learning_rate, t), epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer,
             warmup_ratio=self.warmup_ratio, schedule=self.schedule, max_steps=max_steps, micro_batch_size=self.micro_batch_size,
-            checkpoint_every=self.checkpoint_every, precision=self.precision,
+            checkpoint_every=self.checkpoint_every,
         )  # fmt: skip
 
     def steps(self, t: int) -> int:
@@ -179,7 +179,7 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
         )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
     return TextTask(dataset, model, device=device, test_size=config.test_size, train_size=config.n_prompts,
-                    max_new_tokens=config.max_new_tokens, max_length=config.max_length, lora=lora)  # fmt: skip
+                    max_new_tokens=config.max_new_tokens, max_length=config.max_length, lora=lora, precision=config.precision)  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- algorithm
