@@ -210,9 +210,51 @@ def test_swapped_labels_are_not_shown(shared_starts):
     assert verdicts({"spin": swapped}, ["spin", "shuffled"])["C1"] == "not shown"
 
 
+class Told:
+    """An experiment of which only the results matter."""
+
+    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
+    task = type("Task", (), {"test_draws": 2_000})()
+
+
+def told(**curves):
+    """Made-up results of five seeds: quality after 0, 1, ... rounds for each arm, with a little noise."""
+    rng = np.random.default_rng(1)
+
+    def evaluations(values):
+        qualities = [v + rng.normal(0, 0.004) for v in values]
+        return [{"quality": q, "defect_rate": (1 - q) / 10, "kl_nats": 2 - q} for q in qualities]
+
+    return [{"arms": {arm: evaluations(values) for arm, values in curves.items()}} for _ in Told.seeds]
+
+
+ROUNDS = {"spin": [0.3, 0.5, 0.6, 0.65, 0.65], "shuffled": [0.3, 0.29, 0.28, 0.27, 0.26], "sft": [0.3, 0.35, 0.4, 0.42, 0.43],
+          "long": [0.3, 0.5, 0.5], "frozen": [0.3, 0.5, 0.5]}  # fmt: skip
+
+
+def test_verdicts_of_a_method_that_works():
+    found = spin.claims(Told(), told(**ROUNDS)).verdicts()
+    assert {id for id, verdict in found.items() if verdict == "shown in small"} == {"C1", "C2", "C3", "C4"}
+
+
+@pytest.mark.parametrize(
+    ("broken", "lost"),
+    [
+        ({"spin": [0.3, 0.5, 0.5, 0.5, 0.5]}, "C4"),  # reference and opponent never updated: like one long round
+        ({"spin": [0.3, 0.28, 0.25, 0.2, 0.2]}, "C1"),  # chosen and rejected swapped
+        ({"shuffled": ROUNDS["spin"]}, "C1"),  # the labels do not matter
+        ({"sft": ROUNDS["spin"]}, "C3"),
+        ({"frozen": ROUNDS["spin"]}, "C4"),  # fresh answers alone do it
+        ({"spin": [0.3, 0.35, 0.45, 0.6, 0.8]}, "C2"),  # gains grow
+    ],
+)
+def test_verdicts_of_a_broken_method(broken, lost):
+    assert spin.claims(Told(), told(**{**ROUNDS, **broken})).verdicts()[lost] == "not shown"
+
+
 @pytest.mark.slow
-def test_reference_and_opponent_never_updated_loses_c4(shared_starts):
-    """Without updates the method is one long round; and the step-0 check stops whoever does it unknowingly."""
+def test_reference_and_opponent_never_updated_gains_less(shared_starts):
+    """The same two rounds with theta_0 as opponent and reference: C4 is not shown, since method and control are one."""
     never = replace(spin.ARMS["spin"], opponent="first", reference="first")
     assert verdicts({"spin": never}, ["spin", "shuffled", "long", "frozen"])["C4"] == "not shown"
 

@@ -24,12 +24,21 @@ AXES = {
 }
 
 
-def rounds_figure(table: pd.DataFrame, what: str) -> Display:
-    """One line an arm over the rounds, with a 95 % interval over seeds; the title states the finding."""
-    rows: Any = table[(table.arm != "fixed_point") & table[what].notna()]
-    means: Any = rows[rows.arm == "spin"].groupby("round")[what].mean()
+def rounds_figure(table: pd.DataFrame, what: str, start: str = "sft") -> Display | str:
+    """One line an arm over the rounds, with a 95 % interval over seeds; the title states the finding.
+
+    Args:
+        start: "sft" or "converged", which arms to show; a line of text says so where the run has none of them.
+    """
+    chosen = [name for name, arm in ARMS.items() if arm.start == start]
+    rows: Any = table[table.arm.isin(chosen) & table[what].notna()]
+    if rows.empty:
+        return f"This run has no arm that starts at {start!r}; add some by overrides={{'arms': {chosen}}}."
+    means: Any = rows[rows.arm == chosen[0]].groupby("round")[what].mean()
     (first, before), *_, (last, after) = means.items()
-    title = f"SPIN: {AXES[what].split(' (')[0]} {before:.3f} after {first} rounds, {after:.3f} after {last}"
+    where = "" if start == "sft" else ", from a start that more SFT cannot improve"
+    title = f"SPIN: {AXES[what].split(' (')[0]} {before:.3f} after {first} rounds, {after:.3f} after {last}{where}"
+    rows = rows.assign(arm=rows.arm.str.removesuffix("_converged"))
     titles = {name: arm.title for name, arm in ARMS.items()}
     return lines_over_rounds(
         rows, x="round", y=what, title=title, x_title="rounds finished", y_title=AXES[what], labels=titles
