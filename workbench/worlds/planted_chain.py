@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -114,7 +115,10 @@ class PlantedChain:
 
     def preferences(self, split: str, seed: int) -> list[Row]:
         """Pairs that the start itself wrote; the one with fewer defects is chosen. Ties are left out."""
-        return _preferences(self, split, seed)
+        folder = runs.cached_folder(
+            self._key(f"pairs-{split}", seed), lambda folder: self._write_pairs(folder, split, seed)
+        )
+        return runs.read_json(folder / "rows.json")
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
         """Share of responses without a defect (`quality`), share of defect symbols, KL(p_data || p_theta) a response."""
@@ -192,34 +196,26 @@ class PlantedChain:
     def _own_groups(self, policy: Policy, split: str, seed: int) -> list[Group]:
         return [policy.group(row["prompt"], [row["completion"]]) for row in self.demonstrations(split, seed)]
 
+    def _write_pairs(self, folder: Path, split: str, seed: int) -> None:
+        wanted = self.n_demonstrations if split == "train" else 500
+        topics = np.random.default_rng([seed, 4 if split == "train" else 5]).integers(TOPICS, size=2 * wanted).tolist()
+        prompts = [f"t{topic}" for topic in topics]
+        drawn = sample(self.start(seed), prompts, n=2, max_new_tokens=self.max_new_tokens, seed=seed * 10 + len(split))
+        rows = []
+        for topic, pair in zip(topics, drawn.texts, strict=True):
+            fewer, more = sorted(pair, key=lambda response, t=topic: self.defects(t, response))
+            if self.defects(topic, fewer) < self.defects(topic, more):
+                rows.append({"prompt": f"t{topic}", "chosen": fewer, "rejected": more})
+        runs.write_json(folder / "rows.json", rows[:wanted])
+
     def _cached(self, kind: str, seed: int, build: Callable[[int], Policy]) -> Policy:
-        """A starting checkpoint by its content: this world's settings, its code and the seed."""
-        settings = {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name not in ("device", "test_draws")
-        }
-        key = {"kind": f"planted-chain-{kind}", "code": runs.code_hash(__name__), "seed": seed, **settings}
-        return Policy.load(runs.cached_folder(key, lambda folder: build(seed).save(folder)), device=self.device)
+        """A starting checkpoint, made once for this world's settings, its code and the seed."""
+        folder = runs.cached_folder(self._key(kind, seed), lambda folder: build(seed).save(folder))
+        return Policy.load(folder, device=self.device)
 
-
-@lru_cache(maxsize=4)
-def _preferences(world: PlantedChain, split: str, seed: int) -> list[Row]:
-    wanted = world.n_demonstrations if split == "train" else 500
-    topics = np.random.default_rng([seed, 4 if split == "train" else 5]).integers(TOPICS, size=2 * wanted)
-    drawn = sample(
-        world.start(seed),
-        [f"t{t}" for t in topics],
-        n=2,
-        max_new_tokens=world.max_new_tokens,
-        seed=seed * 10 + len(split),
-    )
-    rows = []
-    for topic, pair in zip(topics.tolist(), drawn.texts, strict=True):
-        fewer = sorted(pair, key=lambda response: world.defects(topic, response))
-        if world.defects(topic, fewer[0]) < world.defects(topic, fewer[1]):
-            rows.append({"prompt": f"t{topic}", "chosen": fewer[0], "rejected": fewer[1]})
-    return rows[:wanted]
+    def _key(self, kind: str, seed: int) -> dict:
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("device", "test_draws")}
+        return {"kind": f"planted-chain-{kind}", "code": runs.code_hash(__name__), "seed": seed, **settings}
 
 
 def text(walk: np.ndarray) -> str:
