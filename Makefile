@@ -31,7 +31,7 @@ fast: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/basedpyright
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
