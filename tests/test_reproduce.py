@@ -38,7 +38,7 @@ def book(tmp_path, monkeypatch):
 
     def add(name: str, *cells: str, **options) -> Path:
         path = write_notebook(tmp_path / "books" / f"{name}.ipynb", *cells, **options)
-        registry[name] = toy(name, path, in_quick_set=True)
+        registry[name] = toy(name, path, quick={})
         return path
 
     return add

@@ -33,21 +33,29 @@ def listed(*values: Any) -> Any:
 
 
 class Presets:
-    """Gives a strict configuration `at(scale, **overrides)`; the class lists what differs from its defaults."""
+    """Gives a strict configuration `at(scale, **overrides)`; the class lists what differs from its defaults.
+
+    `PRESETS` is for the embedded world; `ON_TEXT` replaces the preset of a scale on the user's own model and data.
+    """
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"smoke": {}, "tiny": {}, "full": {}}
+    ON_TEXT: ClassVar[dict[str, dict[str, Any]]] = {}
 
     @classmethod
-    def at(cls, scale: str, **overrides: Any) -> Self:
+    def at(cls, scale: str, on_text: bool = False, /, **overrides: Any) -> Self:
         """The preset of "smoke", "tiny" or "full" with fields replaced.
+
+        Args:
+            on_text: take what the class says for real text at this scale, where it says something.
 
         Raises:
             ValueError: an unknown scale or field, or a value of the wrong type or out of range, in one line.
         """
         if scale not in cls.PRESETS:
             raise ValueError(f"scale must be one of {', '.join(cls.PRESETS)}; got {scale!r}")
+        preset = cls.ON_TEXT.get(scale, cls.PRESETS[scale]) if on_text else cls.PRESETS[scale]
         try:
-            return cls(**{**cls.PRESETS[scale], **overrides})
+            return cls(**{**preset, **overrides})
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])

@@ -13,8 +13,7 @@ def folder(tmp_path_factory):
     from workbench.worlds.language import bpe_tokenizer
 
     tokenizer = bpe_tokenizer(["Answer: B\nConfidence: 0.8"] * 3, vocab_size=300)
-    ends = {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
-    model = new_llama(len(tokenizer), width=16, layers=1, heads=2, max_length=96, seed=0, **ends)
+    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=96, seed=0)
     path = tmp_path_factory.mktemp("model") / "tiny"
     Policy(model, tokenizer).save(path)
     return str(path)

@@ -275,8 +275,7 @@ def test_a_tiny_real_model_without_answers_says_so(tmp_path):
     from workbench.worlds.language import bpe_tokenizer
 
     tokenizer = bpe_tokenizer(["Answer: B\nConfidence: 0.8"] * 3, vocab_size=300)
-    ends = {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
-    model = new_llama(len(tokenizer), width=16, layers=1, heads=2, max_length=1024, seed=0, **ends)
+    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=1024, seed=0)
     Policy(model, tokenizer).save(tmp_path / "tiny")
     config = rc.Config.at("full", n_questions=3, max_tokens=8)
     dataset = write_questions(tmp_path / "q.jsonl", 3)

@@ -129,7 +129,7 @@ class Experiment:
                 raise ValueError(f"{what} must be one of {', '.join(known)}; got {value!r}")
         self.scale, self.model, self.dataset, self.device = scale, model, dataset, device
         self.seeds = [int(seed) for seed in (seeds or default_seeds(self.method, scale))]
-        self.config = self.method.load().Config.at(scale, **(overrides or {}))
+        self.config = self.method.load().Config.at(scale, bool(model or dataset), **(overrides or {}))
         self.parameters = {
             "config": dataclasses.asdict(self.config), "model": model, "dataset": dataset, "device": device,
             "seeds": self.seeds, "inputs": [runs.fingerprint(path) for path in (model, dataset)],

@@ -74,6 +74,10 @@ class Config(Presets):
         "smoke": {"learning_rate": 1e-4, "n_pairs": 128, "max_length": 512, "test_size": 50},
         "full": {"precision": "bf16"},
     }
+    ON_TEXT: ClassVar = {
+        "tiny": {"learning_rate": 3e-5, "n_pairs": 400, "max_length": 512, "test_size": 200, "micro_batch_size": 16},
+        "smoke": {"learning_rate": 3e-5, "n_pairs": 32, "max_length": 256, "test_size": 16, "micro_batch_size": 16},
+    }
 
     def __post_init__(self):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:

@@ -137,6 +137,16 @@ class Config(Presets):
         },
         "full": {"precision": "bf16"},
     }  # fmt: skip
+    ON_TEXT: ClassVar = {
+        "tiny": {
+            "rounds": 1, "epochs": 2, "beta": [0.1], "learning_rate": [3e-5], "n_prompts": 400, "max_new_tokens": 128,
+            "max_length": 512, "test_size": 200, "micro_batch_size": 16, "arms": ["spin", "sft", "shuffled"],
+        },
+        "smoke": {
+            "rounds": 1, "epochs": 1, "beta": [0.1], "learning_rate": [3e-5], "n_prompts": 32, "max_new_tokens": 16,
+            "max_length": 256, "test_size": 16, "micro_batch_size": 16, "arms": ["spin", "shuffled"],
+        },
+    }  # fmt: skip
 
     def __post_init__(self):
         if not self.beta or min(self.beta) <= 0 or not self.learning_rate or min(self.learning_rate) <= 0:

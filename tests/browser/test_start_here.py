@@ -1,0 +1,44 @@
+"""The first notebook as a newcomer meets it: it runs, its page opens offline, and its slider moves the figure."""
+
+from pathlib import Path
+
+import papermill
+import pytest
+
+from workbench import pages
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start-here")
+    source = ROOT / "notebooks" / "start-here.ipynb"
+    papermill.execute_notebook(str(source), str(folder / "out.ipynb"), progress_bar=False, cwd=str(source.parent))
+    return pages.render(folder / "out.ipynb", folder / "page.html", title="start here")
+
+
+def test_it_runs_and_stays_small(executed):
+    assert executed.stat().st_size < 6_000_000
+    assert "shown in small" in executed.read_text()
+
+
+@pytest.mark.browser
+def test_the_slider_moves_the_figure_with_no_kernel(executed, visit):
+    opened = visit(executed)
+    page = opened.page
+    page.wait_for_selector(".slider-rail-touch-rect", state="attached")
+    bars = "all => all.slice(8).map(bar => bar.getBBox().height)"  # the third group of four: the policy after the round
+    before = page.locator(".barlayer .point path").evaluate_all(bars)
+    page.evaluate("document.querySelector('.slider-rail-touch-rect').scrollIntoView({block: 'center'})")
+    rail = page.locator(".slider-rail-touch-rect").bounding_box()
+    page.mouse.click(rail["x"] + 0.62 * rail["width"], rail["y"] + rail["height"] / 2)
+    page.wait_for_timeout(500)
+    after = page.locator(".barlayer .point path").evaluate_all(bars)
+    assert len(before) == len(after) == 4
+    assert max(abs(a - b) for a, b in zip(before, after, strict=True)) > 10
+    assert page.locator(".slider-label").first.text_content().startswith("lambda = ")
+    assert opened.requests == [executed.as_uri()]
+    assert opened.complaints == []
