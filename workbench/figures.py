@@ -247,7 +247,9 @@ def claims_forest(records: Sequence[Mapping[str, Any]]) -> Display:
                      "effect": sign * (value - record["margin"]) / abs(scale), "verdict": record["verdict"]}
                 )  # fmt: skip
     table = pd.DataFrame(rows, columns=["claim", "statement", "kind", "seed", "effect", "verdict"])
-    figure = blank("Each claim beside its negative control, one point a seed", "effect in the claimed direction (standard deviations)", "",
+    verdicts: Any = table.drop_duplicates("claim")["verdict"]
+    shown = int(verdicts.isin(["shown in small", "reproduced"]).sum())
+    figure = blank(f"{shown} of {len(verdicts)} tested claims are shown; one point a seed", "effect in the claimed direction (standard deviations)", "",
                    height=120 + 42 * table["claim"].nunique())  # fmt: skip
     for kind, marker in (
         ("control", {"color": "#B0B0B0", "symbol": "circle-open"}),
