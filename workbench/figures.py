@@ -249,7 +249,8 @@ def claims_forest(records: Sequence[Mapping[str, Any]]) -> Display:
     table = pd.DataFrame(rows, columns=["claim", "statement", "kind", "seed", "effect", "verdict"])
     verdicts: Any = table.drop_duplicates("claim")["verdict"]
     shown = int(verdicts.isin(["shown in small", "reproduced"]).sum())
-    figure = blank(f"{shown} of {len(verdicts)} tested claims are shown; one point a seed", "effect in the claimed direction (standard deviations)", "",
+    title = f"{shown} of {len(verdicts)} tested claims are shown; one point a seed"
+    figure = blank(title, "effect in the claimed direction (standard deviations)", "",
                    height=120 + 42 * table["claim"].nunique())  # fmt: skip
     for kind, marker in (
         ("control", {"color": "#B0B0B0", "symbol": "circle-open"}),
