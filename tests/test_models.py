@@ -60,6 +60,20 @@ def test_long_response_keeps_its_beginning_and_is_counted(policy):
     assert policy.counts["responses_cut"] == 1
 
 
+def test_a_prompt_leaves_room_for_what_will_be_sampled(policy):
+    """Context 64, 10 new tokens: a prompt of 100 tokens keeps its last 54."""
+    policy.counts.clear()
+    assert policy.encode_prompt(list(range(4, 104)), room=10) == list(range(50, 104))
+    assert policy.counts["prompts_cut"] == 1
+    assert policy.encode_prompt(list(range(4, 104))) == list(range(4, 104))
+    with pytest.raises(ValueError, match="64 new tokens leave no room for a prompt in a context of 64"):
+        policy.encode_prompt([5], room=64)
+
+
+def test_a_longer_limit_than_the_context_is_the_context(policy):
+    assert len(policy.group([5] * 50, [[6] * 50], max_length=1_000).prompt_ids) == 32
+
+
 def test_no_room_for_a_response_is_an_error(policy):
     with pytest.raises(ValueError, match="leaves no room for a response behind 4 prompt tokens"):
         policy.group([5, 6, 7, 8], [[5]], max_length=4, max_prompt_length=4)

@@ -152,16 +152,30 @@ class Policy:
             yield self
 
     # -- text to tokens
-    def encode_prompt(self, prompt: Prompt | Sequence[int]) -> list[int]:
+    def encode_prompt(self, prompt: Prompt | Sequence[int], *, room: int = 0) -> list[int]:
         """Token ids of a prompt, up to and including what announces the assistant's turn.
 
         A text is one user turn if the tokenizer has a chat template, else it is taken as it is, behind the start token.
 
+        Args:
+            room: tokens that must fit into the context behind it; a prompt too long for that keeps its end and is counted.
+
         Raises:
-            ValueError: an empty prompt, or a chat where the tokenizer has no chat template.
+            ValueError: an empty prompt, a chat where the tokenizer has no chat template, or more room than the context has.
         """
         if not prompt:
             raise ValueError("an empty prompt: give at least one character or one chat turn")
+        ids = self._prompt_ids(prompt)
+        if room >= self.max_length:
+            raise ValueError(
+                f"{room} new tokens leave no room for a prompt in a context of {self.max_length}; ask for fewer"
+            )
+        if room and len(ids) + room > self.max_length:
+            self.counts["prompts_cut"] += 1
+            ids = ids[room - self.max_length :]
+        return ids
+
+    def _prompt_ids(self, prompt: Prompt | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str) and isinstance(prompt[0], int):
             return [int(token) for token in prompt]  # type: ignore[arg-type]
         has_template = getattr(self.tokenizer, "chat_template", None)
@@ -196,13 +210,13 @@ class Policy:
 
         Args:
             responses: texts, or token ids that are taken as they are (samples keep the tokens that were drawn).
-            max_length: of prompt and response together; 0 takes the model's context.
+            max_length: of prompt and response together; 0, or more than the model's context, takes the context.
             max_prompt_length: 0 takes half of `max_length`.
 
         Raises:
             ValueError: no token would be left of a response.
         """
-        max_length = max_length or self.max_length
+        max_length = min(max_length or self.max_length, self.max_length)
         max_prompt_length = max_prompt_length or max_length // 2
         prompt_ids = self.encode_prompt(prompt)
         ids = [self.encode_response(r) if isinstance(r, str) else list(r) for r in responses]

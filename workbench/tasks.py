@@ -93,8 +93,8 @@ class TextTask:
         What a benchmark or a judge would say about new text is not measured here.
         """
         answer = "completion" if self.kind == "demonstration" else "chosen"
-        length = min(self.max_length or policy.max_length, policy.max_length)
-        groups = [policy.group(row["prompt"], [row[answer]], max_length=length) for row in self._split("test", seed)]
+        rows = self._split("test", seed)
+        groups = [policy.group(row["prompt"], [row[answer]], max_length=self.max_length) for row in rows]
         nll = -reference_logps(policy, groups, batch_size=16).sum() / sum(
             len(group.responses_ids[0]) for group in groups
         )

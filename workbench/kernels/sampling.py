@@ -58,7 +58,8 @@ def sample(
 
     Args:
         policy: a `Policy`, or a bare transformers model with prompts as token ids.
-        prompts: texts, chats or lists of token ids, as `Policy.encode_prompt` takes them.
+        prompts: texts, chats or lists of token ids, as `Policy.encode_prompt` takes them; one too long for the context
+            keeps its end.
         n: responses a prompt (K).
         temperature: 0 is greedy; 1 samples the policy itself.
         top_p, top_k: keep the smallest set with this much probability / this many tokens; 1.0 and 0 keep all.
@@ -75,7 +76,7 @@ def sample(
     tokenizer: Any = None if bare else policy.tokenizer
     _check_options(n, max_new_tokens, temperature, top_p, top_k, stop, tokenizer)
     encode: Any = getattr(policy, "encode_prompt", None)
-    ids = [list(p) if _is_ids(p) or encode is None else encode(p) for p in prompts]
+    ids = [list(p) if encode is None else encode(p, room=max_new_tokens) if p else [] for p in prompts]
     for index, prompt in enumerate(ids):
         if not prompt:
             raise ValueError(f"prompt {index} has no tokens; a response needs at least a start token before it")
@@ -209,10 +210,6 @@ def _end_tokens(model, tokenizer) -> set[int]:
         value = getattr(owner, "eos_token_id", None)
         found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
     return found
-
-
-def _is_ids(prompt: Any) -> bool:
-    return isinstance(prompt, (list, tuple)) and all(isinstance(token, int) for token in prompt)
 
 
 def _check_options(n, max_new_tokens, temperature, top_p, top_k, stop, tokenizer) -> None:

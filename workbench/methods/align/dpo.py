@@ -158,12 +158,7 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
 
 
 def _groups(policy: Policy, rows: Sequence[Row], config: Config) -> list[Group]:
-    return [
-        policy.group(
-            row["prompt"], [row["chosen"], row["rejected"]], max_length=min(config.max_length, policy.max_length)
-        )
-        for row in rows
-    ]
+    return [policy.group(row["prompt"], [row["chosen"], row["rejected"]], max_length=config.max_length) for row in rows]
 
 
 def _loss_at_start(options: dict[str, Any]) -> float:

@@ -164,9 +164,9 @@ class Config(Presets):
             checkpoint_every=self.checkpoint_every,
         )  # fmt: skip
 
-    def steps(self, t: int) -> int:
+    def steps(self, t: int, n_prompts: int) -> int:
         """Optimiser steps of round t: N pairs in round 0, and with the previous round's pairs 2 N afterwards."""
-        pairs = self.n_prompts * (2 if t > 0 and self.keep_previous else 1)
+        pairs = n_prompts * (2 if t > 0 and self.keep_previous else 1)
         return self.epochs * math.ceil(pairs / self.batch_size)
 
 
@@ -204,16 +204,20 @@ def run_arm(task: DemonstrationTask, config: Config, arm: str, seed: int, run: R
 
 def play(task: DemonstrationTask, config: Config, arm: Arm, seed: int, run: Run) -> list[dict[str, float]]:
     """Algorithm 1 of the paper for one arm and one seed."""
-    policy, first = start_of(task, arm, seed), start_of(task, arm, seed)
+    policy = start_of(task, arm, seed)
+    first = start_of(task, arm, seed) if "first" in (arm.opponent, arm.reference) else policy  # no second model else
     train_rows, test_rows = task.demonstrations("train", seed), task.demonstrations("test", seed)[: config.test_size]
     objective = partial(objectives.spin, loss_type=arm.loss_type or config.loss_type)
+
+    def training(t: int) -> TrainConfig:
+        return config.training(t, max_steps=config.steps(t, len(train_rows)))
 
     def make_round(policy: Policy, t: int) -> Round:
         if arm.learns == "demonstrations":
             groups = [
                 policy.group(row["prompt"], [row["completion"]], max_length=config.max_length) for row in train_rows
             ]
-            return Round(groups, supervised_step, config.training(t, max_steps=config.steps(t)), None)  # type: ignore[arg-type]
+            return Round(groups, supervised_step, training(t), None)
         opponent = policy if arm.opponent == "round" else first
         if arm.fresh or t == 0:
             write_answers(opponent, train_rows, config, seed, t, run, "generated")
@@ -226,7 +230,7 @@ def play(task: DemonstrationTask, config: Config, arm: Arm, seed: int, run: Run)
         rows = build_rows(reference, config, arm, seed, t, run)
         same_weights = arm.reference == "round" or t == 0
         start_loss = {"sigmoid": math.log(2)}.get(arm.loss_type or config.loss_type, 1.0) if same_weights else None
-        return Round(rows, step, config.training(t, max_steps=config.steps(t)), start_loss)
+        return Round(rows, step, training(t), start_loss)
 
     def evaluate(policy: Policy, t: int) -> dict[str, float]:
         numbers = task.evaluate(policy, seed)
