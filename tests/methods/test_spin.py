@@ -120,6 +120,27 @@ def test_a_second_call_computes_nothing(played, monkeypatch):
     assert spin.run(task, settings, 3, run) == result
 
 
+def test_killed_generation_draws_no_shard_twice(played, tmp_path, monkeypatch):
+    task, settings, _, _ = played
+    monkeypatch.setattr(spin, "SHARD", 20)
+    drawn, real = [], spin.sample
+
+    def dies(policy, prompts, **options):
+        drawn.append(len(prompts))
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return real(policy, prompts, **options)
+
+    monkeypatch.setattr(spin, "sample", dies)
+    rows, policy = task.demonstrations("train", 3), task.start(3)
+    with pytest.raises(KeyboardInterrupt):
+        spin.write_answers(policy, rows, settings, 3, 0, Run(tmp_path), "generated")
+    table = spin.write_answers(policy, rows, settings, 3, 0, Run(tmp_path), "generated")
+    assert drawn == [20, 20, 20, 20, 4]  # the third and fourth shard, once more from the third
+    assert table.chosen.tolist() == [row["completion"] for row in rows]
+    assert table.rejected.nunique() > 20
+
+
 def test_missing_previous_round_is_an_error(played, tmp_path):
     task, settings, _, _ = played
     policy = task.start(3)

@@ -163,6 +163,18 @@ class Experiment:
         return runs.over_seeds(module.run, self.task, self.config, self.seeds, self.run, workers=workers, **by_arm)
 
 
+def evaluations(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Any:
+    """Tidy table of results that hold `{"arms": {arm: [numbers after 0, 1, ... rounds]}}`: arm, seed, round, numbers."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {"arm": arm, "seed": seed, "round": t, **numbers}
+        for seed, result in zip(experiment.seeds, results, strict=True)
+        for arm, rounds in result["arms"].items()
+        for t, numbers in enumerate(rounds)
+    )
+
+
 def default_seeds(method: Method, scale: str) -> list[int]:
     """As many seeds as the specification asks; three at "smoke", where nothing is decided."""
     return list(range(3 if scale == "smoke" else method.n_seeds))

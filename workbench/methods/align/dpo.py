@@ -100,16 +100,18 @@ def open_task(
 
 
 def run(task: PreferenceTask, config: Config, seed: int, run: Run) -> dict[str, Any]:
-    """All arms of one seed. Returns `{"arms": {arm: [before, after]}, "longer_is_chosen": share}`."""
-    arms = {arm: run_arm(task, config, arm, seed, run) for arm in config.arms}
+    """All arms of one seed. Returns `{"arms": {arm: [before, after]}}`.
+
+    `longer_is_chosen` is the accuracy of a rule that looks at length alone.
+    """
     test = task.preferences("test", seed)
-    longer = np.mean(
-        [
-            (len(row["chosen"]) > len(row["rejected"])) + 0.5 * (len(row["chosen"]) == len(row["rejected"]))
-            for row in test
-        ]
-    )
-    return {"arms": arms, "longer_is_chosen": float(longer)}
+    longer = np.mean([0.5 + 0.5 * np.sign(len(row["chosen"]) - len(row["rejected"])) for row in test])
+    arms = {arm: run_arm(task, config, arm, seed, run) for arm in config.arms}
+    return {
+        "arms": {
+            arm: [{**numbers, "longer_is_chosen": float(longer)} for numbers in both] for arm, both in arms.items()
+        }
+    }
 
 
 def run_arm(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) -> list[dict[str, float]]:
@@ -201,13 +203,3 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
             unit="of responses without a defect",
         )  # fmt: skip
     return found
-
-
-def frame(results: Sequence[dict], seeds: Sequence[int]) -> pd.DataFrame:
-    """Tidy table: arm, seed, round (0 before, 1 after) and the numbers."""
-    return pd.DataFrame(
-        [{"arm": arm, "seed": seed, "round": t, "longer_is_chosen": result["longer_is_chosen"], **numbers}
-         for seed, result in zip(seeds, results, strict=True)
-         for arm, evaluations in result["arms"].items()
-         for t, numbers in enumerate(evaluations)]
-    )  # fmt: skip

@@ -52,6 +52,8 @@ from workbench.worlds.planted_chain import LENGTH, PlantedChain
 
 log = logging.getLogger(__name__)
 
+SHARD = 5_000  # prompts answered between two writes; minutes of a GPU
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -252,21 +254,28 @@ def start_of(task: Any, arm: Arm, seed: int) -> Policy:
 def write_answers(
     opponent: Policy, rows: Sequence[dict], config: Config, seed: int, t: int, run: Run, name: str
 ) -> pd.DataFrame:
-    """Step a: the opponent answers every prompt once. Stored, so that a killed round does not draw again."""
+    """Step a: the opponent answers every prompt once. Stored shard by shard, so that a killed round draws no shard twice."""
+    part = run.child(f"round-{t + 1}")
 
-    def draw() -> pd.DataFrame:
-        prompts = [row["prompt"] for row in rows]
-        drawn = sample(opponent, prompts, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                       top_p=config.top_p, seed=seed * 1000 + t + (500 if name == "held_out" else 0))  # fmt: skip
+    def draw(start: int) -> pd.DataFrame:
+        shard = rows[start : start + SHARD]
+        drawn = sample(
+            opponent, [row["prompt"] for row in shard], max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+            top_p=config.top_p, seed=(seed * 1000 + t + (500 if name == "held_out" else 0)) * 100_000 + start,
+        )  # fmt: skip
         return pd.DataFrame(
             {
-                "prompt": prompts, "chosen": [row["completion"] for row in rows], "rejected": [texts[0] for texts in drawn.texts],
-                "rejected_ids": [tokens[0] for tokens in drawn.tokens], "iteration": t, "source_chosen": "data",
-                "source_rejected": f"policy:{t}",
+                "prompt": [row["prompt"] for row in shard], "chosen": [row["completion"] for row in shard],
+                "rejected": [texts[0] for texts in drawn.texts], "rejected_ids": [tokens[0] for tokens in drawn.tokens],
+                "iteration": t, "source_chosen": "data", "source_rejected": f"policy:{t}",
             }
         )  # fmt: skip
 
-    return run.child(f"round-{t + 1}").table(name, draw)
+    def gather() -> pd.DataFrame:
+        shards = [part.table(f"{name}-{start}", partial(draw, start)) for start in range(0, len(rows), SHARD)]
+        return pd.concat(shards, ignore_index=True)
+
+    return part.table(name, gather if len(rows) > SHARD else partial(draw, 0))
 
 
 def build_rows(reference: Policy, config: Config, arm: Arm, seed: int, t: int, run: Run) -> list[PairRow]:
@@ -290,10 +299,8 @@ def build_rows(reference: Policy, config: Config, arm: Arm, seed: int, t: int, r
             "%.0f %% of the answers equal the human ones: the model already reproduces the data, or decoding is greedy",
             100 * same,
         )
-    swap = (
-        np.random.default_rng([seed, t, 5]).random(len(table))
-        < {"true": 0.0, "shuffled": 0.5, "swapped": 1.1}[arm.labels]
-    )
+    share = {"true": 0.0, "shuffled": 0.5, "swapped": 1.1}[arm.labels]
+    swap = np.random.default_rng([seed, t, 5]).random(len(table)) < share
     groups = []
     entries: Any = zip(table.itertuples(), swap, strict=True)
     for row, swapped in entries:
@@ -342,18 +349,12 @@ def _prompt(value: Any) -> Any:
 # ----------------------------------------------------------------------------------------------------------- claims
 # statement, paper's figures, and what is missing to test it here
 BEYOND_SMALL = {
-    "C5": (
-        "Matches DPO on 62k labelled pairs at round 0, passes it at round 1",
-        "61.31 against 60.80, 62.12",
-        "needs benchmarks and 62k GPT-4 labels",
-    ),
-    "C6": (
-        "Largest gains where the SFT model is weak",
-        "TruthfulQA +5.45, GSM8K +8.34 in round 0",
-        "needs benchmarks of several kinds",
-    ),
+    "C5": ("Matches DPO on 62k labelled pairs at round 0, passes it at round 1", "61.31 against 60.80, 62.12",
+           "needs benchmarks and 62k GPT-4 labels"),
+    "C6": ("Largest gains where the SFT model is weak", "TruthfulQA +5.45, GSM8K +8.34 in round 0",
+           "needs benchmarks of several kinds"),
     "C8": ("More prompts help round 0", "59.55, 60.16, 60.83 with 14k, 26k, 50k", "needs one run for each n_prompts"),
-}
+}  # fmt: skip
 
 
 def claims(experiment: Any, results: Sequence[dict]) -> Claims:
@@ -446,13 +447,3 @@ def slopes(values: np.ndarray) -> np.ndarray:
     """Least-squares slope of each row against its index."""
     rounds = np.arange(values.shape[1]) - (values.shape[1] - 1) / 2
     return values @ rounds / (rounds @ rounds) if values.shape[1] > 1 else np.zeros(len(values))
-
-
-def frame(results: Sequence[dict], seeds: Sequence[int]) -> pd.DataFrame:
-    """Tidy table of every evaluation: arm, seed, round and the numbers of the task."""
-    return pd.DataFrame(
-        [{"arm": arm, "seed": seed, "round": t, **numbers}
-         for seed, result in zip(seeds, results, strict=True)
-         for arm, evaluations in result["arms"].items()
-         for t, numbers in enumerate(evaluations)]
-    )  # fmt: skip
