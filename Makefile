@@ -23,10 +23,10 @@ reproduce: $(READY)
 	$(BIN)/workbench reproduce $(ARGS)
 
 test: $(READY) lint
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not slow and not browser" $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -152,12 +152,17 @@ def test_pins_ignore_the_local_part_of_a_version(tmp_path, monkeypatch):
     assert cli._wrong_pins(tmp_path / "constraints.txt") == ["x 1.1, pinned 1.0"]
 
 
+def hear_ctrl_c():
+    """A job started in the background has Ctrl-C switched off, and so have its children, these tests among them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_pages_are_served_on_this_machine_only(runs_root):
     environment = os.environ | {"PYTHONPATH": str(runs.PACKAGE.parent), "PYTHONUNBUFFERED": "1"}
     server = subprocess.Popen(
         [sys.executable, "-m", "workbench", "serve-pages", "--port", "0"], env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
+        stderr=subprocess.DEVNULL, text=True, preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     try:
         address = re.match(r"http://127\.0\.0\.1:\d+/index\.html", server.stdout.readline())[0]

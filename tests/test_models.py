@@ -100,7 +100,7 @@ def test_tokenizer_without_template_or_end_token(policy):
 
 @pytest.mark.parametrize("source", ["/nowhere/model", "no-such-owner/no-such-model"])
 def test_unknown_model(source, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"no model folder|cannot load a model"):
         Policy.load(source)
 

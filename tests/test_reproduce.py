@@ -218,7 +218,10 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)"""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(runs.PACKAGE.parent)])}
-    batch = subprocess.Popen([sys.executable, "-c", driver], env=environment, stdout=subprocess.PIPE, text=True)
+    batch = subprocess.Popen(
+        [sys.executable, "-c", driver], env=environment, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job starts with Ctrl-C switched off
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (found := list(tmp_path.glob("runs/toy/*/pid"))) and time.monotonic() < deadline:
         time.sleep(0.1)
