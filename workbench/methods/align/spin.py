@@ -261,7 +261,7 @@ def write_answers(
         shard = rows[start : start + SHARD]
         drawn = sample(
             opponent, [row["prompt"] for row in shard], max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-            top_p=config.top_p, seed=(seed * 1000 + t + (500 if name == "held_out" else 0)) * 100_000 + start,
+            top_p=config.top_p, seed=seed * 1000 + t + (500 if name == "held_out" else 0) + 1_000_000 * start,
         )  # fmt: skip
         return pd.DataFrame(
             {
