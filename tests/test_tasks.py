@@ -1,6 +1,7 @@
 """Real text through the task protocol, with a small model made from the same text in the hub's format."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from workbench.methods.align import dpo, spin
 from workbench.models import Policy
 from workbench.tasks import TextTask
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = {"vocab_size": 400, "width": 32, "layers": 1, "max_length": 128, "steps": 20, "held_out": 40}
 
 
@@ -60,6 +62,27 @@ def test_spin_runs_on_text(made, runs_root):
     assert set(verdicts) == {"C5", "C6", "C8", "H1", "H2"}
     assert verdicts["C5"] == "needs full scale"
     assert 0 <= results[0]["arms"]["spin"][1]["reward_accuracy"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spin", "dpo"])
+def test_the_notebook_runs_on_text_to_its_last_cell(made, tmp_path, monkeypatch, name):
+    """Every view must cope with a task that has no planted truth."""
+    import papermill
+
+    folder, _ = made
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
+    if name == "dpo":
+        rows = [{"prompt": f"What is {a} plus 1?", "chosen": str(a + 1), "rejected": str(a)} for a in range(60)]
+        (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = folder / ("sums.jsonl" if name == "spin" else "pairs.jsonl")
+    source = methods.REGISTRY[name].notebook
+    parameters = {"scale": "smoke", "seeds": [0, 1, 2], "model": str(folder / "model"), "dataset": str(dataset)}
+    papermill.execute_notebook(
+        str(ROOT / source), str(tmp_path / "out.ipynb"), {**parameters, "output": str(tmp_path / "run")}, progress_bar=False,
+        cwd=str(ROOT / source.parent),
+    )  # fmt: skip
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "done"
 
 
 @pytest.mark.slow

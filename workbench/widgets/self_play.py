@@ -28,14 +28,18 @@ def rounds_figure(table: pd.DataFrame, what: str, start: str = "sft") -> Display
     """One line an arm over the rounds, with a 95 % interval over seeds; the title states the finding.
 
     Args:
+        what: a column of the table; a line of text says so where the task does not measure it.
         start: "sft" or "converged", which arms to show; a line of text says so where the run has none of them.
     """
+    if what not in table:
+        return f"This task does not measure {what}; it measures {', '.join(table.columns[3:])}."
     chosen = [name for name, arm in ARMS.items() if arm.start == start]
     rows: Any = table[table.arm.isin(chosen) & table[what].notna()]
     if rows.empty:
         return f"This run has no arm that starts at {start!r}; add some by overrides={{'arms': {chosen}}}."
     means: Any = rows[rows.arm == chosen[0]].groupby("round")[what].mean()
-    (first, before), *_, (last, after) = means.items()
+    points = list(means.items())  # a single one after one round of pairs
+    (first, before), (last, after) = points[0], points[-1]
     where = "" if start == "sft" else ", from a start that more SFT cannot improve"
     title = f"SPIN: {AXES[what].split(' (')[0]} {before:.3f} after {first} rounds, {after:.3f} after {last}{where}"
     rows = rows.assign(arm=rows.arm.str.removesuffix("_converged"))
