@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 # Okabe and Ito's colours: told apart by all common kinds of colour blindness. One colour an arm in the whole project.
 COLOURS = {
     "spin": "#0072B2", "long": "#E69F00", "frozen": "#009E73", "frozen_reference": "#56B4E9", "hinge": "#CC79A7",
-    "shuffled": "#D55E00", "swapped": "#A6761D", "dpo": "#D55E00", "sft": "#7F7F7F", "start": "#B0B0B0", "control": "#999999",
+    "shuffled": "#A6761D", "swapped": "#E6AB02", "dpo": "#D55E00", "sft": "#7F7F7F", "start": "#B0B0B0", "control": "#999999",
     "direct": "#7F7F7F", "sc": "#56B4E9", "hybrid_sc": "#009E73", "elo": "#E69F00", "trueskill": "#CC79A7",
     "bt": "#0072B2", "win_rate": "#A6761D", "elo_k400": "#E69F00", "hybrid_product": "#009E73", "bt_position": "#0072B2",
     "bt_shuffled": "#999999", "bt_negated": "#999999",
