@@ -72,7 +72,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically; NaN and infinities are refused by name so that no reader meets them unawares."""
+    """Writes JSON atomically. NaN and infinities are kept, as Python's reader understands them; claims write null instead."""
     text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=True)
     with atomic(path) as file:
         file.write(text.encode())

@@ -10,7 +10,6 @@ the chosen response minus that of the rejected one. Rewards are beta times the l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -163,6 +162,3 @@ def _check(beta: float, loss_type: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"beta must be above 0; got {beta}")
     if loss_type not in known:
         raise ValueError(f"unknown loss_type {loss_type!r}; known: {', '.join(known)}")
-
-
-Objective = Callable[..., tuple[Tensor, Logged]]
