@@ -11,7 +11,7 @@ help:
 	@echo "make test        lint, types and all tests"
 	@echo "make fast        the tests that take under three minutes together"
 	@echo "make lab         open JupyterLab on notebooks/start-here.ipynb"
-	@echo "make bench       speed against named peers"
+	@echo "make bench       speed and memory against named peers, minutes; ARGS=--full for the published figures"
 
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; got " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
@@ -41,6 +41,8 @@ lab: $(READY)
 	$(BIN)/jupyter lab notebooks/start-here.ipynb
 
 bench: $(READY)
+	@$(BIN)/python -c 'from importlib.metadata import version as v; v("choix"), v("kaleido"), v("trl")' 2>/dev/null \
+	  || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/workbench bench $(ARGS)
 
 clean:

@@ -1,32 +1,25 @@
 """Bradley-Terry: workbench against choix and against a plain vectorised fit, on the same matches.
 
-    python benchmarks/ranking.py --quick     a few seconds
-    python benchmarks/ranking.py             about a minute
+    python benchmarks/ranking.py            seconds
+    python benchmarks/ranking.py --full     minutes: more sizes, and the largest that choix finishes in 60 s
 
-Each round runs every contestant once, in random order, so that a busy moment of the machine falls on all of them; the
-ratio is taken inside a round. Times are CPU seconds of this process. All contestants minimise the same objective and
-must agree. choix keeps one Python loop over matches for clarity, so it is the reference for the numbers; the fit by
-scipy's L-BFGS with a numpy gradient is the fairer opponent for speed. It stops at a gradient of 1e-5, ours at 1e-8, and
-ours also checks the table and the match graph.
+All sides minimise the same objective and must agree; every round has other matches. choix keeps one Python loop over
+matches for clarity, so it is the reference for the numbers; the fit by scipy's L-BFGS with a numpy gradient is the fairer
+opponent for speed. It stops at a gradient of 1e-5, ours at 1e-8, and ours also checks the table and the match graph.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import time
+import itertools
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
-import choix
+import harness
 import numpy as np
-import scipy
-from scipy.optimize import minimize
-from scipy.special import expit
 
-from workbench.ranking import bradley_terry
-
-L2 = 0.01
+OURS, INTERVALS, VECTORISED, CHOIX = "workbench", "with sandwich", "vectorised L-BFGS", "choix BFGS"
+L2, LIMIT_S = 0.01, 60.0
 
 
 def simulate(n_players: int, n_matches: int, seed: int) -> np.ndarray:
@@ -35,89 +28,131 @@ def simulate(n_players: int, n_matches: int, seed: int) -> np.ndarray:
     strength = rng.normal(0, 1.5, n_players)
     left = rng.integers(n_players, size=n_matches)
     right = (left + rng.integers(1, n_players, size=n_matches)) % n_players
-    outcome = rng.random(n_matches) < expit(strength[left] - strength[right])
+    outcome = rng.random(n_matches) < 1 / (1 + np.exp(strength[right] - strength[left]))
     return np.stack([left, right, outcome], axis=1).astype(float)
 
 
-def ours(matches: np.ndarray, n_players: int) -> np.ndarray:
-    return bradley_terry(matches, n_players, l2=L2, intervals="none").scores
+def rounds_of(fit: Callable[[np.ndarray, int], np.ndarray], case: dict) -> Callable[[], Any]:
+    """A round fits the matches of its number; strengths are compared with their mean taken out."""
+    fit(simulate(20, 500, seed=0), 20)  # imports and first calls are not timed
+    tables = (simulate(case["players"], case["matches"], seed) for seed in itertools.count())
+    following = [next(tables)]
+
+    def call() -> Callable[[], dict[str, Any]]:
+        scores = fit(following[0], case["players"])
+
+        def numbers() -> dict[str, Any]:
+            following[0] = next(tables)
+            return {"strengths": scores - scores.mean()}
+
+        return numbers
+
+    return call
 
 
-def ours_with_intervals(matches: np.ndarray, n_players: int) -> np.ndarray:
-    return bradley_terry(matches, n_players, l2=L2).scores
+def workbench_side(case: dict) -> Callable[[], Any]:
+    from workbench.ranking import bradley_terry
+
+    factor = 1 + case.get("sabotage", 0.0)
+    return rounds_of(lambda matches, n: factor * bradley_terry(matches, n, l2=L2, intervals="none").scores, case)
 
 
-def by_choix(matches: np.ndarray, n_players: int) -> np.ndarray:
-    won = matches[:, 2] == 1
-    pairs = np.where(won[:, None], matches[:, :2], matches[:, 1::-1]).astype(int).tolist()
-    return choix.opt_pairwise(n_players, pairs, alpha=L2, method="BFGS", tol=1e-5)
+def sandwich_side(case: dict) -> Callable[[], Any]:
+    from workbench.ranking import bradley_terry
+
+    return rounds_of(lambda matches, n: bradley_terry(matches, n, l2=L2).scores, case)
 
 
-def by_lbfgs(matches: np.ndarray, n_players: int) -> np.ndarray:
-    left, right, outcome = matches[:, 0].astype(int), matches[:, 1].astype(int), matches[:, 2]
+def choix_side(case: dict) -> Callable[[], Any]:
+    import choix
 
-    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        margin = theta[left] - theta[right]
-        residual = expit(margin) - outcome
-        slope = np.bincount(left, residual, n_players) - np.bincount(right, residual, n_players)
-        loss = np.logaddexp(0, margin).sum() - outcome @ margin + L2 * theta @ theta
-        return float(loss), slope + 2 * L2 * theta
+    def fit(matches: np.ndarray, n: int) -> np.ndarray:
+        pairs = np.where(matches[:, 2:] == 1, matches[:, :2], matches[:, 1::-1]).astype(int).tolist()
+        return choix.opt_pairwise(n, pairs, alpha=L2, method="BFGS", tol=1e-5)
 
-    options = {"gtol": 1e-5, "ftol": 0.0, "maxiter": 2000, "maxfun": 5000}
-    return minimize(objective, np.zeros(n_players), jac=True, method="L-BFGS-B", options=options).x
+    return rounds_of(fit, case)
 
 
-def compare(
-    n_players: int, n_matches: int, rounds: int, contestants: dict[str, Callable[[np.ndarray, int], np.ndarray]]
-) -> None:
-    """Print medians, ratios to ours with their range over the rounds, and the largest disagreement."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    disagreement = dict.fromkeys(contestants, 0.0)
-    for index in range(rounds):
-        matches, scores = simulate(n_players, n_matches, seed=index), {}
-        for name in np.random.default_rng(index).permutation(list(contestants)):
-            start = time.process_time()
-            scores[name] = contestants[name](matches, n_players)
-            seconds[name].append(time.process_time() - start)
-        centred = {name: values - values.mean() for name, values in scores.items()}
-        for name, values in centred.items():
-            disagreement[name] = max(disagreement[name], float(np.abs(values - centred["workbench"]).max()))
-    for name, values in seconds.items():
-        ratios = sorted(value / base for value, base in zip(values, seconds["workbench"], strict=True))
-        print(
-            f"{n_matches:>9,} {n_players:>7,} {name:<22}{median(values):>10.4f} s"
-            f"{median(ratios):>10.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}){disagreement[name]:>12.1e}"
-        )
-        if disagreement[name] > 1e-3:
-            raise SystemExit(f"{name} disagrees with workbench by {disagreement[name]:.1e} nats: not the same estimate")
+def vectorised_side(case: dict) -> Callable[[], Any]:
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    def fit(matches: np.ndarray, n: int) -> np.ndarray:
+        left, right, outcome = matches[:, 0].astype(int), matches[:, 1].astype(int), matches[:, 2]
+
+        def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
+            margin = theta[left] - theta[right]
+            residual = expit(margin) - outcome
+            slope = np.bincount(left, residual, n) - np.bincount(right, residual, n)
+            loss = np.logaddexp(0, margin).sum() - outcome @ margin + L2 * theta @ theta
+            return float(loss), slope + 2 * L2 * theta
+
+        options = {"gtol": 1e-5, "ftol": 0.0, "maxiter": 2000, "maxfun": 5000}
+        return minimize(objective, np.zeros(n), jac=True, method="L-BFGS-B", options=options).x
+
+    return rounds_of(fit, case)
+
+
+SIDES = {OURS: workbench_side, INTERVALS: sandwich_side, VECTORISED: vectorised_side, CHOIX: choix_side}
+
+
+def compare(contest: harness.Contest, players: int, matches: int, rounds: int, **more: Any) -> list[dict]:
+    """Runs and prints one size; a side that needs more than four minutes is ended and printed as such."""
+    case = {"name": f"{matches:,} matches, {players:,} players", "players": players, "matches": matches, **more}
+    result = contest.run(case, rounds=rounds, limit_s=4 * LIMIT_S)
+    worst = result.check({"strengths": 1e-3})
+    rows = [
+        {"case": case["name"], "side": side, "seconds": result.seconds[side], "difference": worst,
+         "ratio": result.ratios(side, OURS) if side != OURS else None}
+        for side in result.sides
+    ]  # fmt: skip
+    harness.print_table(
+        [{"case": row["case"], "side": row["side"], "CPU s": f"{median(row['seconds']):.4f}",
+          "ratio (range)": harness.spread(row["ratio"]) if row["ratio"] else "", "differ": f"{worst:.0e}"} for row in rows]
+        + [{"case": case["name"], "side": side, "CPU s": reason} for side, reason in result.missing.items()]
+    )  # fmt: skip
+    return rows
+
+
+def largest() -> list[dict]:
+    """Grows from 300 players and 10,000 matches by half at a time, until choix needs more than a minute of CPU."""
+    found: list[dict] = []
+    with harness.Contest({OURS: workbench_side, CHOIX: choix_side}) as contest:
+        for step in itertools.count():
+            rows = compare(contest, round(300 * 1.5**step), round(10_000 * 1.5**step), rounds=1)
+            if not any(row["side"] == CHOIX and median(row["seconds"]) <= LIMIT_S for row in rows):
+                return found
+            found = [{**row, "case": f"the most that choix does in {LIMIT_S:.0f} s: {row['case']}", "must": 20.0}
+                     for row in rows if row["side"] == CHOIX]  # fmt: skip
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds")
-    quick = parser.parse_args().quick
-    print(
-        f"python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}, {platform.machine()}"
+    given = harness.arguments(
+        __doc__,
+        extra=lambda p: p.add_argument("--sabotage", type=float, default=0.0, help="share put on our strengths"),
     )
-    print(f"  matches players contestant            median CPU    ratio to workbench (range)   max difference, l2={L2}")
-    everyone = {
-        "workbench": ours,
-        "with sandwich": ours_with_intervals,
-        "vectorised L-BFGS": by_lbfgs,
-        "choix BFGS": by_choix,
-    }
-    rounds = 3 if quick else 7
-    for contestant in everyone.values():
-        contestant(simulate(20, 500, seed=0), 20)  # imports and first calls are not timed
-    for n_players, n_matches in (
-        [(20, 500), (60, 900)] if quick else [(20, 500), (60, 900), (150, 2_250), (300, 10_000)]
-    ):
-        compare(n_players, n_matches, rounds, everyone)
-    vectorised = {"workbench": ours, "vectorised L-BFGS": by_lbfgs}
-    for n_players, n_matches in [(1_000, 100_000)] if quick else [(1_000, 100_000), (5_000, 1_000_000)]:
-        compare(n_players, n_matches, rounds, vectorised)
-    if quick:
-        compare(5_000, 1_000_000, 1, {"workbench": ours})
+    print(f"  ratio: how many times as long as workbench; l2={L2}")
+    rounds = {"smoke": 1, "quick": 3, "full": 7}[given.size]
+    small = {"smoke": [(20, 100)], "quick": [(20, 500), (60, 900)]}.get(
+        given.size, [(20, 500), (60, 900), (150, 2_250), (300, 10_000)]
+    )
+    large = {"smoke": [], "quick": [(1_000, 100_000)]}.get(given.size, [(1_000, 100_000), (5_000, 1_000_000)])
+    rows: list[dict] = []
+    with harness.Contest(SIDES) as contest:
+        for players, matches in small:
+            rows += compare(contest, players, matches, rounds, sabotage=given.sabotage)
+        contest.sides = {OURS: workbench_side, VECTORISED: vectorised_side}
+        for players, matches in large:
+            rows += compare(contest, players, matches, rounds)
+        if given.size == "quick":
+            contest.sides = {OURS: workbench_side}
+            rows += compare(contest, 5_000, 1_000_000, 1)
+    if given.size == "full":
+        rows += largest()
+    harness.write(
+        "ranking", rows, given, "Bradley-Terry: workbench against others", "time of the peer over time of workbench"
+    )
 
 
 if __name__ == "__main__":

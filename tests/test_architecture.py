@@ -15,6 +15,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 FLOORS = {
     "kernels": 0, "objectives": 0, "config": 0,
     "bradley_terry_fit": 1, "ranking": 2, "metrics": 1, "claims": 1, "runs": 1, "data": 1, "models": 1,
+    "batches": 1, "distributed": 1, "checkpoints": 1, "reference": 1,
     "training": 2, "tasks": 3, "feedback": 3, "worlds": 3, "leaderboard": 4, "from_scratch": 4,
     "figures": 3, "methods": 4, "widgets": 5, "pages": 5, "reproduce": 6, "cli": 7, "__main__": 8, "": 9,
 }  # fmt: skip

@@ -125,10 +125,13 @@ def test_report_writes_readme_from_what_was_published(runs_root, tmp_path, monke
 def test_bench_runs_files_and_reports_the_failed_one(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "good.py").write_text("print('1.7 times')")
+    (tmp_path / "benchmarks" / "good.py").write_text("import sys; print('1.7 times', *sys.argv[1:])")
     (tmp_path / "benchmarks" / "bad.py").write_text("raise SystemExit(3)")
+    (tmp_path / "benchmarks" / "harness.py").write_text("raise SystemExit('not a benchmark')")
     assert cli.main(["bench", "good"]) == 0
-    assert capfd.readouterr().out == "1.7 times\n"
+    assert capfd.readouterr().out == "1.7 times --quick\n"
+    assert cli.main(["bench", "good", "--full", "--device", "cuda"]) == 0
+    assert capfd.readouterr().out == "1.7 times --full --device cuda\n"
     assert cli.main(["bench"]) == 1
     assert capfd.readouterr().err == "failed: bad\n"
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from workbench import objectives
+from workbench.batches import n_tokens
 from workbench.kernels import Group
 from workbench.models import Policy, new_llama
 from workbench.runs import Run
@@ -56,17 +57,66 @@ def make_pairs(policy, n=24):
     return pair_rows(policy, [f"row {i}" for i in range(n)], groups(n))
 
 
-def test_accumulation_changes_nothing():
-    """8 at once equals 8 times 1: same losses, same weights."""
-    ends = []
-    for micro in (0, 1, 3):
-        policy = new_policy()
-        rows = make_pairs(policy)
-        config = TrainConfig(learning_rate=1e-2, batch_size=8, micro_batch_size=micro, epochs=2)
-        train(policy, rows, SPIN, config)
-        ends.append(weights(policy))
-    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ends[0], ends[2], rtol=1e-4, atol=1e-5)
+def one_step(step, rows, *, dtype=torch.float64, **cutting):
+    """Gradient of the first optimiser step over all rows: the change of the weights under plain gradient descent."""
+    policy = new_policy()
+    policy.model.to(dtype)
+    gradients = {}
+
+    def watched(policy, batch):
+        return step(policy, batch)
+
+    if hasattr(step, "denominator"):
+        watched.denominator = step.denominator
+    handles = [
+        p.register_post_accumulate_grad_hook(lambda p, name=name: gradients.__setitem__(name, p.grad.clone()))
+        for name, p in policy.model.named_parameters()
+    ]
+    loss = train(policy, rows, watched, TrainConfig(batch_size=len(rows), max_steps=1, **cutting))
+    for handle in handles:
+        handle.remove()
+    return loss, torch.cat([gradients[name].flatten() for name in sorted(gradients)])
+
+
+CUTS = [{"micro_batch_size": 1}, {"micro_batch_size": 3}, {"micro_batch_tokens": 30}, {"micro_batch_tokens": 1}]
+
+
+@pytest.mark.parametrize("cutting", CUTS, ids=str)
+@pytest.mark.parametrize("kind", ["preference", "supervised"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_cutting_a_step_changes_nothing(kind, cutting, dtype, tolerance, monkeypatch):
+    """Loss and gradient of 1, 3 or all rows at a time, and of cuts by tokens, are the same; responses differ in length.
+
+    On one route: which is fastest depends on the cut, and norms in float32 make routes differ by rounding.
+    """
+    monkeypatch.setattr("workbench.kernels.scoring._layout", lambda groups, route, model: "padded")
+    rows = make_pairs(new_policy(), 12) if kind == "preference" else groups(12, k=1)
+    step = SPIN if kind == "preference" else supervised_step
+    whole_loss, whole = one_step(step, rows, dtype=dtype, micro_batch_size=len(rows))
+    loss, gradient = one_step(step, rows, dtype=dtype, **cutting)
+    assert loss == pytest.approx(whole_loss, rel=tolerance)
+    assert (gradient - whole).norm() < tolerance * whole.norm()
+
+
+def test_a_step_holds_no_more_tokens_than_allowed():
+    """2,048 tokens by default on a CPU; whole groups, also one that is longer."""
+    policy, seen = new_policy(), []
+
+    def watched(policy, batch):
+        seen.append([n_tokens(row) for row in batch])
+        return SPIN(policy, batch)
+
+    rows = make_pairs(policy)
+    train(policy, rows, watched, TrainConfig(batch_size=8, max_steps=1))
+    assert len(seen) == 1
+    seen.clear()
+    train(policy, rows, watched, TrainConfig(batch_size=8, max_steps=1, micro_batch_tokens=30))
+    assert len(seen) > 2
+    assert all(sum(sizes) <= 30 for sizes in seen)
+    seen.clear()
+    train(policy, rows, watched, TrainConfig(batch_size=8, max_steps=1, micro_batch_tokens=1))
+    assert [len(sizes) for sizes in seen] == [1] * 8
+    assert seen == sorted(seen, reverse=True), "the longest comes first"
 
 
 def test_the_objective_falls_and_every_step_is_logged(tmp_path):
@@ -185,12 +235,38 @@ def test_sequence_log_prob_is_a_sum_not_a_mean():
     assert long < 2 * short < 0
 
 
-def test_supervised_loss_is_the_mean_over_tokens():
-    policy = new_policy()
-    batch = groups(5, k=1)
-    losses, _ = supervised_step(policy, batch)
+def test_supervised_loss_is_the_mean_over_tokens(tmp_path):
+    policy, batch = new_policy(), groups(5, k=1)
     logps = reference_logps(policy, batch)[:, 0]
-    assert losses.mean().item() == pytest.approx(-logps.sum() / sum(len(g.responses_ids[0]) for g in batch), rel=1e-5)
+    train(policy, batch, supervised_step, TrainConfig(batch_size=5, micro_batch_size=2), Run(tmp_path))
+    tokens = sum(len(group.responses_ids[0]) for group in batch)
+    assert Run(tmp_path).metrics()[0]["loss"] == pytest.approx(-logps.sum() / tokens, rel=1e-5)
+
+
+def test_infinite_gradient_of_a_finite_loss_stops_too():
+    """sqrt at 0: the loss is 0, its slope is not finite."""
+    policy = new_policy()
+    before = weights(policy).clone()
+
+    def step(policy, batch):
+        losses, logged = SPIN(policy, batch)
+        return (losses - losses.detach()).abs().sqrt(), logged
+
+    with pytest.raises(FloatingPointError, match="optimiser step 0: every loss is finite but the gradient is not"):
+        train(policy, make_pairs(policy, 4), step, TrainConfig(batch_size=4))
+    assert torch.equal(weights(policy), before)
+
+
+def test_a_refused_step_leaves_no_gradient():
+    """The next call starts clean: same weights as if the refused one had never been."""
+    policy, fresh = new_policy(), new_policy()
+    rows = make_pairs(policy, 8)
+    bad = [*rows[:7], rows[7]._replace(reference_logps=(float("inf"), 0.0))]
+    with pytest.raises(FloatingPointError, match="rows row 7;"):
+        train(policy, bad, SPIN, TrainConfig(batch_size=8, micro_batch_size=2))
+    for one in (policy, fresh):
+        train(one, rows, SPIN, TrainConfig(batch_size=8))
+    assert torch.equal(weights(policy), weights(fresh))
 
 
 def test_rounds_resume_where_they_stopped(tmp_path):

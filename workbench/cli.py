@@ -175,13 +175,24 @@ def serve_pages(port: Annotated[int, typer.Option(help="0 takes a free one.")] =
 
 
 @app.command()
-def bench(name: Annotated[str, typer.Argument(help="File of benchmarks/; none runs all of them.")] = "") -> None:
-    """Run speed and memory benchmarks. Example: `workbench bench scoring`"""
-    files = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("[!_]*.py"))}
+def bench(
+    name: Annotated[str, typer.Argument(help="File of benchmarks/; none runs all of them.")] = "",
+    full: Annotated[bool, typer.Option("--full", help="All cases and more rounds; writes figures/bench-*.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Run speed and memory benchmarks against named peers, each in its own process; see benchmarks/README.md.
+
+    Without `--full` each takes about a minute. Ends with an error if sides do not compute the same numbers.
+
+    Examples: `workbench bench training_step` and `workbench bench --full`
+    """
+    folder = ROOT / "benchmarks"
+    files = {path.stem: path for path in sorted(folder.glob("[!_]*.py")) if path.stem != "harness"}
     if name and name not in files:
         raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(files) or 'none, run this from a checkout'}")
     chosen = [path for stem, path in files.items() if name in ("", stem)]
-    failed = [path.stem for path in chosen if subprocess.call([sys.executable, str(path)], cwd=ROOT)]
+    options = ["--full" if full else "--quick", *(["--device", device] if device != "cpu" else [])]
+    failed = [path.stem for path in chosen if subprocess.call([sys.executable, str(path), *options], cwd=ROOT)]
     if failed:
         typer.echo(f"failed: {', '.join(failed)}", err=True)
         raise typer.Exit(1)

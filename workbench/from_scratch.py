@@ -84,4 +84,4 @@ def new_model(
 
 def _token_nll(policy: Policy, groups: list[Group]) -> float:
     lengths = np.array([len(group.responses_ids[0]) for group in groups])
-    return float(-reference_logps(policy, groups, batch_size=16)[:, 0].sum() / lengths.sum())
+    return float(-reference_logps(policy, groups)[:, 0].sum() / lengths.sum())

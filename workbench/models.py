@@ -40,7 +40,11 @@ def pick_device(device: str) -> torch.device:
         raise ValueError(f"device must be auto, cpu or cuda; got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError('device="cuda" was asked for but torch sees no GPU; use device="auto" or "cpu"')
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if "LOCAL_RANK" in os.environ:  # one of several processes of torchrun: each has a GPU of its own
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return torch.device("cuda")
 
 
 @dataclass

@@ -95,9 +95,7 @@ class TextTask:
         answer = "completion" if self.kind == "demonstration" else "chosen"
         rows = self._split("test", seed)
         groups = [policy.group(row["prompt"], [row[answer]], max_length=self.max_length) for row in rows]
-        nll = -reference_logps(policy, groups, batch_size=16).sum() / sum(
-            len(group.responses_ids[0]) for group in groups
-        )
+        nll = -reference_logps(policy, groups).sum() / sum(len(group.responses_ids[0]) for group in groups)
         return {"quality": -float(nll), "token_nll": float(nll)}
 
     def _split(self, split: str, seed: int) -> list[Row]:

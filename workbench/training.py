@@ -1,34 +1,38 @@
 """The one training loop, and the steps that methods put into it.
 
-What may live here: optimisation, checkpoints, resume, the driver of iterated methods and its step-0 check. What may
-not: formulas of losses (`objectives`), what a method does between rounds (its own file).
+What may live here: optimisation, the driver of iterated methods and its step-0 check. What may not: formulas of losses
+(`objectives`), log-probs of a reference (`reference`), files of a checkpoint (`checkpoints`), shards (`distributed`),
+what a method does between rounds (its own file).
 
 `step(policy, batch) -> (losses, logged)` is where methods differ; everything else is the same for all of them. The
-loss of an optimiser step is the sum of its examples' losses over `batch_size`, so cutting a batch into micro-batches
-changes nothing.
+loss of an optimiser step is the sum of its examples' losses over `step.denominator(batch)`, by default their number.
+Numerator and denominator are sums over the whole batch, so cutting it, in time or over processes, changes nothing.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import runs
+from workbench import distributed, runs
+from workbench.batches import cut, held_at_once, n_tokens
+from workbench.checkpoints import Checkpoint, load_weights, save_weights
 from workbench.config import Field, strict
 from workbench.kernels import Group, score
+from workbench.kernels.scoring import NanScore
 from workbench.models import Policy
+from workbench.reference import PairRow, pair_rows, reference_logps
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "PairRow", "Round", "Step", "TrainConfig", "check_start", "iterate", "pair_numbers", "pair_rows", "preference_step",
+    "reference_logps", "supervised_step", "train",
+]  # fmt: skip
 
 Step = Callable[[Policy, Sequence[Any]], tuple[Tensor, dict[str, Tensor]]]
 
@@ -40,7 +44,8 @@ class TrainConfig:
     learning_rate: float = Field(default=1e-4, gt=0)  # peak
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=1)  # examples an optimiser step
-    micro_batch_size: int = Field(default=0, ge=0)  # examples held at once; 0: the whole batch
+    micro_batch_size: int = Field(default=0, ge=0)  # examples held at once on a process; 0: cut by tokens
+    micro_batch_tokens: int = Field(default=0, ge=0)  # of prompts and responses; 0: 2,048 on a CPU, 8,192 on a GPU
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)  # share of all steps
@@ -48,14 +53,6 @@ class TrainConfig:
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_steps: int = Field(default=0, ge=0)  # 0: all epochs
     checkpoint_every: int = Field(default=0, ge=0)  # optimiser steps; 0: none inside a call
-
-
-class PairRow(NamedTuple):
-    """A tokenised pair: responses chosen and rejected, and their log-probs under the reference, nats."""
-
-    id: str
-    group: Group
-    reference_logps: tuple[float, float]
 
 
 # ------------------------------------------------------------------------------------------------------------- steps
@@ -71,47 +68,19 @@ def preference_step(objective: Callable[..., tuple[Tensor, dict[str, Tensor]]], 
     return step
 
 
-def supervised_step(policy: Policy, batch: Sequence[Group]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses whose mean is the negative log-likelihood of a response token in this batch, nats."""
-    scores = score(policy, batch)
-    lengths = scores.lengths[:, 0]
-    losses = -scores.sums[:, 0] * (len(batch) / lengths.sum())
-    return losses, {"token_nll": (-scores.means[:, 0]).detach()}
+class SupervisedStep:
+    """Losses [row]: negative log-likelihood of a row's first response, nats; an optimiser step divides by its tokens."""
+
+    def __call__(self, policy: Policy, batch: Sequence[Group]) -> tuple[Tensor, dict[str, Tensor]]:
+        scores = score(policy, batch)
+        return -scores.sums[:, 0], {"token_nll": (-scores.means[:, 0]).detach()}
+
+    @staticmethod
+    def denominator(batch: Sequence[Group]) -> int:
+        return sum(len(group.responses_ids[0]) for group in batch)
 
 
-@torch.no_grad()
-def reference_logps(policy: Policy, groups: Sequence[Group], *, batch_size: int = 64) -> np.ndarray:
-    """log p(response | prompt) of every response under the policy as it is now, [group, k] in nats, float64.
-
-    Computed once a row before training starts, from the very weights that training starts from. So the reference
-    cannot be a base model without its adapter by mistake, and no second model is held during training.
-    """
-    order = sorted(range(len(groups)), key=lambda i: len(groups[i].prompt_ids) + max(map(len, groups[i].responses_ids)))
-    k = max(len(group.responses_ids) for group in groups)
-    found = np.full((len(groups), k), np.nan)
-    was_training = policy.model.training
-    policy.model.eval()
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        sums = score(policy, [groups[i] for i in batch]).sums.double().cpu().numpy()
-        found[batch, : sums.shape[1]] = sums
-    policy.model.train(was_training)
-    return found
-
-
-def pair_rows(reference: Policy, ids: Sequence[str], groups: Sequence[Group], *, batch_size: int = 64) -> list[PairRow]:
-    """Tokenised pairs (chosen first) with their log-probs under the reference as it is now.
-
-    Raises:
-        FloatingPointError: the reference gives NaN or infinite log-probs; the rows are named, nothing is zeroed.
-    """
-    logps = reference_logps(reference, groups, batch_size=batch_size)
-    bad = [str(id) for id, fine in zip(ids, np.isfinite(logps), strict=True) if not fine.all()]
-    if bad:
-        raise FloatingPointError(
-            f"the reference gives NaN or infinite log-probs to {', '.join(bad[:10])}; look at these rows first"
-        )
-    return [PairRow(id, group, (float(c), float(r))) for id, group, (c, r) in zip(ids, groups, logps, strict=True)]
+supervised_step = SupervisedStep()
 
 
 def pair_numbers(
@@ -151,61 +120,69 @@ def train(
     Dropout is off, as it must be where a reference is compared with. The order of the rows depends on `seed` alone.
     With `checkpoint_every` set, a killed call goes on from its last checkpoint with the same numbers.
 
+    A script started by `torchrun` calls this on every process with the same arguments. The policy is then cut into
+    shards (FSDP2) for the time of the call and whole again after it, every process takes its part of each batch, and
+    losses and weights are those of one process. Checkpoints fit any number of processes.
+
     Args:
-        run: where metrics rows go (one an optimiser step: step, loss, learning rate, gradient norm and the means of
-            what the step logged) and where the checkpoint lives; None keeps no record.
+        step: called with rows that are held at once; `step.denominator(batch)`, where there is one, says what the sum
+            of the losses of an optimiser step is divided by, from all its rows.
+        run: where metrics rows go (one an optimiser step: step, loss, learning rate, gradient norm and the means over
+            examples of what the step logged) and where the checkpoint lives; None keeps no record.
         tag: columns added to every metrics row (round, arm).
 
     Raises:
         ValueError: no rows.
-        FloatingPointError: a loss is NaN or infinite; the rows' ids are named and the weights are those before the step.
+        FloatingPointError: a loss or the gradient is NaN or infinite; the rows' ids are named, on all processes alike,
+            and the weights of a single process are those before the step.
     """
     if not rows:
         raise ValueError("no rows to train on")
-    from accelerate import Accelerator
+    with distributed.sharded(policy) as live:
+        return _loop(live, rows, step, config, run, seed, tag or {})
+
+
+def _loop(
+    policy: Policy, rows: Sequence[Any], step: Step, config: TrainConfig, run: runs.Run | None, seed: int, tag: dict
+) -> float:
     from transformers import get_scheduler
 
     per_epoch = math.ceil(len(rows) / config.batch_size)
     n_steps = config.max_steps or per_epoch * config.epochs
-    accelerator = Accelerator(cpu=policy.device.type == "cpu")
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = _optimizer(parameters, config)
     scheduler = get_scheduler(config.schedule, optimizer, round(config.warmup_ratio * n_steps), n_steps)
-    model, optimizer = accelerator.prepare(policy.model, optimizer)
-    live = Policy(model, policy.tokenizer, policy.name, policy.precision, policy.counts)
-    checkpoint = (
-        _Checkpoint(run.folder / "checkpoint", policy, optimizer, scheduler)
-        if run and config.checkpoint_every
-        else None
-    )
-    first = checkpoint.restore() if checkpoint else 0
-    if run and checkpoint:
-        run.rewind_metrics(first)
+    is_first = distributed.rank() == 0
+    checkpoint, first = None, 0
+    if run and config.checkpoint_every:
+        checkpoint = Checkpoint(run.folder / "checkpoint", policy.model, optimizer, scheduler)
+        first = checkpoint.restore()
+        if is_first:
+            run.rewind_metrics(first)
     policy.model.eval()  # no dropout; gradients flow all the same
-    loss = math.nan
+    optimizer.zero_grad()  # of a call that was refused half-way
+    sizes = [n_tokens(row) for row in rows]
+    order, loss = [], math.nan
     for number in range(first, n_steps):
         epoch, place = divmod(number, per_epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(len(rows))
-        batch = [rows[i] for i in order[place * config.batch_size : (place + 1) * config.batch_size]]
-        micro = config.micro_batch_size or len(batch)
-        collected: dict[str, list[Tensor]] = {}
-        for start in range(0, len(batch), micro):
-            part = batch[start : start + micro]
-            losses, logged = step(live, part)
-            _refuse_nan(losses, part, number)
-            share = len(part) / len(batch)  # a supervised step normalises by its own tokens
-            accelerator.backward(losses.mean() * share)
-            for name, values in {"loss": losses.detach(), **logged}.items():
-                collected.setdefault(name, []).append(values)
-        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+        if place == 0 or not order:
+            order = np.random.default_rng([seed, epoch]).permutation(len(rows)).tolist()
+        batch = order[place * config.batch_size : (place + 1) * config.batch_size]
+        means = _backward(policy, rows, batch, sizes, step, config, number)
+        loss = means["loss"]
+        norm = float(distributed.whole(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)))
+        if not math.isfinite(norm):
+            names = ", ".join(_name(rows, i) for i in batch[:10])
+            raise FloatingPointError(
+                f"optimiser step {number}: every loss is finite but the gradient is not, in a batch with rows {names}; "
+                "lower the learning rate, or use precision='no'"
+            )
         rate = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        means = {name: torch.cat(values).mean().item() for name, values in collected.items()}
-        loss = means["loss"]
-        if run:
-            run.log({"step": number, **(tag or {}), **means, "learning_rate": rate, "grad_norm": float(norm)})  # type: ignore[arg-type]
+        optimizer.zero_grad()
+        if run and is_first:
+            run.log({"step": number, **tag, **means, "learning_rate": rate, "grad_norm": norm})
         if checkpoint and (number + 1) % config.checkpoint_every == 0 and number + 1 < n_steps:
             checkpoint.store(number + 1)
     if checkpoint:
@@ -213,69 +190,79 @@ def train(
     return loss
 
 
+def _backward(
+    policy: Policy,
+    rows: Sequence[Any],
+    batch: list[int],
+    sizes: list[int],
+    step: Step,
+    config: TrainConfig,
+    number: int,
+) -> dict[str, float]:
+    """Adds the gradient of a whole batch; returns its loss and the means of what was logged, over all processes.
+
+    Raises:
+        FloatingPointError: a loss is NaN or infinite, on any process.
+    """
+    world, rank = distributed.world(), distributed.rank()
+    denominator = getattr(step, "denominator", len)([rows[i] for i in batch])
+    max_tokens = config.micro_batch_tokens or held_at_once(policy.device)
+    held = {"max_tokens": max_tokens * world, "max_rows": config.micro_batch_size * world}
+    names: list[str] = []
+    sums, seen = torch.zeros((), device=policy.device), []
+    for part in cut(batch, sizes, **held, at_least=world):
+        # a process without a row of this part repeats the first one with weight 0: all must meet in the collectives
+        mine = part[rank::world]
+        try:
+            losses, logged = step(policy, [rows[i] for i in mine or part[:1]])
+        except NanScore as error:
+            alone = [
+                i for i in mine if not _is_finite(policy, step, rows[i])
+            ]  # a NaN spreads to what is packed with it
+            raise _refusal(number, [_name(rows, i) for i in alone or mine]) from error
+        (losses.sum() * (1 / denominator if mine else 0.0)).backward()
+        with torch.no_grad():
+            logged = {"loss": losses, **logged}
+            sums = sums + len(mine) * torch.stack([values.mean(dtype=torch.float64) for values in logged.values()])
+        names = list(logged)
+        seen.append((mine, losses.detach()))
+    means = dict(zip(names, (distributed.total(sums) / len(batch)).tolist(), strict=True))
+    if not math.isfinite(means["loss"]):
+        bad = [
+            _name(rows, i)
+            for mine, losses in seen
+            for i, value in zip(mine, losses.tolist(), strict=False)
+            if not math.isfinite(value)
+        ]
+        everywhere = [name for part in distributed.gather(bad) for name in part]
+        raise _refusal(number, everywhere)
+    means["loss"] *= len(batch) / denominator
+    return means
+
+
+@torch.no_grad()
+def _is_finite(policy: Policy, step: Step, row: Any) -> bool:
+    try:
+        return bool(step(policy, [row])[0].isfinite().all())
+    except NanScore:
+        return False
+
+
+def _refusal(number: int, names: list[str]) -> FloatingPointError:
+    return FloatingPointError(
+        f"optimiser step {number}: the loss is NaN or infinite for rows {', '.join(names[:10])}; look at these rows, "
+        "lower the learning rate, or use precision='no'"
+    )
+
+
+def _name(rows: Sequence[Any], number: int) -> str:
+    return str(getattr(rows[number], "id", number))
+
+
 def _optimizer(parameters: list, config: TrainConfig) -> torch.optim.Optimizer:
-    kinds = {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
-    return kinds[config.optimizer](parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-
-
-def _refuse_nan(losses: Tensor, part: Sequence[Any], number: int) -> None:
-    if not bool(torch.isfinite(losses).all()):
-        bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
-        names = ", ".join(str(getattr(part[i], "id", i)) for i in bad[:10])
-        raise FloatingPointError(
-            f"optimiser step {number}: the loss is NaN or infinite for rows {names}; look at these rows, "
-            "lower the learning rate, or use precision='no'"
-        )
-
-
-class _Checkpoint:
-    """Weights that train, optimiser, schedule and step number, as one folder that appears whole or not at all."""
-
-    def __init__(self, folder: Path, policy: Policy, optimizer: Any, scheduler: Any):
-        self.folder, self.policy, self.optimizer, self.scheduler = folder, policy, optimizer, scheduler
-
-    def store(self, step: int) -> None:
-        from safetensors.torch import save_file
-
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=".checkpoint."))
-        save_file(self._weights(), temporary / "weights.safetensors")
-        torch.save(
-            {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()},
-            temporary / "optimizer.pt",
-        )
-        runs.write_json(temporary / "state.json", {"step": step})
-        old = self.folder.with_name(".checkpoint.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.folder.exists():
-            self.folder.rename(old)
-        temporary.rename(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-    def restore(self) -> int:
-        from safetensors.torch import load_file
-
-        old = self.folder.with_name(".checkpoint.old")
-        if old.exists() and not self.folder.exists():  # killed between the two renames
-            old.rename(self.folder)
-        if not self.folder.exists():
-            return 0
-        weights = load_file(self.folder / "weights.safetensors", device=str(self.policy.device))
-        for name, parameter in self.policy.model.named_parameters():
-            if name in weights:
-                parameter.data.copy_(weights[name])
-        state = torch.load(self.folder / "optimizer.pt", weights_only=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        return int(runs.read_json(self.folder / "state.json")["step"])
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {
-            name: p.detach().clone().contiguous() for name, p in self.policy.model.named_parameters() if p.requires_grad
-        }
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.RMSprop(parameters, config.learning_rate, weight_decay=config.weight_decay, foreach=True)
 
 
 # ------------------------------------------------------------------------------------------------- iterated methods
@@ -326,14 +313,14 @@ def iterate(
     results = [run.cached("round-0/evaluation", lambda: evaluate(policy, 0))]
     finished = [t for t in range(1, n_rounds + 1) if (run.folder / f"round-{t}" / "evaluation.json").is_file()]
     if finished and len(finished) < n_rounds:
-        _load_weights(policy, run.folder / f"round-{finished[-1]}")
+        load_weights(policy.model, run.folder / f"round-{finished[-1]}" / "weights.safetensors")
     for t in range(n_rounds):
         part = run.child(f"round-{t + 1}")
         if t + 1 not in finished:
             round_ = make_round(policy, t)
             check_start(policy, round_)
             train(policy, round_.rows, round_.step, round_.config, part, seed=seed * 1000 + t, tag={"round": t})
-            _save_weights(policy, part.folder)
+            save_weights(policy.model, part.folder / "weights.safetensors")
         results.append(part.cached("evaluation", lambda t=t: evaluate(policy, t + 1)))
         if not keep_checkpoints and t > 0:
             (run.folder / f"round-{t}" / "weights.safetensors").unlink(missing_ok=True)
@@ -344,8 +331,12 @@ def check_start(policy: Policy, round_: Round) -> None:
     """The step-0 check: before any update every log-ratio is 0, so the loss has the value it must have there."""
     if round_.start_loss is None:
         return
+    rows, held = round_.rows[: round_.config.batch_size], round_.config
+    sizes = [n_tokens(row) for row in rows]
+    max_tokens = held.micro_batch_tokens or held_at_once(policy.device)
+    part = next(cut(range(len(rows)), sizes, max_tokens=max_tokens, max_rows=held.micro_batch_size))
     with torch.no_grad():
-        losses, _ = round_.step(policy, list(round_.rows[: round_.config.micro_batch_size or round_.config.batch_size]))
+        losses, _ = round_.step(policy, [rows[i] for i in part])
     worst = float((losses - round_.start_loss).abs().max())
     # log-ratios of sums over hundreds of tokens differ by rounding when batches have other shapes
     exact = policy.precision == "no" and policy.model.dtype in (torch.float32, torch.float64)
@@ -355,21 +346,3 @@ def check_start(policy: Policy, round_: Round) -> None:
             f"step-0 check: the loss should be {round_.start_loss:.6f} on every row, because policy and reference are the "
             f"same weights, but is off by {worst:.2g}; the reference is not the policy at the start of this round"
         )
-
-
-def _save_weights(policy: Policy, folder: Path) -> None:
-    from safetensors.torch import save
-
-    with runs.atomic(folder / "weights.safetensors") as file:
-        file.write(
-            save({n: p.detach().clone().contiguous() for n, p in policy.model.named_parameters() if p.requires_grad})
-        )
-
-
-def _load_weights(policy: Policy, folder: Path) -> None:
-    from safetensors.torch import load_file
-
-    weights = load_file(folder / "weights.safetensors", device=str(policy.device))
-    for name, parameter in policy.model.named_parameters():
-        if name in weights:
-            parameter.data.copy_(weights[name])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from torch.nn import Identity
+from torch import nn
 
 from workbench import objectives
 from workbench.kernels import Scores, token_logps
@@ -101,8 +101,9 @@ def test_values_and_gradients(golden, name):
             )
 
 
-def test_sequence_logps(golden):
-    """Logits at t predict the label at t+1; labels of -100 are prompt or padding."""
+@pytest.mark.parametrize("frozen", [True, False])
+def test_sequence_logps(golden, frozen):
+    """Logits at t predict the label at t+1; labels of -100 are prompt or padding. The head is the identity."""
     for number, case in enumerate(cases(golden, "sequence_logps.json")):
         assert set(case["inputs"]) == {"logits", "labels"}
         assert set(case["hyperparameters"]) == {"average_log_prob", "label_pad_token_id"}
@@ -110,9 +111,10 @@ def test_sequence_logps(golden):
         logits = torch.tensor(case["inputs"]["logits"], dtype=torch.float64, requires_grad=True)
         labels = torch.tensor(case["inputs"]["labels"])[:, 1:]
         scored = labels != case["hyperparameters"]["label_pad_token_id"]
-        logps = token_logps(
-            logits[:, :-1][scored], labels[scored], Identity(), vocab=logits.shape[-1], tile=2 * logits.shape[-1]
-        )
+        vocab = logits.shape[-1]
+        head = nn.Linear(vocab, vocab, bias=False, dtype=torch.float64).requires_grad_(not frozen)
+        head.weight.data = torch.eye(vocab, dtype=torch.float64)
+        logps = token_logps(logits[:, :-1][scored], labels[scored], head, tile=2 * vocab, keep=0)
         scores = Scores(
             torch.zeros(scored.shape, dtype=logps.dtype).masked_scatter(scored, logps)[:, None], scored[:, None]
         )

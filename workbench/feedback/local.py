@@ -42,33 +42,38 @@ class LocalModel:
         self._seed = seed
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply for each request, with the log-probabilities (nats) of its tokens under the model."""
+        """One reply for each request, with the log-probabilities (nats) of its tokens under the model.
+
+        A sampled reply depends on its own request and the model's seed alone: not on what else is asked for, nor on
+        where a killed run was resumed.
+        """
         replies: dict[int, Reply] = {}
-        greedy: dict[int, list[int]] = {}
-        sampled: dict[tuple, list[int]] = {}
+        asked: dict[tuple, dict[tuple, list[int]]] = {}  # settings -> messages -> places in `requests`
         for place, request in enumerate(requests):
-            if request.temperature == 0:
-                greedy.setdefault(request.max_tokens, []).append(place)
-            else:
-                same = tuple((m["role"], m["content"]) for m in request.messages)
-                sampled.setdefault((same, request.temperature, request.max_tokens), []).append(place)
-        for max_tokens, places in greedy.items():
-            prompts = [_prompt(requests[place]) for place in places]
-            drawn = sample(self.policy, prompts, max_new_tokens=max_tokens, temperature=0.0)
-            for i, place in enumerate(places):
-                replies[place] = Reply(drawn.texts[i][0], drawn.token_logps[i][0])
-        # One call a prompt: its samples share the prompt's keys and values, and their seed comes from the request, so
-        # that a reply does not depend on what else is asked for, or on where a killed run was resumed.
-        for (same, temperature, max_tokens), places in sampled.items():
-            digest = hashlib.blake2b(repr((same, temperature, self._seed)).encode(), digest_size=7).digest()
-            seed = int.from_bytes(digest)
-            n = 1 + max(requests[place].sample for place in places)
-            prompt = _prompt(requests[places[0]])
-            drawn = sample(self.policy, [prompt], n=n, max_new_tokens=max_tokens, temperature=temperature, seed=seed)
-            for place in places:
-                k = requests[place].sample
-                replies[place] = Reply(drawn.texts[0][k], drawn.token_logps[0][k])
+            messages = tuple((m["role"], m["content"]) for m in request.messages)
+            asked.setdefault((request.temperature, request.max_tokens), {}).setdefault(messages, []).append(place)
+        for (temperature, max_tokens), prompts in asked.items():
+            # One call for all prompts with the same number of samples: they decode side by side, and the samples of a
+            # prompt share its keys and values.
+            same_n: dict[int, list[tuple]] = {}
+            for messages, places in prompts.items():
+                n = 1 + max(requests[place].sample for place in places) if temperature else 1
+                same_n.setdefault(n, []).append(messages)
+            for n, batch in same_n.items():
+                drawn = sample(
+                    self.policy, [_prompt(requests[prompts[messages][0]]) for messages in batch], n=n,
+                    max_new_tokens=max_tokens, temperature=temperature,
+                    seed=[self._seed_of(messages, temperature) for messages in batch],
+                )  # fmt: skip
+                for i, messages in enumerate(batch):
+                    for place in prompts[messages]:
+                        k = requests[place].sample if temperature else 0
+                        replies[place] = Reply(drawn.texts[i][k], drawn.token_logps[i][k])
         return [replies[place] for place in range(len(requests))]
+
+    def _seed_of(self, messages: tuple, temperature: float) -> int:
+        digest = hashlib.blake2b(repr((messages, temperature, self._seed)).encode(), digest_size=7).digest()
+        return int.from_bytes(digest)
 
     def fits(self, request: Request) -> bool:
         return len(self.policy.encode_prompt(_prompt(request))) + request.max_tokens <= self.policy.max_length

@@ -4,8 +4,8 @@ What may live here: GPU and CPU kernels over transformers models and token ids. 
 data sets, methods, or anything of the project outside this folder and `objectives`.
 """
 
-from workbench.kernels.heads import token_logps
+from workbench.kernels.heads import TokenScores, token_logps, token_scores
 from workbench.kernels.sampling import Samples, sample
-from workbench.kernels.scoring import Group, Scores, score
+from workbench.kernels.scoring import Group, NanScore, Scores, score
 
-__all__ = ["Group", "Samples", "Scores", "sample", "score", "token_logps"]
+__all__ = ["Group", "NanScore", "Samples", "Scores", "TokenScores", "sample", "score", "token_logps", "token_scores"]

@@ -1,22 +1,33 @@
 """Scoring: how likely does a policy find given responses? Groups of a prompt with K responses in, log-probs out.
 
-What may live here: routes from token ids to log-probabilities per response token. What may not: tokenisation, losses,
-files. The `padded` route is the textbook against which every other route is tested.
+What may live here: routes from token ids to log-probabilities per response token, and the choice between them. What may
+not: tokenisation, losses, files; the attention of trees (`trees`). The `padded` route is the textbook against which every
+other route is tested, and against which a fast route tests itself before it is trusted with a model.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from workbench.kernels.attention import Unsupported, own_attention
 from workbench.kernels.heads import body_and_head, logit_finish, token_logps
+from workbench.kernels.trees import Blocks, Flex, Packed, Segments, pack
 
-ROUTES = ("auto", "padded")
+log = logging.getLogger(__name__)
+
+ROUTES = ("auto", "padded", "shared")
+
+# What the shared route must agree with the padded one to, per token log-prob in nats, before it is used on a model.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
 
 
 class Group(NamedTuple):
@@ -24,6 +35,16 @@ class Group(NamedTuple):
 
     prompt_ids: list[int]
     responses_ids: list[list[int]]
+
+
+class NanScore(FloatingPointError):
+    """A log-probability is NaN. `groups` holds the indices of the groups, for callers that know their names."""
+
+    def __init__(self, groups: list[int]):
+        self.groups = groups
+        super().__init__(
+            f"NaN log-probabilities in group {', '.join(map(str, groups[:10]))}: look at these texts, and at the weights"
+        )
 
 
 @dataclass(frozen=True)
@@ -57,31 +78,41 @@ class Scores:
         return self.sums / self.lengths
 
 
-def score(policy: Any, groups: Sequence[Group], *, route: str = "auto") -> Scores:
+def score(policy: Any, groups: Sequence[Group], *, route: str = "auto", check: bool = True) -> Scores:
     """Log-probabilities of the responses of every group under `policy`; differentiable.
 
     Args:
         policy: a `Policy` or a bare transformers model (plain, or with a LoRA adapter).
         groups: prompts and responses as token ids; the number of responses may differ between groups.
-        route: "padded", one row a response; "auto" picks the fastest route that there is.
+        route: "padded", one row a response; "shared", each prompt once with its responses as branches (see `trees`);
+            "auto", whichever computes less for these lengths.
+        check: refuse NaN; False returns it. Where several processes score together it is always returned, because one
+            of them must not leave the others waiting.
 
     Returns:
         Scores with axes group, response, token of the response.
 
     Raises:
         ValueError: no groups, an empty prompt or a response without tokens (the group is named), an unknown route.
+        NanScore: a log-probability is NaN (the group is named).
 
     Notes:
-        Rows are padded on the right and no attention mask is passed: under causal attention no real token can see
-        the padding behind it, and attention without a mask takes the fast path. Only response positions reach the head.
+        A model meets the shared route for the first time with two of its groups, which are scored by the padded route
+        too. Where the two differ, or where the model's attention cannot be shared (a sliding window shorter than the
+        text, soft-capped attention, recurrent layers), every call takes the padded route, and a warning says so once.
     """
     if route not in ROUTES:
         raise ValueError(f"route must be one of {', '.join(ROUTES)}; got {route!r}")
     check_groups(groups)
     if isinstance(policy, nn.Module):
-        return _score_padded(policy, groups)
-    with policy.autocast():
-        return _score_padded(policy.model, groups)
+        logps = _logps(policy, groups, route)
+    else:
+        with policy.autocast():
+            logps = _logps(policy.model, groups, route)
+    if check and not torch.distributed.is_initialized() and bool(logps.isnan().any()):
+        owner = np.repeat(np.arange(len(groups)), [sum(map(len, group.responses_ids)) for group in groups])
+        raise NanScore(np.unique(owner[logps.isnan().cpu().numpy()]).tolist())
+    return _scores(groups, logps)
 
 
 def check_groups(groups: Sequence[Group]) -> None:
@@ -98,29 +129,155 @@ def check_groups(groups: Sequence[Group]) -> None:
                 raise ValueError(f"group {index}, response {k} has no tokens; even an empty text has its end token")
 
 
-def _score_padded(model: nn.Module, groups: Sequence[Group]) -> Scores:
-    device = next(model.parameters()).device
+def _logps(model: nn.Module, groups: Sequence[Group], route: str) -> Float[Tensor, " tok"]:
+    """One after the other: group by group, response by response, token by token."""
     body, head = body_and_head(model)
-    n_groups, k = len(groups), max(len(group.responses_ids) for group in groups)
+    if route != "padded" and _can_share(model, body, groups):
+        layout = _layout(groups, route, model)
+        if layout != "padded":
+            return _shared(model, body, head, groups, layout)
+    return _padded(model, body, head, groups)
+
+
+# ------------------------------------------------------------------------------------------------------------ the choice
+# Costs on a CPU, forward and backward together, in pairs of tokens that attention multiplies; measured at widths from 64
+# to 512. What a token costs outside attention grows with the width; what a call costs does not, so it counts in its inverse.
+TOKEN = 3.5  # times the width
+CALL = 4e5  # over the width: one part of `Segments`
+MOVED = 0.5  # times the width: a token that `Blocks` moves to its padded place and back
+
+
+def _layout(groups: Sequence[Group], route: str, model: nn.Module) -> str:
+    """The cheapest route, and for the shared one its attention layout: "padded", "segments", "blocks" or "flex"."""
+    if route == "padded":
+        return "padded"
+    prompt = np.array([len(group.prompt_ids) for group in groups])
+    lengths = [[len(response) for response in group.responses_ids] for group in groups]
+    responses, k = np.array([sum(row) for row in lengths]), np.array([len(row) for row in lengths])
+    own = np.array([sum(length**2 for length in row) for row in lengths])
+    longest_row = (prompt + np.array([max(row, default=0) for row in lengths])).max()
+    longest_group = (prompt + responses).max()
+    tokens, padded_tokens = (prompt + responses).sum(), k.sum() * longest_row
+    if next(model.parameters()).is_cuda:
+        return "flex" if route == "shared" or tokens < padded_tokens else "padded"
+    width = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
+    cost = {
+        # causal kernels skip half of a square; a block mask skips nothing
+        "padded": padded_tokens * (TOKEN * width + longest_row / 2),
+        "segments": tokens * TOKEN * width
+        + ((prompt**2 + own) / 2 + prompt * responses).sum()
+        + (1 + k).sum() * CALL / width,
+        "blocks": tokens * TOKEN * width + len(groups) * longest_group * (longest_group + MOVED * width),
+    }
+    if route == "shared":
+        del cost["padded"]
+    return min(cost, key=cost.__getitem__)
+
+
+_verdicts: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # "" where the routes agreed, else why not
+_warned: set[str] = set()
+
+
+def _can_share(model: nn.Module, body: nn.Module, groups: Sequence[Group]) -> bool:
+    """Whether the shared route gives this model's numbers on these texts; all processes come to the same answer."""
+    if body not in _verdicts:
+        _verdicts[body] = _verify(model, body, groups)
+    reason = _verdicts[body]
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    window = getattr(config, "sliding_window", None)
+    if not reason and window and "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]):
+        longest = _agree(float(max(len(p) + max(map(len, r), default=0) for p, r in groups)))
+        reason = f"attention slides over {window} tokens and a text has {longest:.0f}" if longest > window else ""
+    if reason:
+        name = type(model.get_base_model() if hasattr(model, "peft_config") else model).__name__  # type: ignore[operator]
+        if (message := f"{name} is scored by the padded route: {reason}") not in _warned:
+            _warned.add(message)
+            log.warning(message)
+    return not reason
+
+
+@torch.no_grad()
+def _verify(model: nn.Module, body: nn.Module, groups: Sequence[Group]) -> str:
+    """Scores the two shortest groups by both routes; says how they differ, "" if they do not."""
+    head = body_and_head(model)[1]
+    short = sorted(groups, key=lambda g: len(g.prompt_ids) + sum(map(len, g.responses_ids)))[:2]
+    padded = _padded(model, body, head, short)
+    try:
+        shared = _shared(model, body, head, short, _layout(short, "shared", model))
+    except Unsupported as reason:
+        return str(reason)
+    worst = _agree(float((shared - padded).abs().max()))
+    agreed = worst <= TOLERANCE[_compute_dtype(model)] or not padded.isfinite().all()  # bad weights are no reason
+    return "" if agreed else f"its log-probs differ from the padded route's by {worst:.2g} nats a token"
+
+
+def _agree(number: float) -> float:
+    """The largest over all processes: they score together, so they must take the same route."""
+    if not torch.distributed.is_initialized():
+        return number
+    largest = torch.tensor(number, device="cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return float(largest)
+
+
+def _compute_dtype(model: nn.Module) -> torch.dtype:
+    parameter = next(model.parameters())
+    kind = parameter.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else parameter.dtype
+
+
+# ------------------------------------------------------------------------------------------------------------ the routes
+def _shared(model: nn.Module, body: nn.Module, head: nn.Module, groups: Sequence[Group], layout: str) -> Tensor:
+    """Each prompt once, its responses as branches behind it."""
+    parameter = next(model.parameters())
+    packed = pack(groups)
+    with own_attention(body) as settings:
+        tree = _attention_layout(packed, layout, parameter)
+        hidden = body(
+            input_ids=torch.from_numpy(packed.input_ids).to(parameter.device)[None],
+            position_ids=torch.from_numpy(packed.positions).to(parameter.device)[None],
+            use_cache=False, layout=tree, **settings,
+        ).last_hidden_state[0]  # fmt: skip
+    layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    if tree.calls < layers:
+        raise Unsupported(f"only {tree.calls} of its {layers} layers are attention of the usual kind")
+    predictors = torch.from_numpy(packed.predictors).to(parameter.device)
+    targets = torch.from_numpy(packed.targets).to(parameter.device)
+    return token_logps(hidden.index_select(0, predictors), targets, head, finish=logit_finish(model.config))
+
+
+def _attention_layout(packed: Packed, layout: str, parameter: Tensor) -> Segments | Blocks | Flex:
+    if layout == "segments":
+        return Segments(packed)
+    if layout == "flex":
+        return Flex(packed, parameter.device)
+    return Blocks(packed, parameter.dtype, parameter.device)
+
+
+def _padded(model: nn.Module, body: nn.Module, head: nn.Module, groups: Sequence[Group]) -> Tensor:
+    """The same numbers from one row a response, padded on the right.
+
+    No attention mask is passed: under causal attention no real token can see the padding behind it, and attention
+    without a mask takes the fast path. Only response positions reach the head.
+    """
+    device = next(model.parameters()).device
     rows = [(len(g.prompt_ids), g.prompt_ids + response) for g in groups for response in g.responses_ids]
     width = max(len(ids) for _, ids in rows)
-    input_ids = torch.tensor([ids + [0] * (width - len(ids)) for _, ids in rows], device=device)
-    starts = torch.tensor([start for start, _ in rows], device=device)
-    lengths = torch.tensor([len(ids) for _, ids in rows], device=device) - starts
-
+    # the last token again, because models warn of their padding token where no mask is given
+    input_ids = torch.tensor([ids + ids[-1:] * (width - len(ids)) for _, ids in rows], device=device)
     hidden = body(input_ids=input_ids, use_cache=False).last_hidden_state
-    steps = torch.arange(int(lengths.max()), device=device)
-    real = steps < lengths[:, None]  # [row, tok]
-    row, step = real.nonzero(as_tuple=True)
-    position = starts[row] + step
-    logps = token_logps(
-        hidden[row, position - 1], input_ids[row, position], head,
-        vocab=head.out_features if hasattr(head, "out_features") else head.weight.shape[0],  # type: ignore[arg-type, union-attr]
-        finish=logit_finish(model.config),
-    )  # fmt: skip
+    places = torch.from_numpy(
+        np.concatenate([np.arange(i * width + start, i * width + len(ids)) for i, (start, ids) in enumerate(rows)])
+    ).to(device)
+    predicting = hidden.flatten(0, 1).index_select(0, places - 1)
+    return token_logps(predicting, input_ids.flatten()[places], head, finish=logit_finish(model.config))
 
-    slot = torch.tensor([i * k + j for i, g in enumerate(groups) for j in range(len(g.responses_ids))], device=device)
-    token_logps_all = logps.new_zeros(n_groups * k, len(steps)).index_put((slot[row], step), logps)
-    is_token = torch.zeros(n_groups * k, len(steps), dtype=torch.bool, device=device)
-    is_token[slot] = real
-    return Scores(token_logps_all.view(n_groups, k, -1), is_token.view(n_groups, k, -1))
+
+def _scores(groups: Sequence[Group], logps: Tensor) -> Scores:
+    """From one log-prob after the other to [group, k, tok]."""
+    k = max(len(group.responses_ids) for group in groups)
+    lengths = np.zeros((len(groups), k), int)
+    for row, group in enumerate(groups):
+        lengths[row, : len(group.responses_ids)] = [len(response) for response in group.responses_ids]
+    is_token = torch.from_numpy(np.arange(lengths.max()) < lengths[:, :, None]).to(logps.device)
+    return Scores(logps.new_zeros(is_token.shape).masked_scatter(is_token, logps), is_token)

@@ -124,7 +124,7 @@ class PlantedChain:
         """Share of responses without a defect (`quality`), share of defect symbols, KL(p_data || p_theta) a response."""
         topics, walks = self.walks(self.test_draws, np.random.default_rng(3))  # the same for every seed and arm
         groups = self._groups(policy, topics, walks)
-        kl = self.log_p_data(topics, walks) - reference_logps(policy, groups, batch_size=250)[:, 0]
+        kl = self.log_p_data(topics, walks) - reference_logps(policy, groups)[:, 0]
         drawn = sample(
             policy, [f"t{t}" for t in topics], max_new_tokens=self.max_new_tokens, seed=10_000 + seed, max_rows=500
         )
@@ -179,7 +179,7 @@ class PlantedChain:
         for epoch in range(epochs):  # one decaying schedule, cut into epochs so that the best can be kept
             config = TrainConfig(learning_rate=1e-3 * (1 - epoch / epochs), schedule="constant", warmup_ratio=0.0)
             train(policy, rows, supervised_step, config, seed=seed * 100 + epoch)
-            loss = -reference_logps(policy, test, batch_size=250).mean()
+            loss = -reference_logps(policy, test).mean()
             if loss < best_loss:
                 best, best_loss = policy.copy(), loss
         return best

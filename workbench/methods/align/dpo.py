@@ -63,7 +63,7 @@ class Config(Presets):
     n_pairs: int = Field(default=0, ge=0)  # training pairs; 0: all
     test_size: int = Field(default=500, ge=1)  # held-out prompts
     max_length: int = Field(default=512, ge=2)  # tokens of prompt and response; official code
-    micro_batch_size: int = Field(default=0, ge=0)  # pairs held at once; 0: the whole batch
+    micro_batch_size: int = Field(default=0, ge=0)  # pairs held at once; 0: cut by tokens
     checkpoint_every: int = Field(default=0, ge=0)  # optimiser steps; 0: none
     lora_rank: int = Field(default=0, ge=0)  # 0: all weights
     precision: Literal["no", "bf16"] = "no"  # autocast
@@ -75,8 +75,8 @@ class Config(Presets):
         "full": {"precision": "bf16"},
     }
     ON_TEXT: ClassVar = {
-        "tiny": {"learning_rate": 3e-5, "n_pairs": 400, "max_length": 512, "test_size": 200, "micro_batch_size": 16},
-        "smoke": {"learning_rate": 3e-5, "n_pairs": 32, "max_length": 256, "test_size": 16, "micro_batch_size": 16},
+        "tiny": {"learning_rate": 3e-5, "n_pairs": 400, "max_length": 512, "test_size": 200},
+        "smoke": {"learning_rate": 3e-5, "n_pairs": 32, "max_length": 256, "test_size": 16},
     }
 
     def __post_init__(self):
@@ -122,10 +122,7 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
     """One arm: reference log-probs, one round of training, numbers before and after."""
     policy = task.start(seed)
     test = _groups(policy, task.preferences("test", seed), config)
-    batch_size = config.micro_batch_size or config.batch_size
-    before = np.array(
-        run.cached("held_out_before", lambda: reference_logps(policy, test, batch_size=batch_size).tolist())
-    )
+    before = np.array(run.cached("held_out_before", lambda: reference_logps(policy, test).tolist()))
     options = {"beta": config.beta, "loss_type": config.loss_type, "label_smoothing": config.label_smoothing}
 
     def make_round(policy: Policy, t: int) -> Round:
@@ -143,13 +140,11 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
                 Group(g.prompt_ids, g.responses_ids[::-1] if s else g.responses_ids)
                 for g, s in zip(groups, swap, strict=True)
             ]
-        pairs = pair_rows(policy, [f"row {i}" for i in range(len(groups))], groups, batch_size=batch_size)
+        pairs = pair_rows(policy, [f"row {i}" for i in range(len(groups))], groups)
         return Round(pairs, preference_step(objectives.dpo, **options), training, _loss_at_start(options))
 
     def evaluate(policy: Policy, t: int) -> dict[str, float]:
-        numbers, logged = pair_numbers(
-            reference_logps(policy, test, batch_size=batch_size), before, partial(objectives.dpo, **options)
-        )
+        numbers, logged = pair_numbers(reference_logps(policy, test), before, partial(objectives.dpo, **options))
         if t:
             run.table("held_out_rewards", lambda: pd.DataFrame(
                 {**{name: [row[name] for row in task.preferences("test", seed)] for name in ("prompt", "chosen", "rejected")},

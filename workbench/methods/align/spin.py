@@ -116,7 +116,7 @@ class Config(Presets):
     max_length: int = Field(default=2048, ge=2)  # paper: 2048; prompt and response, tokens
     keep_previous: bool = True  # paper: rounds after the first train on the previous round's pairs too, 100k
     test_size: int = Field(default=500, ge=1)  # held-out prompts for the pair metrics; ours
-    micro_batch_size: int = Field(default=0, ge=0)  # pairs held at once; 0: the whole batch
+    micro_batch_size: int = Field(default=0, ge=0)  # pairs held at once; 0: cut by tokens
     checkpoint_every: int = Field(default=0, ge=0)  # optimiser steps; 0: after each round only
     lora_rank: int = Field(default=0, ge=0)  # 0: all weights
     precision: Literal["no", "bf16"] = "no"  # autocast
@@ -142,11 +142,11 @@ class Config(Presets):
     ON_TEXT: ClassVar = {
         "tiny": {
             "rounds": 1, "epochs": 2, "beta": [0.1], "learning_rate": [3e-5], "n_prompts": 400, "max_new_tokens": 128,
-            "max_length": 512, "test_size": 200, "micro_batch_size": 16, "arms": ["spin", "sft", "shuffled"],
+            "max_length": 512, "test_size": 200, "arms": ["spin", "sft", "shuffled"],
         },
         "smoke": {
             "rounds": 1, "epochs": 1, "beta": [0.1], "learning_rate": [3e-5], "n_prompts": 32, "max_new_tokens": 16,
-            "max_length": 256, "test_size": 16, "micro_batch_size": 16, "arms": ["spin", "shuffled"],
+            "max_length": 256, "test_size": 16, "arms": ["spin", "shuffled"],
         },
     }  # fmt: skip
 
@@ -311,7 +311,7 @@ def build_rows(reference: Policy, config: Config, arm: Arm, seed: int, t: int, r
             )
         )
     ids = [f"round {r} row {i}" for r, i in zip(table.iteration, table.index, strict=True)]
-    return pair_rows(reference, ids, groups, batch_size=config.micro_batch_size or config.batch_size)
+    return pair_rows(reference, ids, groups)
 
 
 def held_out_logps(policy: Policy, config: Config, t: int, run: Run) -> np.ndarray:
@@ -322,7 +322,7 @@ def held_out_logps(policy: Policy, config: Config, t: int, run: Run) -> np.ndarr
         policy.group(_prompt(r.prompt), [r.chosen, r.rejected_ids.tolist()], max_length=config.max_length)
         for r in entries
     ]
-    return reference_logps(policy, groups, batch_size=config.micro_batch_size or config.batch_size)
+    return reference_logps(policy, groups)
 
 
 def held_out_pairs(policy: Policy, config: Config, arm: Arm, t: int, run: Run) -> dict[str, float]:
