@@ -412,22 +412,23 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], given: argparse.Namespac
 def _plot(rows: Sequence[Mapping[str, Any]], title: str, axis: str) -> Any:
     from workbench import figures
 
-    figure = figures.blank(title, axis, "", height=150 + 26 * len(rows), width=900)
-    for side in dict.fromkeys(row["side"] for row in rows):
+    figure = figures.blank(title, axis, "", height=170 + 34 * len({row["case"] for row in rows}), width=900)
+    sides = dict.fromkeys(row["side"] for row in rows)
+    for side, colour in zip(sides, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"), strict=False):
         part = [row for row in rows if row["side"] == side]
         low, middle, high = zip(*((min(r["ratio"]), median(r["ratio"]), max(r["ratio"])) for r in part), strict=True)
-        above, below = np.subtract(high, middle), np.subtract(middle, low)
+        spread = {"array": np.subtract(high, middle), "arrayminus": np.subtract(middle, low), "thickness": 1}
         figure.add_scatter(
-            x=middle, y=[row["case"] for row in part], mode="markers", name=side, marker={"size": 9},
-            error_x={"array": above, "arrayminus": below, "thickness": 1},
+            x=middle, y=[row["case"] for row in part], mode="markers", name=side, marker={"size": 9, "color": colour},
+            error_x=spread,
         )  # fmt: skip
         goals = [row for row in part if row.get("must")]
         figure.add_scatter(
-            x=[row["must"] for row in goals], y=[row["case"] for row in goals], mode="markers", name=f"to reach: {side}",
-            marker={"symbol": "line-ns-open", "size": 14}, showlegend=bool(goals),
+            x=[row["must"] for row in goals], y=[row["case"] for row in goals], mode="markers", name=f"{side}: to reach",
+            marker={"symbol": "line-ns-open", "size": 14, "color": colour, "line": {"width": 2}}, showlegend=bool(goals),
         )  # fmt: skip
     figure.add_vline(x=1, line={"color": "#444", "width": 1})
-    figure.update_xaxes(type="log", dtick="D1")
+    figure.update_xaxes(type="log", tickvals=[0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16])
     figure.update_yaxes(autorange="reversed")
     return figure
 
