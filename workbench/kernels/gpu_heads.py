@@ -4,7 +4,7 @@ What may live here: forward passes from hidden states to log-probs that need a G
 (`heads`), which is their reference, runs anywhere, and computes the backward pass of the kernel here.
 
 `head_kernel` says which one a head on a GPU takes. No figures of a GPU stand behind the choice yet: cut-cross-entropy is
-taken where it is installed, because its authors measured it; our own kernel has to be asked for, with
+taken for half-precision weights where it is installed, because its authors measured it there; our own kernel has to be asked for, with
 `WORKBENCH_HEAD=triton`, until `benchmarks/scoring_memory.py --device cuda` has shown where it wins.
 """
 
@@ -40,7 +40,7 @@ def head_kernel(weight: Tensor, bias: Tensor | None) -> str:
         return "torch"
     if wish:
         return wish
-    return "cce" if find_spec("cut_cross_entropy") and weight.dtype != torch.float64 else "torch"
+    return "cce" if find_spec("cut_cross_entropy") and weight.dtype in (torch.bfloat16, torch.float16) else "torch"
 
 
 def cce_logps(hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, cap: float) -> Tensor:
