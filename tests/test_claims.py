@@ -46,6 +46,20 @@ def test_a_negative_control_that_points_the_other_way_is_silent():
     assert verdict(control=[-v for v in STRONG]) == "shown in small"
 
 
+def test_an_effect_that_does_not_differ_from_its_control_is_not_shown():
+    """Significant here and just not significant there: the two may still be the same."""
+    measured, control = [0.04, 0.02, 0.035, 0.03, 0.025], [0.05, -0.02, 0.035, 0.03, 0.02]
+    assert p_value(np.array(measured), "greater") < 0.01 < 0.05 < p_value(np.array(control), "greater")
+    claims = Claims("x", "tiny", SEEDS)
+    claims.test("C1", "s", paper="p", measured=measured, control=control, control_is="off")
+    (record,) = claims.records()
+    assert record["verdict"] == "not shown"
+    assert record["difference_p_value"] == pytest.approx(
+        stats.ttest_rel(measured, control, alternative="greater").pvalue
+    )
+    assert "not apart from it" in describe_control(record)
+
+
 def test_verdicts_of_each_scale():
     assert verdict(scale="smoke") == "smoke run, no verdict"
     assert verdict(scale="full", paper_effect=1.0) == "reproduced"

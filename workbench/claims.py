@@ -5,8 +5,10 @@ What may not: anything that produces measurements. A verdict is computed here an
 
 The rule. A claim is *shown* when (1) its one-sided test is significant at 5 % after Holm's correction over all tested
 claims of the notebook, (2) the same test on the negative control is not significant (at 5 %, or at the level that the
-specification names), and (3) every further condition
-stated with the claim holds. No control, fewer than three seeds or a NaN: never shown.
+specification names), (3) the effect beats its control: the difference of the two, seed by seed, is significant at 5 %
+(one effect significant and the other not does not say that they differ), and (4) every further condition stated with
+the claim holds. No control, fewer than three seeds or a NaN: never shown. An equivalence has no (3): being near 0 and
+being nearer than something else are different statements.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class Claim:
     standardised: float = math.nan
     control_effect: float = math.nan
     control_alpha: float = 0.05
+    difference_p_value: float = math.nan
     conditions: dict[str, bool] = field(default_factory=dict)
     paper_effect: float = math.nan
     note: str = ""
@@ -126,6 +129,8 @@ class Claims:
                 test="two one-sided t" if direction == "equivalent" else test, margin=float(margin),
                 p_value=p_value(values, direction, test, margin),
                 control_p_value=p_value(control_values, direction, test, margin),
+                difference_p_value=math.nan if direction == "equivalent" or not control_values.size
+                else p_value(values - control_values, direction, test),
                 effect=float(values.mean()), interval=interval(values, test), standardised=standardised(values),
                 control_effect=float(control_values.mean()) if control_values.size else math.nan,
                 conditions={name: bool(holds) for name, holds in (also or {}).items()},
@@ -179,6 +184,7 @@ def _verdict(claim: Claim) -> str:
         and len(claim.control) > 0
         and claim.p_holm < ALPHA
         and not claim.control_p_value < claim.control_alpha
+        and not claim.difference_p_value >= ALPHA
         and all(claim.conditions.values())
     )
     if claim.scale == "smoke":
@@ -297,6 +303,9 @@ def describe_control(record: Mapping[str, Any]) -> str:
         return "" if record["test"] == "none" else "no control"
     p = record["control_p_value"]
     ending = "" if p is None or math.isnan(p) else f", p = {p:.2g}"
+    difference = record.get("difference_p_value")
+    if difference is not None and difference >= ALPHA:
+        ending += f"; not apart from it, p = {difference:.2g}"
     return f"{record['control_is']}: {record['control_effect']:+.3g}{_unit(record)}{ending}"
 
 
