@@ -25,6 +25,7 @@ from workbench.batches import cut, held_at_once, n_tokens
 from workbench.checkpoints import Checkpoint, load_weights, save_weights
 from workbench.config import Field, strict
 from workbench.kernels import Group, score
+from workbench.kernels.meter import spend
 from workbench.kernels.scoring import NanScore
 from workbench.models import Policy
 from workbench.reference import PairRow, pair_rows, reference_logps
@@ -181,6 +182,7 @@ def _loop(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
+        spend(optimizer_steps=1, trained_tokens=sum(sizes[i] for i in batch))
         if run and is_first:
             run.log({"step": number, **tag, **means, "learning_rate": rate, "grad_norm": norm})
         if checkpoint and (number + 1) % config.checkpoint_every == 0 and number + 1 < n_steps:

@@ -5,7 +5,19 @@ data sets, methods, or anything of the project outside this folder and `objectiv
 """
 
 from workbench.kernels.heads import TokenScores, token_logps, token_scores
+from workbench.kernels.meter import metered
 from workbench.kernels.sampling import Samples, sample
 from workbench.kernels.scoring import Group, NanScore, Scores, score
 
-__all__ = ["Group", "NanScore", "Samples", "Scores", "TokenScores", "sample", "score", "token_logps", "token_scores"]
+__all__ = [
+    "Group",
+    "NanScore",
+    "Samples",
+    "Scores",
+    "TokenScores",
+    "metered",
+    "sample",
+    "score",
+    "token_logps",
+    "token_scores",
+]

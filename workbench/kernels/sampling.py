@@ -19,6 +19,7 @@ from torch import nn
 from workbench.kernels import engines
 from workbench.kernels.decoding import Network, Row, Rules, Stem, StopTexts
 from workbench.kernels.drawing import Law
+from workbench.kernels.meter import spend
 from workbench.kernels.slots import decode
 
 ENGINES = ("workbench", "transformers", "vllm")
@@ -123,6 +124,7 @@ def sample(
         model.train(was_training)
 
     rows = {(row.prompt, row.k): row for stem in stems for row in stem.rows}
+    spend(generated_tokens=sum(len(row.tokens) - len(given[i][k]) for (i, k), row in rows.items()))
     table = [[rows[i, k] for k in range(n)] for i in range(len(prompts))]
 
     def text(row: Row) -> str:

@@ -1,0 +1,37 @@
+"""What was spent is what was asked for, counted by hand."""
+
+import pytest
+
+from workbench.kernels import Group, metered, sample
+from workbench.training import TrainConfig, supervised_step, train
+from workbench.worlds.planted_chain import PlantedChain
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return PlantedChain()._new(0)
+
+
+def test_generated_tokens_leave_prefixes_out(policy):
+    begun = policy.encode_response("s1 s2 s3")[:-1]
+    with metered() as spent:
+        drawn = sample(policy, ["t0", "t1"], n=3, max_new_tokens=5, prefix=[begun, []])
+    written = sum(len(tokens) for tokens in drawn.tokens[0]) - 9 + sum(len(tokens) for tokens in drawn.tokens[1])
+    assert 0 < written == spent["generated_tokens"] <= 30
+
+
+def test_training_counts_steps_and_tokens_and_meters_nest(policy):
+    groups = [Group([1, 2], [[3, 4, 5]])] * 7
+    with metered() as outer:
+        with metered() as inner:
+            train(policy, groups, supervised_step, TrainConfig(batch_size=3, epochs=2, learning_rate=1e-6))
+        sample(policy, ["t0"], max_new_tokens=1)
+    assert inner == {"optimizer_steps": 6, "trained_tokens": 2 * 7 * 5}
+    assert outer == {**inner, "generated_tokens": 1}
+
+
+def test_nothing_is_counted_outside(policy):
+    with metered() as spent:
+        pass
+    sample(policy, ["t0"], max_new_tokens=1)
+    assert not spent
