@@ -86,7 +86,7 @@ class Checkpoint:
             return 0
         load_weights(self.model, self.folder / "weights.safetensors")
         state = torch.load(self.folder / "optimizer.pt", weights_only=True)
-        parameters = self.optimizer.param_groups[0]["params"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for number, values in state["optimizer"]["state"].items():
             for name, value in values.items():
                 if value.shape == parameters[number].shape:

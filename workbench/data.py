@@ -5,6 +5,7 @@ tokenisation (`models`), tasks and metrics.
 
 Rows are dicts. Kinds of rows and their columns:
 
+- prompt: `prompt` alone, for methods that write the answers themselves
 - demonstration: `prompt` (text or chat), `completion` (text)
 - preference: `prompt`, `chosen`, `rejected`; optionally `p_chosen` in [0, 1] (how sure the judge is)
 - ranking: `prompt`, `responses` (list of texts), `scores` (list of numbers, higher is better)
@@ -23,6 +24,7 @@ from typing import Any
 Row = dict[str, Any]
 
 KINDS = {
+    "prompt": ("prompt",),
     "demonstration": ("prompt", "completion"),
     "preference": ("prompt", "chosen", "rejected"),
     "ranking": ("prompt", "responses", "scores"),
@@ -120,6 +122,16 @@ def as_demonstrations(rows: Sequence[Row]) -> list[Row]:
             row = {**row, **_first_turns(row["messages"], index)}
         renamed.append(_rename(row, ("prompt", "completion")))
     return check(renamed, "demonstration")
+
+
+def as_prompts(rows: Sequence[Row]) -> list[Row]:
+    """Rows with `prompt`, from our name, its aliases, or the turns of a `messages` chat before the first answer."""
+    renamed = []
+    for index, row in enumerate(rows):
+        if "messages" in row and "prompt" not in row:
+            row = {"prompt": _first_turns(row["messages"], index)["prompt"]}
+        renamed.append(_rename(row, ("prompt",)))
+    return check(renamed, "prompt")
 
 
 def as_preferences(rows: Sequence[Row]) -> list[Row]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,12 @@ COLOURS = {
     "shuffled": "#A6761D", "swapped": "#E6AB02", "dpo": "#D55E00", "sft": "#7F7F7F", "start": "#B0B0B0", "control": "#999999",
     "direct": "#7F7F7F", "sc": "#56B4E9", "hybrid_sc": "#009E73", "elo": "#E69F00", "trueskill": "#CC79A7",
     "bt": "#0072B2", "win_rate": "#A6761D", "elo_k400": "#E69F00", "hybrid_product": "#009E73", "bt_position": "#0072B2",
-    "bt_shuffled": "#999999", "bt_negated": "#999999",
+    "bt_shuffled": "#999999", "bt_negated": "#999999", "dr_po": "#0072B2", "dr_po_50": "#56B4E9", "dr_po_25": "#009E73",
+    "ppo": "#D55E00", "ppo_pp": "#E69F00", "wrong": "#999999", "mpo": "#0072B2",
+    "sppo": "#0072B2", "dno": "#009E73", "k2": "#56B4E9", "dpo_0.3": "#D55E00", "dpo_1": "#E69F00", "ipo_0.25": "#CC79A7",
+    "ipo_1": "#7B4173",
 }  # fmt: skip
+FAR = 8.0  # standard deviations
 _CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#A6761D"]
 
 TEMPLATE = go.layout.Template(
@@ -184,7 +189,8 @@ def _band_and_line(rows: pd.DataFrame, x: str, arm: str, label: str, *, in_legen
 def _panels(names: Sequence[str], title: str, x_title: str, y_title: str) -> go.Figure:
     from plotly.subplots import make_subplots
 
-    titles = [plain(name) for name in names]
+    width = max(12, 88 // len(names))  # lines short enough that neighbours stay apart
+    titles = ["<br>".join(plain(line) for line in textwrap.wrap(name, width)) for name in names]
     figure = make_subplots(rows=1, cols=len(names), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03)
     figure.update_layout(template=TEMPLATE, title={"text": title}, height=440, margin={"t": 90})
     figure.update_xaxes(title=x_title)
@@ -231,7 +237,8 @@ def reward_histogram(pairs: Mapping[str, pd.DataFrame], title: str) -> Display:
 def claims_forest(records: Sequence[Mapping[str, Any]]) -> Display:
     """Every tested claim as a standardised effect (Cohen's d) with one point a seed, beside its negative control.
 
-    Effects of different units share one axis by dividing each by the standard deviation of its own measurements.
+    Effects of different units share one axis by dividing each by the standard deviation of its own measurements. An effect
+    that hardly varies is then far out; the axis ends at `FAR`, the table does not.
     """
     rows = []
     for record in records:
@@ -250,18 +257,20 @@ def claims_forest(records: Sequence[Mapping[str, Any]]) -> Display:
     verdicts: Any = table.drop_duplicates("claim")["verdict"]
     shown = int(verdicts.isin(["shown in small", "reproduced"]).sum())
     title = f"{shown} of {len(verdicts)} tested claims are shown; one point a seed"
-    figure = blank(title, "effect in the claimed direction (standard deviations)", "",
-                   height=120 + 42 * table["claim"].nunique())  # fmt: skip
+    axis = f"effect in the claimed direction (standard deviations, cut at {FAR:g})"
+    figure = blank(title, axis, "", height=140 + 20 * table["claim"].nunique(), width=820)
     for kind, marker in (
         ("control", {"color": "#B0B0B0", "symbol": "circle-open"}),
         ("measured", {"color": COLOURS["spin"]}),
     ):
         part = table[table["kind"] == kind]
+        label = {"measured": "method", "control": "negative control"}[kind]
         figure.add_trace(
-            go.Scatter(x=part.effect, y=part.claim, mode="markers", name={"measured": "method", "control": "negative control"}[kind],
-                       marker={"size": 9, **marker}, customdata=part[["seed", "statement"]],
-                       hovertemplate="%{x:.2f}, seed %{customdata[0]}<br>%{customdata[1]}<extra></extra>")
+            go.Scatter(x=part.effect.clip(-FAR, FAR), y=part.claim, mode="markers", name=label, marker={"size": 7, **marker},
+                       customdata=part[["effect", "seed", "statement"]],
+                       hovertemplate="%{customdata[0]:.2f}, seed %{customdata[1]}<br>%{customdata[2]}<extra></extra>")
         )  # fmt: skip
+    figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"})
     figure.add_vline(x=0, line={"color": "#444", "width": 1})
     figure.update_yaxes(autorange="reversed")
     return Display(table, figure)

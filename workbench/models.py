@@ -196,8 +196,12 @@ class Policy:
 
     def encode_response(self, text: str) -> list[int]:
         """Token ids of a response with exactly one end token. Text can never spell a special token."""
+        return [*self.encode_part(text), self.tokenizer.eos_token_id]
+
+    def encode_part(self, text: str) -> list[int]:
+        """Token ids of a part of a response that goes on behind it: no end token."""
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        return [token for token in ids if token != self.tokenizer.eos_token_id] + [self.tokenizer.eos_token_id]
+        return [token for token in ids if token != self.tokenizer.eos_token_id]
 
     def group(
         self,

@@ -16,10 +16,11 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -44,11 +45,15 @@ _RECORD = np.dtype([("key", "V16"), ("logp", "<f8")])
 
 
 class PairRow(NamedTuple):
-    """A tokenised pair: responses chosen and rejected, and their log-probs under the reference, nats."""
+    """A tokenised pair: responses chosen and rejected, and their log-probs under the reference, nats.
+
+    `targets` are numbers of this pair that its objective takes by name (win rates, say).
+    """
 
     id: str
     group: Group
     reference_logps: tuple[float, float]
+    targets: Mapping[str, float] = MappingProxyType({})
 
 
 def pair_rows(reference: Policy, ids: Sequence[str], groups: Sequence[Group]) -> list[PairRow]:

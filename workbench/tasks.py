@@ -6,13 +6,16 @@ set and a real model. What may not: planted worlds (`worlds/`), methods.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from workbench import data
 from workbench.data import Row
+from workbench.feedback.steps import StepVerifier
 from workbench.models import Policy
 from workbench.training import reference_logps
 
@@ -50,6 +53,97 @@ class PreferenceTask(Protocol):
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]: ...
 
 
+class RewardedTask(Protocol):
+    """Policies to align by a reward that can be computed for any response: the world's truth, not a model of it."""
+
+    name: str
+    max_new_tokens: int
+
+    def start(self, seed: int) -> Policy: ...
+
+    def prompts(self, split: str, seed: int, part: int = 0, parts: int = 1) -> list:
+        """Prompts to answer; with `parts` above 1, parts without a prompt in common."""
+        ...
+
+    def score(self, prompts: Sequence, responses: Sequence[str]) -> np.ndarray:
+        """The true reward of each response, [n]; higher is better."""
+        ...
+
+    def demonstrations(self, split: str, seed: int) -> list[Row]:
+        """References: rows with `prompt` and `completion`."""
+        ...
+
+    def evaluate(self, policy: Policy, seed: int) -> dict[str, float]: ...
+
+
+class ReasoningTask(Protocol):
+    """Policies to align on problems whose solutions are written step by step and whose steps can be checked.
+
+    Optional, asked for by `hasattr`: `opening` (text that every solution begins with), `correction(prompt, wrong)` (the
+    prompt that asks for another try), `outside(step)` (a step as another writer would put it).
+    """
+
+    name: str
+    max_new_tokens: int
+    verifier: StepVerifier
+
+    def problems(self, split: str, seed: int) -> list[Row]:
+        """Rows with `prompt` and `answer`; `split` is "train", "validation" or "test"."""
+        ...
+
+    def start(self, seed: int) -> Policy: ...
+
+    def small(self, seed: int) -> Policy:
+        """A smaller model of the same family."""
+        ...
+
+    def evaluate(self, policy: Policy, seed: int) -> dict[str, float]: ...
+
+
+class JudgedTask(Protocol):
+    """Policies to align by a judge that compares two responses; its preferences may go round in a circle.
+
+    A task may also have `teacher(prompts, seed)`, one strong answer a prompt (None where there is none), and
+    `rate(prompts, candidates)`, whole numbers 0 to 6 for all candidates of a prompt side by side (None where unread).
+    """
+
+    name: str
+    max_new_tokens: int
+
+    def start(self, seed: int) -> Policy: ...
+
+    def prompts(self, split: str, seed: int, part: int = 0, parts: int = 1) -> list:
+        """Prompts to answer; with `parts` above 1, parts without a prompt in common."""
+        ...
+
+    def prefer(self, prompts: Sequence, a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+        """P(a is better than b) for each row, in [0, 1]; NaN where the judge gave no readable answer."""
+        ...
+
+    def evaluate(self, policy: Policy, seed: int) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class EnumeratedTask(Protocol):
+    """A judged task whose responses can all be listed, so that policies are tables and games between them are exact."""
+
+    def table(self, policy: Policy) -> np.ndarray:
+        """Probability of every response to every prompt, [prompt, response]."""
+        ...
+
+    def measure(self, table: np.ndarray) -> dict[str, float]:
+        """What `evaluate` says of a policy with this table."""
+        ...
+
+    def win_rate(self, table: np.ndarray, opponent: np.ndarray, *, outside_judge: bool = False) -> float:
+        """P(a response of one policy beats one of the other), by the judge or by a second one that trained nothing."""
+        ...
+
+    def win_rates(self, table: np.ndarray, prompts: Sequence, responses: Sequence[str]) -> np.ndarray:
+        """P(response beats a response of the policy with this table) for each row."""
+        ...
+
+
 @dataclass
 class TextTask:
     """Real rows and a real model: fills a protocol from a data set and a starting model.
@@ -57,11 +151,14 @@ class TextTask:
     Attributes:
         dataset: hub id, folder or file.
         model: hub id or folder.
-        kind: "demonstration" or "preference", what the rows are.
+        kind: "demonstration", "preference" or "prompt", what the rows are.
         test_size: rows held out; the split follows a hash of the prompt and is the same for every seed.
         train_size: training rows taken, a different draw for every seed; 0 takes all.
         lora: options of a LoRA adapter; None trains all weights, which are then held in float32.
         precision: "bf16" computes under autocast, see `Policy`.
+        judge: folder or hub id of what compares responses; loaded when it is first asked.
+        judge_kind: "reward", a sequence-classification model, P(a better) = sigma(score a - score b); "chat", a model that is
+            asked in words, in both orders.
     """
 
     dataset: str
@@ -75,7 +172,10 @@ class TextTask:
     lora: dict | None = None
     precision: str = "no"
     name: str = "text"
+    judge: str = ""
+    judge_kind: str = "reward"
     _rows: list[Row] = field(default_factory=list, repr=False)
+    _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def start(self, seed: int) -> Policy:
         dtype = "auto" if self.lora else "float32"
@@ -87,11 +187,76 @@ class TextTask:
     def preferences(self, split: str, seed: int) -> list[Row]:
         return self._split(split, seed)
 
-    def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """Held-out negative log-likelihood a token of the human (or chosen) answers, nats; `quality` is its negative.
+    # -- a judge
+    def prompts(self, split: str, seed: int, part: int = 0, parts: int = 1) -> list:
+        """Prompts of a split without repetition, or every `parts`-th of them from `part` on."""
+        different = {json.dumps(row["prompt"]): row["prompt"] for row in self._split(split, seed)}
+        return list(different.values())[part::parts]
 
-        What a benchmark or a judge would say about new text is not measured here.
+    def teacher(self, prompts: Sequence, seed: int) -> list[str | None]:
+        """The data set's own answers; None where it has none."""
+        if self.kind != "demonstration":
+            return [None] * len(prompts)
+        self._split("test", seed)  # reads the rows
+        answers = {json.dumps(row["prompt"]): row["completion"] for row in self._rows}
+        return [answers.get(json.dumps(prompt)) for prompt in prompts]
+
+    def score(self, prompts: Sequence, responses: Sequence[str]) -> np.ndarray:
+        """The reward model's score of each response, [n].
+
+        Raises:
+            ValueError: there is no judge, or it is not a reward model.
         """
+        if not self.judge or self.judge_kind != "reward":
+            raise ValueError(
+                f"judge={self.judge!r}, judge_kind={self.judge_kind!r}: scores need a reward model; give the folder or hub id "
+                "of a sequence-classification model with one label as judge"
+            )
+        if "judge" not in self._loaded:
+            from workbench.feedback.reward_model import RewardModel
+
+            self._loaded["judge"] = RewardModel.load(self.judge, device=self.device)
+        return self._loaded["judge"].score(prompts, responses)
+
+    def prefer(self, prompts: Sequence, a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+        """P(a is better than b) for each row; NaN where a chat judge could not be read in either order."""
+        if self.judge_kind == "reward":
+            scores = self.score([*prompts, *prompts], [*a, *b])
+            return 1 / (1 + np.exp(np.clip(scores[len(a) :] - scores[: len(a)], -500, 500)))
+        return self._chat_judge().prefer(prompts, a, b)
+
+    def rate(self, prompts: Sequence, candidates: Sequence[Sequence[str]]) -> list[list[int] | None] | None:
+        """The chat judge's points, 0 to 6, for all candidates of a prompt side by side; None for a reward model."""
+        return self._chat_judge().rate(prompts, candidates) if self.judge_kind == "chat" else None
+
+    def _chat_judge(self):
+        if "judge" not in self._loaded:
+            from workbench.feedback.judges import ChatJudge
+            from workbench.feedback.local import LocalModel
+
+            self._loaded["judge"] = ChatJudge(LocalModel(self.judge, device=self.device))
+        return self._loaded["judge"]
+
+    def _judged(self, policy: Policy, seed: int) -> dict[str, float]:
+        """How often the judge prefers the policy's answers to held-out prompts to those of the start."""
+        from workbench.kernels import sample
+
+        prompts = self.prompts("test", seed)
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "seed": 10_000 + seed}
+        if f"start {seed}" not in self._loaded:
+            self._loaded[f"start {seed}"] = sample(self.start(seed), prompts, **options).texts
+        theirs = [texts[0] for texts in self._loaded[f"start {seed}"]]
+        ours = [texts[0] for texts in sample(policy, prompts, **options).texts]
+        wins = self.prefer(prompts, ours, theirs)
+        return {"quality": float(np.nanmean(wins)), "mean_length": float(np.mean([len(text) for text in ours]))}
+
+    def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
+        """With a judge: its preference for the policy's answers to held-out prompts over the start's (`quality`), and
+        their mean length in characters. Without: held-out negative log-likelihood a token of the human (or chosen)
+        answers, nats; `quality` is its negative.
+        """
+        if self.judge:
+            return self._judged(policy, seed)
         answer = "completion" if self.kind == "demonstration" else "chosen"
         rows = self._split("test", seed)
         groups = [policy.group(row["prompt"], [row[answer]], max_length=self.max_length) for row in rows]
@@ -100,7 +265,11 @@ class TextTask:
 
     def _split(self, split: str, seed: int) -> list[Row]:
         if not self._rows:
-            convert = {"demonstration": data.as_demonstrations, "preference": data.as_preferences}[self.kind]
+            convert = {
+                "demonstration": data.as_demonstrations,
+                "preference": data.as_preferences,
+                "prompt": data.as_prompts,
+            }[self.kind]
             self._rows.extend(convert(data.load(self.dataset)))
         train, test = data.held_out(self._rows, test_size=self.test_size)
         if split == "test":

@@ -11,6 +11,7 @@ Numerator and denominator are sums over the whole batch, so cutting it, in time 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ from workbench.batches import cut, held_at_once, n_tokens
 from workbench.checkpoints import Checkpoint, load_weights, save_weights
 from workbench.config import Field, strict
 from workbench.kernels import Group, score
-from workbench.kernels.meter import spend
+from workbench.kernels.meter import spend, unmetered
 from workbench.kernels.scoring import NanScore
 from workbench.models import Policy
 from workbench.reference import PairRow, pair_rows, reference_logps
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "PairRow", "Round", "Step", "TrainConfig", "check_start", "iterate", "pair_numbers", "pair_rows", "preference_step",
@@ -57,14 +60,23 @@ class TrainConfig:
 
 
 # ------------------------------------------------------------------------------------------------------------- steps
-def preference_step(objective: Callable[..., tuple[Tensor, dict[str, Tensor]]], **options: Any) -> Step:
-    """A step over `PairRow`s from an objective of four log-probs. `options` go to the objective (beta, loss_type)."""
+def preference_step(
+    objective: Callable[..., tuple[Tensor, dict[str, Tensor]]], *, average: bool = False, **options: Any
+) -> Step:
+    """A step over `PairRow`s from an objective of four log-probs and the rows' targets. `options` go to it (beta, loss_type).
+
+    Args:
+        average: hand over log-probs divided by the number of tokens, as IPO, SimPO and ORPO take them.
+    """
 
     def step(policy: Policy, batch: Sequence[PairRow]) -> tuple[Tensor, dict[str, Tensor]]:
-        sums = score(policy, [row.group for row in batch]).sums
-        reference = torch.tensor([row.reference_logps for row in batch], dtype=sums.dtype, device=sums.device)
-        losses, logged = objective(sums[:, 0], sums[:, 1], reference[:, 0], reference[:, 1], **options)
-        return losses, {**logged, "chosen_logps": sums[:, 0].detach(), "rejected_logps": sums[:, 1].detach()}
+        scores = score(policy, [row.group for row in batch])
+        reference = scores.sums.new_tensor([row.reference_logps for row in batch])
+        now, then = (scores.means, reference / scores.lengths) if average else (scores.sums, reference)
+        targets = {name: now.new_tensor([row.targets[name] for row in batch]) for name in batch[0].targets}
+        losses, logged = objective(now[:, 0], now[:, 1], then[:, 0], then[:, 1], **targets, **options)
+        sums = scores.sums.detach()
+        return losses, {**logged, "chosen_logps": sums[:, 0], "rejected_logps": sums[:, 1]}
 
     return step
 
@@ -115,6 +127,7 @@ def train(
     *,
     seed: int = 0,
     tag: dict[str, Any] | None = None,
+    watch: Callable[[Policy, int], None] | None = None,
 ) -> float:
     """Optimises `policy` in place over `rows` and returns the mean loss of the last optimiser step.
 
@@ -131,6 +144,7 @@ def train(
         run: where metrics rows go (one an optimiser step: step, loss, learning rate, gradient norm and the means over
             examples of what the step logged) and where the checkpoint lives; None keeps no record.
         tag: columns added to every metrics row (round, arm).
+        watch: called after every optimiser step with the policy and the number of steps taken; it must not change it.
 
     Raises:
         ValueError: no rows.
@@ -140,12 +154,13 @@ def train(
     if not rows:
         raise ValueError("no rows to train on")
     with distributed.sharded(policy) as live:
-        return _loop(live, rows, step, config, run, seed, tag or {})
+        return _loop(live, rows, step, config, run, seed, tag or {}, watch)
 
 
 def _loop(
-    policy: Policy, rows: Sequence[Any], step: Step, config: TrainConfig, run: runs.Run | None, seed: int, tag: dict
-) -> float:
+    policy: Policy, rows: Sequence[Any], step: Step, config: TrainConfig, run: runs.Run | None, seed: int, tag: dict,
+    watch: Callable[[Policy, int], None] | None,
+) -> float:  # fmt: skip
     from transformers import get_scheduler
 
     per_epoch = math.ceil(len(rows) / config.batch_size)
@@ -185,6 +200,9 @@ def _loop(
         spend(optimizer_steps=1, trained_tokens=sum(sizes[i] for i in batch))
         if run and is_first:
             run.log({"step": number, **tag, **means, "learning_rate": rate, "grad_norm": norm})
+        if watch:
+            with unmetered():
+                watch(policy, number + 1)
         if checkpoint and (number + 1) % config.checkpoint_every == 0 and number + 1 < n_steps:
             checkpoint.store(number + 1)
     if checkpoint:
@@ -273,17 +291,19 @@ class Round:
     """What one round of an iterated method trains on.
 
     Attributes:
-        rows: what the step takes, usually `PairRow`s with the log-probs of their reference.
+        rows: what the step takes, usually `PairRow`s with the log-probs of their reference; none leaves the policy as it is.
         step: the objective as a step.
         config: optimisation of this round.
-        start_loss: the mean loss that the first batch must have before any update, where the reference is the policy
-            itself (log 2 for logistic losses); None where the reference is another model.
+        start_loss: the loss that every row must have before any update, where the reference is the policy itself: one
+            number (log 2 for logistic losses) or one a row; None where the reference is another model.
+        watch: looks at the policy after every optimiser step, see `train`.
     """
 
     rows: Sequence[Any]
     step: Step
     config: TrainConfig
-    start_loss: float | None
+    start_loss: float | Sequence[float] | None
+    watch: Callable[[Policy, int], None] | None = None
 
 
 def iterate(
@@ -312,7 +332,12 @@ def iterate(
     Raises:
         RuntimeError: the step-0 check failed: policy and reference should be the same weights and are not.
     """
-    results = [run.cached("round-0/evaluation", lambda: evaluate(policy, 0))]
+
+    def measured(t: int) -> dict[str, float]:
+        with unmetered():
+            return evaluate(policy, t)
+
+    results = [run.cached("round-0/evaluation", lambda: measured(0))]
     finished = [t for t in range(1, n_rounds + 1) if (run.folder / f"round-{t}" / "evaluation.json").is_file()]
     if finished and len(finished) < n_rounds:
         load_weights(policy.model, run.folder / f"round-{finished[-1]}" / "weights.safetensors")
@@ -320,10 +345,14 @@ def iterate(
         part = run.child(f"round-{t + 1}")
         if t + 1 not in finished:
             round_ = make_round(policy, t)
-            check_start(policy, round_)
-            train(policy, round_.rows, round_.step, round_.config, part, seed=seed * 1000 + t, tag={"round": t})
+            if round_.rows:
+                check_start(policy, round_)
+                watch, number = round_.watch, seed * 1000 + t
+                train(policy, round_.rows, round_.step, round_.config, part, seed=number, tag={"round": t}, watch=watch)
+            else:
+                log.info("round %d has nothing to train on: the policy stays as it is", t)
             save_weights(policy.model, part.folder / "weights.safetensors")
-        results.append(part.cached("evaluation", lambda t=t: evaluate(policy, t + 1)))
+        results.append(part.cached("evaluation", lambda t=t: measured(t + 1)))
         if not keep_checkpoints and t > 0:
             (run.folder / f"round-{t}" / "weights.safetensors").unlink(missing_ok=True)
     return results
@@ -339,12 +368,16 @@ def check_start(policy: Policy, round_: Round) -> None:
     part = next(cut(range(len(rows)), sizes, max_tokens=max_tokens, max_rows=held.micro_batch_size))
     with torch.no_grad():
         losses, _ = round_.step(policy, [rows[i] for i in part])
-    worst = float((losses - round_.start_loss).abs().max())
+    start = round_.start_loss
+    is_one = isinstance(start, int | float)
+    expected = losses.new_tensor([start if is_one else start[i] for i in part])  # type: ignore[index]
+    worst = float(((losses - expected).abs() / expected.abs().clamp(min=1)).max())
     # log-ratios of sums over hundreds of tokens differ by rounding when batches have other shapes
     exact = policy.precision == "no" and policy.model.dtype in (torch.float32, torch.float64)
     tolerance = 1e-3 if exact else 5e-2
     if not worst < tolerance:
         raise RuntimeError(
-            f"step-0 check: the loss should be {round_.start_loss:.6f} on every row, because policy and reference are the "
-            f"same weights, but is off by {worst:.2g}; the reference is not the policy at the start of this round"
+            f"step-0 check: the loss should be {float(expected[0]):.6f} on {'every' if is_one else 'the first'} row, because "
+            f"policy and reference are the same weights, but is off by {worst:.2g}; the reference is not the policy at the "
+            "start of this round"
         )

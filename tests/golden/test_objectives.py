@@ -37,19 +37,23 @@ TABLE = {
 ELSEWHERE = {
     "sequence_logps.json", "rank_bradley_terry.json", "rank_elo.json", "rank_trueskill.json", "selective_calibration.json",
     "published_relative_confidence.json",
+    # test_rollouts.py
+    "ppo_loss.json", "drpo_ppo_loss.json", "drpo_advantages.json", "drpo_truncate.json", "drpo_reset_lengths.json",
+    "drpo_forced_scores.json", "drpo_dpo_baseline.json", "reward_model_loss.json",
+    "sppo.json", "sppo_win_rates.json", "dno_soft.json", "trl_masked.json",  # test_self_play_golden.py
+    "step_dpo.json", "step_dpo_tokenize.json",
 }  # fmt: skip
 NOT_BUILT_YET = {
     "agreement_metrics.json", "armorm_cases.json", "bootstrap_significance.json", "cipherchat.json",
-    "codeultrafeedback_parser_cases.json", "dno_soft.json", "drpo_advantages.json", "drpo_dpo_baseline.json",
-    "drpo_forced_scores.json", "drpo_ppo_loss.json", "drpo_reset_lengths.json", "drpo_truncate.json", "flr.json",
-    "healthcare-delivery.json", "judge_parser_cases.json", "judge_scores_mtbench_gpt4.json",
+    "codeultrafeedback_parser_cases.json", "flr.json", "healthcare-delivery.json", "judge_parser_cases.json",
+    "judge_scores_mtbench_gpt4.json",
     "judge_scores_vicuna_gpt4.json", "latency.json", "logo.json", "longpo.json", "parser_cases_confidence.json",
-    "ppo_loss.json", "preference_dissection_coefs.json", "preference_dissection_compare.json",
+    "preference_dissection_coefs.json", "preference_dissection_compare.json",
     "preference_dissection_expected.json", "preference_dissection_fits.json", "prelude.json", "pro.json",
     "published_bigcodereward.json", "real_daily_dilemmas.json", "real_hallucinated_references.json",
-    "real_time_travel.json", "reward_model_loss.json", "rouge.json", "rrhf.json", "simul_confidence.json", "sppo.json",
-    "sppo_win_rates.json", "step_dpo.json", "step_dpo_tokenize.json", "steerlm2_cases.json", "touchstone.json",
-    "trl_masked.json", "vdpo.json",
+    "real_time_travel.json", "rouge.json", "rrhf.json", "simul_confidence.json",
+    "steerlm2_cases.json", "touchstone.json",
+    "vdpo.json",
 }  # fmt: skip
 COMMENTS = {"method", "source", "note", "dtype", "cases"}
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workbench.kernels import Group, metered, sample
+from workbench.kernels import Group, metered, sample, unmetered
 from workbench.training import TrainConfig, supervised_step, train
 from workbench.worlds.planted_chain import PlantedChain
 
@@ -28,6 +28,14 @@ def test_training_counts_steps_and_tokens_and_meters_nest(policy):
         sample(policy, ["t0"], max_new_tokens=1)
     assert inner == {"optimizer_steps": 6, "trained_tokens": 2 * 7 * 5}
     assert outer == {**inner, "generated_tokens": 1}
+
+
+def test_evaluations_are_left_out(policy):
+    with metered() as spent:
+        with unmetered():
+            sample(policy, ["t0"], max_new_tokens=3)
+        sample(policy, ["t0"], max_new_tokens=1)
+    assert spent == {"generated_tokens": 1}
 
 
 def test_nothing_is_counted_outside(policy):

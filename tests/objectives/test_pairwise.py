@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from workbench.objectives import DPO_LOSSES, SPIN_LOSSES, dpo, spin
 
 EVERY = [(dpo, name) for name in DPO_LOSSES] + [(spin, name) for name in SPIN_LOSSES]
-INCREASING = [(f, name) for f, name in EVERY if name not in ("ipo", "sppo_hard", "exo_pair", "nca_pair")]
+INCREASING = [(f, name) for f, name in EVERY if name not in ("ipo", "sppo_hard", "exo_pair", "nca_pair", "apo_down")]
 
 
 def pair(chosen, rejected, reference_chosen=0.0, reference_rejected=0.0, dtype=torch.float64):

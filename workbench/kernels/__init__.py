@@ -5,7 +5,7 @@ data sets, methods, or anything of the project outside this folder and `objectiv
 """
 
 from workbench.kernels.heads import TokenScores, token_logps, token_scores
-from workbench.kernels.meter import metered
+from workbench.kernels.meter import metered, unmetered
 from workbench.kernels.sampling import Samples, sample
 from workbench.kernels.scoring import Group, NanScore, Scores, score
 
@@ -20,4 +20,5 @@ __all__ = [
     "score",
     "token_logps",
     "token_scores",
+    "unmetered",
 ]

@@ -29,6 +29,16 @@ def metered() -> Iterator[Counter]:
         _open.reset(token)
 
 
+@contextmanager
+def unmetered() -> Iterator[None]:
+    """Nothing inside is counted: evaluations are not part of what a method costs."""
+    token = _open.set(())
+    try:
+        yield
+    finally:
+        _open.reset(token)
+
+
 def spend(**amounts: int) -> None:
     """Adds to every open meter; costs nothing where none is open."""
     for meter in _open.get():

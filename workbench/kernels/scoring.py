@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from workbench.kernels.attention import Unsupported, own_attention
-from workbench.kernels.heads import body_and_head, logit_finish, token_logps
+from workbench.kernels.heads import Finish, body_and_head, logit_finish, token_logps
 from workbench.kernels.trees import Blocks, Flex, Packed, Segments, pack
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,9 @@ class Scores:
         return self.sums / self.lengths
 
 
-def score(policy: Any, groups: Sequence[Group], *, route: str = "auto", check: bool = True) -> Scores:
+def score(
+    policy: Any, groups: Sequence[Group], *, route: str = "auto", check: bool = True, temperature: float = 1.0
+) -> Scores:
     """Log-probabilities of the responses of every group under `policy`; differentiable.
 
     Args:
@@ -88,6 +90,7 @@ def score(policy: Any, groups: Sequence[Group], *, route: str = "auto", check: b
             "auto", whichever computes less for these lengths.
         check: refuse NaN; False returns it. Where several processes score together it is always returned, because one
             of them must not leave the others waiting.
+        temperature: of the distribution that is scored: logits are divided by it, as in sampling. Above 0.
 
     Returns:
         Scores with axes group, response, token of the response.
@@ -101,14 +104,16 @@ def score(policy: Any, groups: Sequence[Group], *, route: str = "auto", check: b
         too. Where the two differ, or where the model's attention cannot be shared (a sliding window shorter than the
         text, soft-capped attention, recurrent layers), every call takes the padded route, and a warning says so once.
     """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0 to have log-probabilities; got {temperature}")
     if route not in ROUTES:
         raise ValueError(f"route must be one of {', '.join(ROUTES)}; got {route!r}")
     check_groups(groups)
     if isinstance(policy, nn.Module):
-        logps = _logps(policy, groups, route)
+        logps = _logps(policy, groups, route, temperature)
     else:
         with policy.autocast():
-            logps = _logps(policy.model, groups, route)
+            logps = _logps(policy.model, groups, route, temperature)
     if check and not torch.distributed.is_initialized() and bool(logps.isnan().any()):
         owner = np.repeat(np.arange(len(groups)), [sum(map(len, group.responses_ids)) for group in groups])
         raise NanScore(np.unique(owner[logps.isnan().cpu().numpy()]).tolist())
@@ -129,14 +134,14 @@ def check_groups(groups: Sequence[Group]) -> None:
                 raise ValueError(f"group {index}, response {k} has no tokens; even an empty text has its end token")
 
 
-def _logps(model: nn.Module, groups: Sequence[Group], route: str) -> Float[Tensor, " tok"]:
+def _logps(model: nn.Module, groups: Sequence[Group], route: str, temperature: float) -> Float[Tensor, " tok"]:
     """One after the other: group by group, response by response, token by token."""
     body, head = body_and_head(model)
     if route != "padded" and _can_share(model, body, groups):
         layout = _layout(groups, route, model)
         if layout != "padded":
-            return _shared(model, body, head, groups, layout)
-    return _padded(model, body, head, groups)
+            return _shared(model, body, head, groups, layout, temperature)
+    return _padded(model, body, head, groups, temperature)
 
 
 # ------------------------------------------------------------------------------------------------------------ the choice
@@ -227,7 +232,9 @@ def _compute_dtype(model: nn.Module) -> torch.dtype:
 
 
 # ------------------------------------------------------------------------------------------------------------ the routes
-def _shared(model: nn.Module, body: nn.Module, head: nn.Module, groups: Sequence[Group], layout: str) -> Tensor:
+def _shared(
+    model: nn.Module, body: nn.Module, head: nn.Module, groups: Sequence[Group], layout: str, temperature: float = 1.0
+) -> Tensor:
     """Each prompt once, its responses as branches behind it."""
     parameter = next(model.parameters())
     packed = pack(groups)
@@ -243,7 +250,7 @@ def _shared(model: nn.Module, body: nn.Module, head: nn.Module, groups: Sequence
         raise Unsupported(f"only {tree.calls} of its {layers} layers are attention of the usual kind")
     predictors = torch.from_numpy(packed.predictors).to(parameter.device)
     targets = torch.from_numpy(packed.targets).to(parameter.device)
-    return token_logps(hidden.index_select(0, predictors), targets, head, finish=logit_finish(model.config))
+    return token_logps(hidden.index_select(0, predictors), targets, head, finish=_finish(model, temperature))
 
 
 def _attention_layout(packed: Packed, layout: str, parameter: Tensor) -> Segments | Blocks | Flex:
@@ -254,7 +261,9 @@ def _attention_layout(packed: Packed, layout: str, parameter: Tensor) -> Segment
     return Blocks(packed, parameter.dtype, parameter.device)
 
 
-def _padded(model: nn.Module, body: nn.Module, head: nn.Module, groups: Sequence[Group]) -> Tensor:
+def _padded(
+    model: nn.Module, body: nn.Module, head: nn.Module, groups: Sequence[Group], temperature: float = 1.0
+) -> Tensor:
     """The same numbers from one row a response, padded on the right.
 
     No attention mask is passed: under causal attention no real token can see the padding behind it, and attention
@@ -270,7 +279,13 @@ def _padded(model: nn.Module, body: nn.Module, head: nn.Module, groups: Sequence
         np.concatenate([np.arange(i * width + start, i * width + len(ids)) for i, (start, ids) in enumerate(rows)])
     ).to(device)
     predicting = hidden.flatten(0, 1).index_select(0, places - 1)
-    return token_logps(predicting, input_ids.flatten()[places], head, finish=logit_finish(model.config))
+    return token_logps(predicting, input_ids.flatten()[places], head, finish=_finish(model, temperature))
+
+
+def _finish(model: nn.Module, temperature: float) -> Finish:
+    """What the model does to its logits, then their division by the temperature."""
+    finish = logit_finish(model.config)
+    return Finish(finish.scale / temperature, finish.cap / temperature)
 
 
 def _scores(groups: Sequence[Group], logps: Tensor) -> Scores:

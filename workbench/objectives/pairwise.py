@@ -19,7 +19,10 @@ from torch.nn.functional import logsigmoid, relu
 PairValues = Float[Tensor, "pair"]
 Logged = dict[str, Tensor]
 
-DPO_LOSSES = ("sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "aot_pair", "aot")
+DPO_LOSSES = (
+    "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "kto_pair", "bco_pair", "apo_zero", "apo_down",
+    "aot_pair", "aot",
+)  # fmt: skip
 SPIN_LOSSES = ("sigmoid", "hinge", "exponential")
 
 
@@ -44,6 +47,9 @@ def dpo(
     - exo_pair: KL(sigma(beta h) || 1-s)   (Ji 2024 eq. 16)
     - nca_pair: -log sigma(beta w) - [log sigma(-beta w) + log sigma(-beta l)] / 2   (Chen 2024)
     - sppo_hard: (w - 1/(2 beta))^2 + (l + 1/(2 beta))^2   (Wu 2024; no factor 1/2)
+    - kto_pair: 2 - sigma(beta (w - K_l)) - sigma(beta (K_w - l)), K = max(0, batch mean of the side)   (Ethayarajh 2024)
+    - bco_pair: -log sigma(beta w) - log sigma(-beta l)   (Jung 2024, its running mean of rewards at its first value, 0)
+    - apo_zero: 1 - sigma(beta w) + sigma(beta l); apo_down: 1 + sigma(beta w) - sigma(beta h)   (D'Oosterlinck 2024)
     - aot_pair, aot: sigmoid on sorted margins, or on separately sorted log-ratio parts   (Melnyk 2024)
 
     Args:
@@ -85,6 +91,15 @@ def dpo(
         )
     elif loss_type == "sppo_hard":
         losses = (chosen_ratio - 0.5 / beta) ** 2 + (rejected_ratio + 0.5 / beta) ** 2
+    elif loss_type == "kto_pair":
+        chosen_kl, rejected_kl = chosen_ratio.mean().clamp(min=0), rejected_ratio.mean().clamp(min=0)
+        losses = 2 - (beta * (chosen_ratio - rejected_kl)).sigmoid() - (beta * (chosen_kl - rejected_ratio)).sigmoid()
+    elif loss_type == "bco_pair":
+        losses = -logsigmoid(beta * chosen_ratio) - logsigmoid(-beta * rejected_ratio)
+    elif loss_type == "apo_zero":
+        losses = 1 - (beta * chosen_ratio).sigmoid() + (beta * rejected_ratio).sigmoid()
+    elif loss_type == "apo_down":
+        losses = 1 + (beta * chosen_ratio).sigmoid() - right.exp()
     else:
         losses = _aot(
             policy_chosen_logps,
@@ -95,7 +110,7 @@ def dpo(
             s,
             loss_type,
         )
-    return losses, _rewards(beta * chosen_ratio, beta * rejected_ratio)
+    return losses, pair_rewards(beta * chosen_ratio, beta * rejected_ratio)
 
 
 def _aot(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, s, loss_type) -> Tensor:
@@ -144,10 +159,11 @@ def spin(
     losses = {"sigmoid": lambda: -logsigmoid(u), "hinge": lambda: relu(1 - u), "exponential": lambda: torch.exp(-u)}[
         loss_type
     ]()
-    return losses, _rewards(beta * chosen_ratio, beta * rejected_ratio)
+    return losses, pair_rewards(beta * chosen_ratio, beta * rejected_ratio)
 
 
-def _rewards(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Logged:
+def pair_rewards(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Logged:
+    """What every pairwise objective logs, detached; equal rewards count as wrong."""
     chosen_rewards, rejected_rewards = chosen_rewards.detach(), rejected_rewards.detach()
     return {
         "chosen_rewards": chosen_rewards,

@@ -4,6 +4,9 @@ Needs pairs of a chosen and a rejected response. With the starting policy as fro
 
     L = E -log sigmoid(beta [log p_theta(y_w|x)/p_ref(y_w|x) - log p_theta(y_l|x)/p_ref(y_l|x)])
 
+Its relatives, which share the data and differ in the loss alone, run from the same file: `loss_type` names one (IPO, KTO on
+pairs, SimPO, ORPO, hinge, ...). IPO, SimPO and ORPO take log-probs averaged over the tokens of a response.
+
 Source: Rafailov et al. 2023, "Direct Preference Optimization", arXiv 2305.18290, eq. 7; official code
 eric-mitchell/direct-preference-optimization.
 
@@ -14,7 +17,7 @@ Where this differs from the official code, and why:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -48,14 +51,32 @@ ARMS = {
 }
 
 
+AVERAGED = ("ipo", "simpo", "orpo")  # losses of log-probs per token
+REFERENCE_FREE = ("simpo", "orpo")
+
+
 @strict
 class Config(Presets):
     """Defaults are the paper's (appendix B) where it gives one."""
 
     epochs: int = Field(default=1, ge=1)
-    beta: float = Field(default=0.1, gt=0)  # 1/nat; paper: 0.1
+    max_steps: int = Field(default=0, ge=0)  # optimiser steps; 0: all epochs
+    beta: float = Field(default=0.1, gt=0)  # 1/nat; paper: 0.1; of ORPO the weight of the odds ratio
     learning_rate: float = Field(default=1e-6, gt=0)  # peak; paper: 1e-6
-    loss_type: Literal["sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard"] = "sigmoid"  # eq. 7
+    loss_type: Literal[
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "robust",
+        "exo_pair",
+        "nca_pair",
+        "sppo_hard",
+        "kto_pair",
+        "apo_zero",
+        "simpo",
+        "orpo",
+    ] = "sigmoid"  # eq. 7
+    gamma: float = Field(default=1.0, ge=0)  # of SimPO: margin of rewards
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     optimizer: Literal["rmsprop", "adamw"] = "rmsprop"  # paper
     batch_size: int = Field(default=64, ge=1)  # pairs; paper: 64
@@ -123,14 +144,16 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
     policy = task.start(seed)
     test = _groups(policy, task.preferences("test", seed), config)
     before = np.array(run.cached("held_out_before", lambda: reference_logps(policy, test).tolist()))
-    options = {"beta": config.beta, "loss_type": config.loss_type, "label_smoothing": config.label_smoothing}
+    objective, average = objective_of(config), config.loss_type in AVERAGED
+    lengths = np.array([[len(ids) for ids in group.responses_ids] for group in test]) if average else 1
 
     def make_round(policy: Policy, t: int) -> Round:
         rows = task.preferences("train", seed)
         groups = _groups(policy, rows, config)
         training = TrainConfig(
             learning_rate=config.learning_rate, epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
-            warmup_ratio=config.warmup_ratio, micro_batch_size=config.micro_batch_size, checkpoint_every=config.checkpoint_every,
+            warmup_ratio=config.warmup_ratio, max_steps=config.max_steps, micro_batch_size=config.micro_batch_size,
+            checkpoint_every=config.checkpoint_every,
         )  # fmt: skip
         if arm == "sft":
             return Round([Group(g.prompt_ids, g.responses_ids[:1]) for g in groups], supervised_step, training, None)
@@ -141,10 +164,11 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
                 for g, s in zip(groups, swap, strict=True)
             ]
         pairs = pair_rows(policy, [f"row {i}" for i in range(len(groups))], groups)
-        return Round(pairs, preference_step(objectives.dpo, **options), training, _loss_at_start(options))
+        start_loss = None if config.loss_type in REFERENCE_FREE else _loss_where_nothing_moved(objective)
+        return Round(pairs, preference_step(objective, average=average), training, start_loss)
 
     def evaluate(policy: Policy, t: int) -> dict[str, float]:
-        numbers, logged = pair_numbers(reference_logps(policy, test), before, partial(objectives.dpo, **options))
+        numbers, logged = pair_numbers(reference_logps(policy, test) / lengths, before / lengths, objective)
         if t:
             run.table("held_out_rewards", lambda: pd.DataFrame(
                 {**{name: [row[name] for row in task.preferences("test", seed)] for name in ("prompt", "chosen", "rejected")},
@@ -158,12 +182,22 @@ def _groups(policy: Policy, rows: Sequence[Row], config: Config) -> list[Group]:
     return [policy.group(row["prompt"], [row["chosen"], row["rejected"]], max_length=config.max_length) for row in rows]
 
 
-def _loss_at_start(options: dict[str, Any]) -> float:
+def objective_of(config: Config) -> Callable[..., Any]:
+    """The loss of four log-probs that `loss_type` names, with its settings."""
+    if config.loss_type == "simpo":
+        return lambda chosen, rejected, *_: objectives.simpo(chosen, rejected, beta=config.beta, gamma=config.gamma)
+    if config.loss_type == "orpo":
+        return lambda chosen, rejected, *_: objectives.orpo(chosen, rejected, weight=config.beta)
+    options = {"beta": config.beta, "loss_type": config.loss_type, "label_smoothing": config.label_smoothing}
+    return partial(objectives.dpo, **options)
+
+
+def _loss_where_nothing_moved(objective: Callable[..., Any]) -> float:
     """The objective's value where every log-ratio is 0."""
     import torch
 
     zero = torch.zeros(1, dtype=torch.float64)
-    return float(objectives.dpo(zero, zero, zero, zero, **options)[0])
+    return float(objective(zero, zero, zero, zero)[0])
 
 
 # ----------------------------------------------------------------------------------------------------------- claims

@@ -35,6 +35,7 @@ from workbench.claims import Claims, p_value
 from workbench.config import Field, Presets, listed, strict
 from workbench.kernels import sample
 from workbench.models import Policy
+from workbench.rounds import slopes
 from workbench.runs import Run, read_json
 from workbench.tasks import DemonstrationTask, TextTask
 from workbench.training import (
@@ -441,9 +442,3 @@ def _claims_on_text(found: Claims, curve: Any, arms: set[str]) -> Claims:
         control_is="labels shuffled", unit="nats",
     )  # fmt: skip
     return found
-
-
-def slopes(values: np.ndarray) -> np.ndarray:
-    """Least-squares slope of each row against its index."""
-    rounds = np.arange(values.shape[1]) - (values.shape[1] - 1) / 2
-    return values @ rounds / (rounds @ rounds) if values.shape[1] > 1 else np.zeros(len(values))
