@@ -39,7 +39,7 @@ def test_verdicts_follow_from_the_published_measurements():
                 "unit",
                 "note",
             )
-            known = {name: record[name] for name in names}
+            known = {name: record[name] for name in names} | {"control": record["control"] or None}
             test = "paired_t" if record["direction"] == "equivalent" else record["test"]
             again.test(record["id"], record["statement"], **known, test=test, also=record["conditions"])
         tested = {r["id"]: r["verdict"] for r in entry["claims"] if r["test"] != "none"}

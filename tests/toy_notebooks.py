@@ -37,7 +37,7 @@ run = runs.open_run("toy", "toy", scale, given, output)"""
 
 CLAIM = """claims = Claims("toy", scale, seeds)
 claims.test("C1", "one is more than nothing", paper="Table 1", measured=[1.0 + 0.1 * s for s in seeds],
-            control=[(-1.0) ** s for s in seeds], control_is="sign flipped", unit="nat")
+            control=[0.1 * (-1.0) ** s for s in seeds], control_is="sign flipped", unit="nat")
 claims"""
 
 
