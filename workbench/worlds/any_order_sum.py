@@ -93,7 +93,8 @@ class AnyOrderSum:
         ]
 
     def prompts(self, split: str, seed: int, part: int = 0, parts: int = 1) -> list[str]:
-        return [row["prompt"] for row in self.problems(split, seed)][part::parts]
+        """Different ones: short problems may be drawn twice, and rounds must not share any."""
+        return list(dict.fromkeys(row["prompt"] for row in self.problems(split, seed)))[part::parts]
 
     def band(self, prompt: str) -> str:
         """How hard a problem is: "easy", "middle" or "hard"."""
