@@ -52,7 +52,7 @@ class Policy:
     """A model and its tokenizer.
 
     Attributes:
-        model: a causal language model of transformers, plain or with a LoRA adapter.
+        model: a causal language model of transformers, plain or with a LoRA adapter; it may see pictures (Llava and its kin).
         tokenizer: with an end token; with a chat template if prompts are chats.
         name: where it came from, for messages and manifests.
         precision: "bf16" computes in bfloat16 under autocast, with the weights as they are; "no" as they are. Scoring,
@@ -97,7 +97,7 @@ class Policy:
             FileNotFoundError: no such folder, and no such model on the hub (or no network).
             ValueError: no GPU where one was asked for; no end token.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
         where = pick_device(device)
         if dtype == "auto":
@@ -110,7 +110,9 @@ class Policy:
         source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+            model = kind.from_pretrained(
                 source, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
             )
         except (OSError, ValueError) as error:
@@ -154,6 +156,22 @@ class Policy:
             raise ValueError(f"{self.name} has no LoRA adapter to switch off; pass lora={{...}} to Policy.load")
         with self.model.disable_adapter():
             yield self
+
+    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the model sees in pictures, as a `Group` takes it: [picture * token, d_model], picture after picture.
+
+        Args:
+            pixel_values: [picture, channel, height, width], scaled as the model's image processor does it.
+
+        Raises:
+            ValueError: the model sees no pictures.
+        """
+        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        if not hasattr(base, "get_image_features"):
+            raise ValueError(f"{self.name} ({type(base).__name__}) sees no pictures; load a Llava-type model")
+        with self.autocast():
+            found = base.get_image_features(pixel_values=pixel_values.to(self.device, base.dtype)).pooler_output
+        return torch.cat(list(found))
 
     # -- text to tokens
     def encode_prompt(self, prompt: Prompt | Sequence[int], *, room: int = 0) -> list[int]:

@@ -86,7 +86,7 @@ def reference_logps(policy: Policy, groups: Sequence[Group]) -> np.ndarray:
     found = np.full((len(groups), max((len(g.responses_ids) for g in groups), default=0)), np.nan)
     places = [(i, k) for i, group in enumerate(groups) for k in range(len(group.responses_ids))]
     cache = _Cache(policy) if _worth_keeping(policy, groups) else None
-    keys = [_row_key(groups[i].prompt_ids, groups[i].responses_ids[k]) for i, k in places] if cache else []
+    keys = [_row_key(groups[i], k) for i, k in places] if cache else []
     if cache:
         known = cache.load()
         for place, key in zip(places, keys, strict=True):
@@ -104,7 +104,7 @@ def _compute(policy: Policy, groups: Sequence[Group], missing: Sequence[tuple[in
     wanted: dict[int, list[int]] = {}
     for i, k in missing:
         wanted.setdefault(i, []).append(k)
-    parts = {i: Group(groups[i].prompt_ids, [groups[i].responses_ids[k] for k in ks]) for i, ks in wanted.items()}
+    parts = {i: groups[i]._replace(responses_ids=[groups[i].responses_ids[k] for k in ks]) for i, ks in wanted.items()}
     sizes = [n_tokens(group) for group in groups]
     was_training = policy.model.training
     policy.model.eval()
@@ -127,8 +127,14 @@ def _worth_keeping(policy: Policy, groups: Sequence[Group]) -> bool:
     return tokens >= MIN_TOKENS and 2.0 * sum(p.numel() for p in parameters) * tokens >= WORTH
 
 
-def _row_key(prompt: Sequence[int], response: Sequence[int]) -> bytes:
-    return hashlib.blake2b(np.array([len(prompt), *prompt, *response], "<i8").tobytes(), digest_size=16).digest()
+def _row_key(group: Group, k: int) -> bytes:
+    tokens = [len(group.prompt_ids), *group.prompt_ids, *group.responses_ids[k]]
+    name = hashlib.blake2b(np.array(tokens, "<i8").tobytes(), digest_size=16)
+    if group.prompt_positions is not None:
+        name.update(b"positions" + np.array(group.prompt_positions, "<i8").tobytes())
+    if group.features is not None:
+        name.update(b"features" + _tensor_hash(group.features.detach()))
+    return name.digest()
 
 
 # ------------------------------------------------------------------------------------------------------- the model's name

@@ -14,7 +14,9 @@ TOKENS = st.integers(2, 22)
 RESPONSES = st.lists(st.lists(TOKENS, min_size=1, max_size=7), min_size=1, max_size=16)
 GROUPS = st.lists(
     st.builds(
-        Group, st.lists(TOKENS, min_size=1, max_size=9), st.one_of(RESPONSES, RESPONSES.map(lambda r: r + r[:2]))
+        lambda prompt, responses: Group(prompt, responses),
+        st.lists(TOKENS, min_size=1, max_size=9),
+        st.one_of(RESPONSES, RESPONSES.map(lambda r: r + r[:2])),
     ),
     min_size=1,
     max_size=4,

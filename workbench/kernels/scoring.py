@@ -7,6 +7,7 @@ other route is tested, and against which a fast route tests itself before it is 
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,10 +32,18 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.3, torc
 
 
 class Group(NamedTuple):
-    """One prompt with its K responses, as token ids; each response ends with the end token if it ended."""
+    """One prompt with its K responses, as token ids; each response ends with the end token if it ended.
+
+    Attributes:
+        prompt_positions: position of every prompt token, rising; None for 0, 1, 2, ... The responses go on behind the
+            last one. Attention stays causal in the order of the tokens; only what the model knows of positions changes.
+        features: [n, d_model] embeddings in the places of the prompt's n image tokens, in order; see `Policy.features`.
+    """
 
     prompt_ids: list[int]
     responses_ids: list[list[int]]
+    prompt_positions: list[int] | None = None
+    features: Tensor | None = None
 
 
 class NanScore(FloatingPointError):
@@ -96,7 +105,9 @@ def score(
         Scores with axes group, response, token of the response.
 
     Raises:
-        ValueError: no groups, an empty prompt or a response without tokens (the group is named), an unknown route.
+        ValueError: no groups; an empty prompt or a response without tokens, positions that do not fit the prompt or do not
+            rise, features that do not fit its image tokens (the group is named); an unknown route; a model that takes no
+            positions where a group gives them.
         NanScore: a log-probability is NaN (the group is named).
 
     Notes:
@@ -121,7 +132,7 @@ def score(
 
 
 def check_groups(groups: Sequence[Group]) -> None:
-    """Refuses what has no log-probability: nothing to score, a prompt or a response without tokens."""
+    """Refuses what has no log-probability: nothing to score, a prompt or a response without tokens, wrong positions."""
     if not groups:
         raise ValueError("nothing to score: the list of groups is empty")
     for index, group in enumerate(groups):
@@ -132,6 +143,13 @@ def check_groups(groups: Sequence[Group]) -> None:
         for k, response in enumerate(group.responses_ids):
             if not response:
                 raise ValueError(f"group {index}, response {k} has no tokens; even an empty text has its end token")
+        positions = group.prompt_positions
+        if positions is not None and (
+            len(positions) != len(group.prompt_ids) or min(np.diff(positions, prepend=-1)) < 1
+        ):
+            raise ValueError(
+                f"group {index}: prompt_positions must be {len(group.prompt_ids)} rising numbers from 0 on, one a prompt token"
+            )
 
 
 def _logps(model: nn.Module, groups: Sequence[Group], route: str, temperature: float) -> Float[Tensor, " tok"]:
@@ -191,7 +209,7 @@ def _can_share(model: nn.Module, body: nn.Module, groups: Sequence[Group]) -> bo
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     window = getattr(config, "sliding_window", None)
     if not reason and window and "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]):
-        longest = _agree(float(max(len(p) + max(map(len, r), default=0) for p, r in groups)))
+        longest = _agree(float(pack(groups).longest))
         reason = f"attention slides over {window} tokens and a text has {longest:.0f}" if longest > window else ""
     if reason:
         name = type(model.get_base_model() if hasattr(model, "peft_config") else model).__name__  # type: ignore[operator]
@@ -240,8 +258,9 @@ def _shared(
     packed = pack(groups)
     with own_attention(body) as settings:
         tree = _attention_layout(packed, layout, parameter)
+        input_ids = torch.from_numpy(packed.input_ids).to(parameter.device)[None]
         hidden = body(
-            input_ids=torch.from_numpy(packed.input_ids).to(parameter.device)[None],
+            **_inputs(model, input_ids, groups),
             position_ids=torch.from_numpy(packed.positions).to(parameter.device)[None],
             use_cache=False, layout=tree, **settings,
         ).last_hidden_state[0]  # fmt: skip
@@ -270,16 +289,52 @@ def _padded(
     without a mask takes the fast path. Only response positions reach the head.
     """
     device = next(model.parameters()).device
+    owners = [group for group in groups for _ in group.responses_ids]
     rows = [(len(g.prompt_ids), g.prompt_ids + response) for g in groups for response in g.responses_ids]
     width = max(len(ids) for _, ids in rows)
     # the last token again, because models warn of their padding token where no mask is given
     input_ids = torch.tensor([ids + ids[-1:] * (width - len(ids)) for _, ids in rows], device=device)
-    hidden = body(input_ids=input_ids, use_cache=False).last_hidden_state
+    hidden = body(
+        **_inputs(model, input_ids, owners), **_positions(model, body, owners, input_ids), use_cache=False
+    ).last_hidden_state
     places = torch.from_numpy(
         np.concatenate([np.arange(i * width + start, i * width + len(ids)) for i, (start, ids) in enumerate(rows)])
     ).to(device)
     predicting = hidden.flatten(0, 1).index_select(0, places - 1)
     return token_logps(predicting, input_ids.flatten()[places], head, finish=_finish(model, temperature))
+
+
+def _inputs(model: nn.Module, input_ids: Tensor, groups: Sequence[Group]) -> dict[str, Tensor]:
+    """Tokens, or their embeddings where groups (in the order of the tokens) bring features for their image tokens."""
+    if all(group.features is None for group in groups):
+        return {"input_ids": input_ids}
+    image: int = getattr(model.config, "image_token_id", -1)
+    for index, group in enumerate(groups):
+        wanted, there = group.prompt_ids.count(image), 0 if group.features is None else len(group.features)
+        if wanted != there or any(image in response for response in group.responses_ids):
+            raise ValueError(
+                f"group {index} has {there} features for {wanted} image tokens (id {image}); each prompt's image tokens need "
+                "one feature each, and a response has none"
+            )
+    embeds = model.get_input_embeddings()(input_ids)  # type: ignore[operator]
+    features = torch.cat([group.features for group in groups if group.features is not None])
+    return {"inputs_embeds": embeds.masked_scatter((input_ids == image)[..., None], features.to(embeds))}
+
+
+def _positions(model: nn.Module, body: nn.Module, owners: Sequence[Group], input_ids: Tensor) -> dict[str, Tensor]:
+    """Positions of padded rows, one owner a row; nothing where all are the usual ones."""
+    if all(group.prompt_positions is None for group in owners):
+        return {}
+    if "position_ids" not in inspect.signature(body.forward).parameters:
+        raise ValueError(f"{type(model).__name__} takes no position_ids, so it cannot be scored at other positions")
+    rows = torch.arange(input_ids.shape[1]).repeat(len(owners), 1)
+    for row, group in zip(rows, owners, strict=True):
+        if group.prompt_positions is not None:
+            p = len(group.prompt_ids)
+            row[p:] += group.prompt_positions[-1] + 1 - p
+            row[:p] = torch.tensor(group.prompt_positions)
+    # without a mask the library takes jumps in the positions for the borders of packed texts
+    return {"position_ids": rows.to(input_ids.device), "attention_mask": torch.ones_like(input_ids)}
 
 
 def _finish(model: nn.Module, temperature: float) -> Finish:

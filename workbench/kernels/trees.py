@@ -63,26 +63,27 @@ class Packed:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt with its longest response."""
+        """Positions of the longest prompt with its longest response."""
         return int(self.positions.max()) + 1
 
 
 def pack(groups: Sequence[Any]) -> Packed:
-    """Lays groups (`prompt_ids`, `responses_ids`) behind each other."""
+    """Lays groups (`prompt_ids`, `responses_ids`, `prompt_positions`) behind each other."""
     ids: list[int] = []
     positions, spans, predictors, places = [], [], [], []
-    for prompt_ids, responses_ids in groups:
-        start, p = len(ids), len(prompt_ids)
-        ids += prompt_ids
-        positions.append(np.arange(p))
+    for group in groups:
+        start, p = len(ids), len(group.prompt_ids)
+        ids += group.prompt_ids
+        positions.append(np.arange(p) if group.prompt_positions is None else np.asarray(group.prompt_positions))
+        behind = int(positions[-1][-1]) + 1
         ends = []
-        for response in responses_ids:
+        for response in group.responses_ids:
             begin, r = len(ids), len(response)
             ids += response
             places.append(np.arange(begin, begin + r))
             predictors.append(np.arange(begin - 1, begin + r - 1))
             predictors[-1][0] = start + p - 1  # the first token is predicted by the prompt's last
-            positions.append(np.arange(p, p + r))
+            positions.append(np.arange(behind, behind + r))
             ends.append(begin + r)
         spans.append(Span(start, start + p, tuple(ends)))
     input_ids = np.asarray(ids)
