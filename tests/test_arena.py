@@ -136,13 +136,12 @@ def test_everyone_takes_the_same_steps(played):
 
 @pytest.mark.slow
 def test_everyone_generates_about_the_same(played):
-    """Samples differ in length, and who makes pairs behind the first error cannot know where it will be; with so few
-    problems, those that Step-DPO holds out weigh much."""
+    """Samples differ in length, and who makes pairs behind the first error cannot know where it will be."""
     arms = played[3]
     spent = {arm: end["generated_tokens"] for arm, (_, end) in arms.items()}
     assert spent.pop("sft") == 0
     assert spent.pop("spin") > 0  # limited by its steps at this size
-    assert max(spent.values()) < 2.5 * min(spent.values())
+    assert max(spent.values()) < 2 * min(spent.values())
 
 
 @pytest.mark.slow

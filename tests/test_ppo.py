@@ -9,7 +9,7 @@ import torch
 
 from workbench import ppo
 from workbench.feedback.reward_model import RewardModel
-from workbench.kernels import score
+from workbench.kernels import metered, score
 from workbench.models import Policy, add_lora, new_llama
 from workbench.runs import Run
 from workbench.worlds.language import word_tokenizer
@@ -62,6 +62,13 @@ def test_a_rollout_keeps_its_prefix_and_marks_what_was_generated():
         assert int(rollout.last[i]) == len(response) - 1
         assert bool(rollout.ended[i]) == (response[-1] == 1)
         assert float(rollout.scores[i]) == (response.count(5) if bool(rollout.ended[i]) else -1.0)
+
+
+def test_no_token_is_drawn_that_is_thrown_away():
+    """Behind a longer prefix fewer tokens are left to draw; the meter sees those and no others."""
+    with metered() as meter:
+        rollout = rolled()
+    assert meter["generated_tokens"] == int(rollout.is_generated.sum())
 
 
 def test_log_probs_are_at_the_temperature_of_the_rollout():
@@ -149,6 +156,18 @@ def test_nan_scores_name_the_rows(tmp_path):
 
     with pytest.raises(FloatingPointError, match=r"scores of rows \[5\] are NaN.*'s1 s1'"):
         optimise(tmp_path, reward=broken)
+
+
+def test_an_infinite_gradient_is_refused_with_and_without_clipping(tmp_path):
+    """The loss is finite, so only the gradient can tell; the weights stay what they were."""
+    for number, norm in enumerate((0.0, 1.0)):
+        one = policy()
+        weight = one.model.model.layers[0].mlp.up_proj.weight
+        weight.register_hook(lambda gradient: gradient * torch.inf)
+        before = weight.detach().clone()
+        with pytest.raises(FloatingPointError, match="update 0: the loss is finite but the gradient is not"):
+            optimise(tmp_path / str(number), one=one, settings=config(max_grad_norm=norm))
+        assert torch.equal(weight, before)
 
 
 def test_a_prefix_that_leaves_nothing_to_generate_is_refused(tmp_path):

@@ -34,7 +34,7 @@ from workbench.reference import reference_logps
 from workbench.runs import Run
 from workbench.worlds.any_order_sum import AnyOrderSum
 
-SMALL_WORLD = {"k_min": 3, "k_max": 3, "sft_steps": 250, "width": 48, "layers": 1}  # three numbers: made in seconds
+SMALL_WORLD = {"k_min": 3, "k_max": 3, "sft_steps": 500, "width": 48, "layers": 1}  # three numbers: made in seconds
 
 
 @strict
@@ -53,7 +53,7 @@ class Config(Presets):
     PRESETS: ClassVar = {
         "smoke": {
             "responses": 320, "steps": 40, "batch_size": 8, "rates": [2e-4], "test_size": 30, "world": SMALL_WORLD,
-            "arms": ["spin", "dpo", "simpo", "dpo_shuffled", "sppo", "dno", "dr_po"],  # steps ask more of the start
+            "arms": ["spin", "dpo", "simpo", "dpo_shuffled", "sppo", "dno", "step_dpo", "sphere", "dr_po"],
         },
         "tiny": {},
         "full": {"responses": 20_000, "steps": 800, "test_size": 1_000},

@@ -21,6 +21,7 @@ One process: data-parallel rollouts are not built.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -198,9 +199,10 @@ def roll_out(
         raise ValueError(f"the prefixes of rows {full[:10]} have {length} tokens or more: nothing is left to generate")
     prompts = [policy.encode_prompt(prompt, room=2 * length) for prompt in batch.prompts]
     drawn = sample(
-        policy, prompts, prefix=batch.prefixes, max_new_tokens=length, temperature=config.temperature, seed=seed
-    )
-    ids = [tokens[0][:length] for tokens in drawn.tokens]
+        policy, prompts, prefix=batch.prefixes, max_new_tokens=[length - len(prefix) for prefix in batch.prefixes],
+        temperature=config.temperature, seed=seed,
+    )  # fmt: skip
+    ids = [tokens[0] for tokens in drawn.tokens]
     groups = [Group(prompt, [response]) for prompt, response in zip(prompts, ids, strict=True)]
     end = policy.tokenizer.eos_token_id
     padded = torch.tensor([row + [-1] * (max(map(len, ids)) - len(row)) for row in ids], device=policy.device)
@@ -282,9 +284,11 @@ def answers(
     """
     length = config.max_new_tokens
     encoded = [policy.encode_prompt(prompt, room=2 * length) for prompt in prompts]
-    options = {"prefix": prefixes, "max_new_tokens": length, "temperature": config.temperature}
-    drawn = sample(policy, encoded, seed=20_000 + seed, **options)
-    ids = [tokens[0][:length] for tokens in drawn.tokens]
+    drawn = sample(
+        policy, encoded, prefix=prefixes, max_new_tokens=[length - len(prefix) for prefix in prefixes],
+        temperature=config.temperature, seed=20_000 + seed,
+    )  # fmt: skip
+    ids = [tokens[0] for tokens in drawn.tokens]
     ended = np.array([tokens[-1] == policy.tokenizer.eos_token_id for tokens in ids])
     scores = reward(prompts, ids, [policy.decode(row).lstrip() for row in ids])
     groups = [Group(prompt, [tokens]) for prompt, tokens in zip(encoded, ids, strict=True)]
@@ -314,7 +318,7 @@ def improve(
     Raises:
         RuntimeError: at the first step the ratio of new and old policy is not 1: the log-probs of the rollout are not
             those of the policy (another temperature, another text).
-        FloatingPointError: the loss is NaN or infinite.
+        FloatingPointError: the loss or the gradient is NaN or infinite.
     """
     rows, size = len(rollout.groups), config.minibatch_size or len(rollout.groups)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -327,8 +331,11 @@ def improve(
                 _check_first_step(numbers, policy)
             if not np.isfinite(numbers["loss"]):
                 raise FloatingPointError(f"update {update}: the loss is {numbers['loss']}; lower the learning rate")
-            if config.max_grad_norm:
-                nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf))
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"update {update}: the loss is finite but the gradient is not; lower the learning rate, or use precision='no'"
+                )
             optimizer.step()
             optimizer.zero_grad()
             spend(

@@ -130,6 +130,19 @@ def test_one_prefix_a_prompt_is_kept_to_the_token(tiny_llama):
             assert got == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+def test_one_length_a_prompt(tiny_llama):
+    """A shorter response is the beginning of the longer one."""
+    lengths = [1, 7, 3, 12, 2, 5]
+    prefix = [[], [7, 8], [], [5], [], []]
+    options = {"n": 2, "seed": 4, "prefix": prefix}
+    whole = sample(tiny_llama, PROMPTS, max_new_tokens=12, **options).tokens
+    cut = sample(tiny_llama, PROMPTS, max_new_tokens=lengths, **options).tokens
+    assert cut == [
+        [r[: len(prefix[i]) + length] for r in line]
+        for i, (line, length) in enumerate(zip(whole, lengths, strict=True))
+    ]
+
+
 # -- seeds
 def test_a_seed_a_prompt_makes_texts_independent_of_the_others(tiny_llama):
     seeds = [3, 2**70, -1, 3, 8, 3]
@@ -237,6 +250,8 @@ def test_bf16_is_within_its_stated_error(policy):
         ({"stop": ["x"]}, "stop texts need a tokenizer"),
         ({"max_rows": 0}, "max_rows too; got n=1, max_new_tokens=256, max_rows=0"),
         ({"engine": "tgi"}, "engine must be one of workbench, transformers, vllm; got 'tgi'"),
+        ({"max_new_tokens": [4, 4]}, "max_new_tokens needs one number a prompt; got 2 for 1 prompts"),
+        ({"max_new_tokens": [0]}, "max_new_tokens must be at least 1"),
         ({"seed": [1, 2]}, "seed needs one number a prompt; got 2 for 1 prompts"),
         ({"prefix": [[3], [4]]}, "prefix needs one entry a prompt; got 2 for 1 prompts"),
         ({"prefix": [[[3], [4]]]}, "the prefix of prompt 0 must be token ids, or n=1 lists of token ids"),

@@ -19,7 +19,7 @@ from workbench.feedback.questions import QuestionFile, check_questions
 from workbench.methods.confidence import relative_confidence as rc
 from workbench.runs import Run
 
-SEEDS = list(range(8))
+SEEDS = list(range(20))  # as many as the published run: its control is noisy
 
 
 def play(folder, config, seeds=SEEDS, task=None):
@@ -287,28 +287,18 @@ def test_a_tiny_real_model_without_answers_says_so(tmp_path):
 # ---- what must hold in the planted world, and what must fail when the method is broken
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """The tiny preset with fewer seeds; sabotaged runs start from its transcripts, so they ask nothing."""
+    """The tiny preset with fewer shuffles; sabotaged runs start from its transcripts, so they ask nothing."""
     folder = tmp_path_factory.mktemp("base")
     return folder, *play(folder, rc.Config.at("tiny", shuffles=2))
 
 
-def again(base, folder):
+def again(base, folder, seeds=SEEDS):
     """Scores the replies of `base` again, into a folder of its own."""
-    for seed in SEEDS:
+    for seed in seeds:
         (folder / f"seed-{seed}").mkdir(parents=True)
         shutil.copy(base[0] / f"seed-{seed}" / "transcript.jsonl", folder / f"seed-{seed}" / "transcript.jsonl")
-    experiment, results = play(folder, base[1].config)
-    return seen(experiment, results), results
-
-
-def seen(experiment, results):
-    """Claims that pass their own test beside a silent control: eight seeds are too few to tell them from that noisy control."""
-    decided = rc.claims(experiment, results).decided()
-    return {
-        c.id
-        for c in decided
-        if c.p_holm < 0.05 and all(c.conditions.values()) and not c.control_p_value < c.control_alpha
-    }
+    experiment, results = play(folder, base[1].config, seeds)
+    return rc.claims(experiment, results).verdicts(), results
 
 
 @pytest.mark.slow
@@ -326,14 +316,14 @@ def test_the_planted_truth_comes_back(base):
     assert abs(auc["R"]["bt"] - auc["R"]["trueskill"]) < 0.005
     assert auc["S"]["hybrid_sc"] > auc["S"]["bt"]
     assert auc["R"]["bt_negated"] < rc.values(results, "R", "accuracy").mean() - 0.1
-    assert {"C1", "C3", "C6"} <= seen(experiment, results)
     verdicts = rc.claims(experiment, results).verdicts()
+    assert verdicts["C1"] == verdicts["C3"] == verdicts["C6"] == "shown in small"
     assert verdicts["C2"] == verdicts["C4"] == "needs full scale"
 
 
 @pytest.mark.slow
 def test_scoring_again_changes_nothing(base, tmp_path):
-    assert again(base, tmp_path)[1] == base[2]
+    assert again(base, tmp_path, SEEDS[:4])[1] == base[2][:4]
 
 
 @pytest.mark.slow
@@ -343,8 +333,8 @@ def test_outcomes_credited_to_the_host_are_noticed(base, tmp_path, monkeypatch):
         return to_matches(table.assign(left=table["host"], right=other), qids)
 
     monkeypatch.setattr(rc, "to_matches", by_host)
-    left, results = again(base, tmp_path)
-    assert not {"C1", "C3", "C7"} & left
+    verdicts, results = again(base, tmp_path)
+    assert verdicts["C1"] == verdicts["C3"] == verdicts["C7"] == "not shown"
     gap = rc.values(results, "R", "auc", "bt").mean() - rc.values(results, "R", "accuracy").mean()
     assert abs(gap) < 0.05  # no order is left
 
@@ -354,8 +344,8 @@ def test_a_flipped_sign_is_noticed(base, tmp_path, monkeypatch):
     monkeypatch.setattr(
         rc, "to_matches", lambda table, qids: to_matches(table.assign(outcome=1 - table["outcome"]), qids)
     )
-    left, results = again(base, tmp_path)
-    assert not {"C1", "C3", "C7"} & left
+    verdicts, results = again(base, tmp_path)
+    assert verdicts["C1"] == verdicts["C3"] == verdicts["C7"] == "not shown"
     assert rc.values(results, "R", "auc", "bt").mean() < 0.5
 
 
@@ -368,7 +358,7 @@ def test_ties_broken_by_the_file_are_noticed(base, tmp_path, monkeypatch):
         return float((np.cumsum(np.asarray(correct)[order]) / np.arange(1, len(order) + 1)).mean())
 
     monkeypatch.setattr(metrics, "accuracy_coverage_auc", file_order)
-    assert "C1" not in again(base, tmp_path)[0]
+    assert again(base, tmp_path)[0]["C1"] == "not shown"
 
 
 @pytest.mark.slow
@@ -387,8 +377,8 @@ def test_leaked_correctness_is_noticed(base, tmp_path, monkeypatch):
     judge = rc.ask_judgments
     monkeypatch.setattr(rc, "ask_judgments", remember)
     monkeypatch.setattr(rc, "to_matches", leaked)
-    left, _ = again(base, tmp_path)
-    assert not {"C1", "C3", "C7"} & left
+    verdicts, _ = again(base, tmp_path)
+    assert verdicts["C1"] == verdicts["C3"] == verdicts["C7"] == "not shown"
 
 
 # ---- the paper's own numbers

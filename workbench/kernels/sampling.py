@@ -50,7 +50,7 @@ def sample(
     prompts: Sequence[Any],
     *,
     n: int = 1,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | Sequence[int] = 256,
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
@@ -68,7 +68,7 @@ def sample(
         prompts: texts, chats or lists of token ids, as `Policy.encode_prompt` takes them; one too long for the context
             keeps its end.
         n: responses a prompt (K).
-        max_new_tokens: that a response may have behind its prefix.
+        max_new_tokens: that a response may have behind its prefix; a list has one number a prompt.
         temperature: 0 is greedy; 1 samples the policy itself.
         top_p, top_k: keep the smallest set with this much probability / this many tokens; 1.0 and 0 keep all.
         stop: texts that end a response (they stay in it); they are not looked for in the prompt or the prefix.
@@ -92,14 +92,17 @@ def sample(
     is_bare = isinstance(policy, nn.Module)
     model: Any = policy if is_bare else policy.model
     tokenizer: Any = None if is_bare else policy.tokenizer
-    _check_options(n, max_new_tokens, temperature, top_p, top_k, stop, tokenizer, max_rows, engine)
+    lengths = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if len(lengths) != len(prompts):
+        raise ValueError(f"max_new_tokens needs one number a prompt; got {len(lengths)} for {len(prompts)} prompts")
+    _check_options(n, min(lengths, default=1), temperature, top_p, top_k, stop, tokenizer, max_rows, engine)
     given = _prefixes(prefix, len(prompts), n)
     seeds = _seeds(seed, len(prompts))
     ends = frozenset(_end_tokens(model, tokenizer) | {int(token) for token in stop_tokens})
     encode: Any = getattr(policy, "encode_prompt", None)
     stems: list[Stem] = []
     for i, prompt in enumerate(prompts):
-        room = max_new_tokens + max(map(len, given[i]))
+        room = lengths[i] + max(map(len, given[i]))
         ids = [] if not prompt else list(prompt) if encode is None else encode(prompt, room=room)
         if not ids:
             raise ValueError(f"prompt {i} has no tokens; a response needs at least a start token before it")
@@ -108,7 +111,7 @@ def sample(
                 raise ValueError(
                     f"the prefix of prompt {i} contains token {min(found)}, which ends a response; cut it there"
                 )
-            rows = [_row(*seeds[i], i, k, len(start) + max_new_tokens) for k in range(n) if tuple(given[i][k]) == start]
+            rows = [_row(*seeds[i], i, k, len(start) + lengths[i]) for k in range(n) if tuple(given[i][k]) == start]
             stems.append(Stem([*ids, *start], len(ids), rows))
 
     rules = Rules(Law(temperature, top_p, top_k), ends, StopTexts(stop, tokenizer) if stop else None)

@@ -33,7 +33,7 @@ import pandas as pd
 from workbench import objectives
 from workbench.claims import Claims, p_value
 from workbench.config import Field, Presets, listed, strict
-from workbench.kernels import sample
+from workbench.kernels import sample, unmetered
 from workbench.models import Policy
 from workbench.rounds import slopes
 from workbench.runs import Run, read_json
@@ -224,7 +224,8 @@ def play(task: DemonstrationTask, config: Config, arm: Arm, seed: int, run: Run)
         opponent = policy if arm.opponent == "round" else first
         if arm.fresh or t == 0:
             write_answers(opponent, train_rows, config, seed, t, run, "generated")
-        write_answers(opponent, test_rows, config, seed, t, run, "held_out")
+        with unmetered():  # these measure, they teach nothing
+            write_answers(opponent, test_rows, config, seed, t, run, "held_out")
         reference = policy if arm.reference == "round" else first
         run.child(f"round-{t + 1}").cached(
             "held_out_before", lambda: held_out_logps(reference, config, t, run).tolist()

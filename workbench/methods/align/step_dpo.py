@@ -33,7 +33,7 @@ from workbench.claims import Claims
 from workbench.config import Field, Presets, listed, strict
 from workbench.feedback.reasoning import ProblemTask
 from workbench.feedback.step_pairs import Drawing, collect_errors, localise, rectify, whole_answers
-from workbench.kernels import Group
+from workbench.kernels import Group, unmetered
 from workbench.models import Policy
 from workbench.reference import PairRow
 from workbench.runs import Run
@@ -207,7 +207,9 @@ def play(
 ) -> list[dict[str, float]]:
     """One arm: make (or read) the pairs, train on them for all epochs, numbers before and after."""
     policy, pairs = task.start(seed), pairs or run.child("pairs")
-    rows = {split: make_pairs(task, policy, config, split, seed, pairs) for split in ("train", "test")}
+    rows = {"train": make_pairs(task, policy, config, "train", seed, pairs)}
+    with unmetered():  # held-out pairs measure, they teach nothing
+        rows["test"] = make_pairs(task, policy, config, "test", seed, pairs)
     groups = {split: group_pairs(task, policy, table, config, arm) for split, table in rows.items()}
     if not groups["train"] or not groups["test"]:
         raise ValueError(f"no pair is left to train on or to test with; what happened to the problems: {counts(pairs)}")
