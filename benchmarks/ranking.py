@@ -17,6 +17,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import results
 
 OURS, INTERVALS, VECTORISED, CHOIX = "workbench", "with sandwich", "vectorised L-BFGS", "choix BFGS"
 L2, LIMIT_S = 0.01, 60.0
@@ -106,9 +107,9 @@ def compare(contest: harness.Contest, players: int, matches: int, rounds: int, *
          "ratio": result.ratios(side, OURS) if side != OURS else None}
         for side in result.sides
     ]  # fmt: skip
-    harness.print_table(
+    results.print_table(
         [{"case": row["case"], "side": row["side"], "CPU s": f"{median(row['seconds']):.4f}",
-          "ratio (range)": harness.spread(row["ratio"]) if row["ratio"] else "", "differ": f"{worst:.0e}"} for row in rows]
+          "ratio (range)": results.spread(row["ratio"]) if row["ratio"] else "", "differ": f"{worst:.0e}"} for row in rows]
         + [{"case": case["name"], "side": side, "CPU s": reason} for side, reason in result.missing.items()]
     )  # fmt: skip
     return rows
@@ -150,7 +151,7 @@ def main() -> None:
             rows += compare(contest, 5_000, 1_000_000, 1)
     if given.size == "full":
         rows += largest()
-    harness.write(
+    results.write(
         "ranking", rows, given, "Bradley-Terry: workbench against others", "time of the peer over time of workbench"
     )
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import results
 
 OURS, GENERATE, BATCH = "workbench", "generate", "generate_batch"
 SHORT, LONG = {"prompt": (16, 64), "k": 1}, {"prompt": (128, 256), "k": 8}
@@ -166,11 +167,11 @@ def time_rows(result: harness.Result) -> list[dict]:
         rows.append({"case": result.case["name"], "side": name, "seconds": result.seconds[name], "must": must,
                      "ratio": ratio if name != OURS else None})  # fmt: skip
         table.append({
-            "side": name, "CPU s": harness.spread(result.seconds[name]),
+            "side": name, "CPU s": results.spread(result.seconds[name]),
             "tokens/s": f"{useful / np.median(result.seconds[name]):.0f}",
-            "over workbench": harness.spread(ratio), "must": must or "",
+            "over workbench": results.spread(ratio), "must": must or "",
         })  # fmt: skip
-    harness.print_table(table)
+    results.print_table(table)
     for name, reason in result.missing.items():
         print(f"  {name}: {reason}")
         rows.append({"case": result.case["name"], "side": name, "missing": reason})
@@ -198,7 +199,7 @@ def main() -> None:
             most = min(rounds, case.get("rounds", rounds))
             rows += time_rows(contest.run({**DEFAULTS, **case, "name": name}, rounds=most, limit_s=limit_s))
     axis = "time of the peer over time of workbench"
-    harness.write("sampling", rows, given, "Sampling: workbench against transformers", axis)
+    results.write("sampling", rows, given, "Sampling: workbench against transformers", axis)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import harness
+import results
 
 OURS, PLAIN, TRL, TRL_DPO = "workbench", "plain logits", "TRL", "TRL as in DPO"
 WIDTH = 256
@@ -94,11 +95,11 @@ def time_rows(result: harness.Result) -> list[dict]:
         }
         for side in result.sides[1:]
     ]  # fmt: skip
-    harness.print_table(
+    results.print_table(
         [
             {
                 "case": row["case"], "side": row["side"], "CPU s": f"{median(row['seconds']):.4f}",
-                "workbench": f"{median(row['ours_s']):.4f}", "ratio (range)": harness.spread(row["ratio"]),
+                "workbench": f"{median(row['ours_s']):.4f}", "ratio (range)": results.spread(row["ratio"]),
                 "to reach": row["must"] or "", "differ": f"{worst:.0e}",
             }
             for row in rows
@@ -117,7 +118,7 @@ def memory_rows(result: harness.Result) -> list[dict]:
         }
         for side in result.sides[1:]
     ]  # fmt: skip
-    harness.print_table(
+    results.print_table(
         [
             {
                 "case": row["case"], "side": row["side"], "MiB": f"{row['peak_mib']:.0f}", "workbench": f"{row['ours_mib']:.0f}",
@@ -154,7 +155,7 @@ def main() -> None:
             for trained in (False, True) if given.size == "full" else ():
                 rows += memory_rows(contest.run(make_case(many, 128_000, trained), rounds=1))
     axis = "time of the peer over time of workbench"
-    harness.write("scoring_memory", rows, given, "The output head: workbench against others", axis)
+    results.write("scoring_memory", rows, given, "The output head: workbench against others", axis)
 
 
 if __name__ == "__main__":

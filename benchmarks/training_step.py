@@ -32,6 +32,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import results
 
 TRL, COMPACT, OURS, PADDED = "TRL", "compact TRL", "workbench", "workbench padded"
 BETA, LEARNING_RATE = 0.1, 1e-4
@@ -406,7 +407,7 @@ def main() -> None:
         with harness.Contest(sides, memory=True, device=given.device) as contest:
             for case in cases.values():
                 found = memory_rows(contest.run(case, rounds=1))
-                harness.print_table(
+                results.print_table(
                     [
                         {"case": row["case"], "side": row["side"], "MiB": f"{row['peak_mib']:.1f}",
                          "workbench": f"{row['ours_mib']:.1f}", "of peer": f"{row['of peer']:.2f}", "at most": row["at most"] or ""}
@@ -414,7 +415,7 @@ def main() -> None:
                     ]
                 )  # fmt: skip
                 rows += found
-    harness.write(
+    results.write(
         "training_grid" if given.grid else "training_step", rows, given,
         "An optimiser step: workbench against TRL", "time of the peer over time of workbench",
     )  # fmt: skip
@@ -422,11 +423,11 @@ def main() -> None:
 
 def print_rows(rows: Sequence[dict]) -> None:
     """Sides of one case. The ratio is how many times as long the side takes as workbench."""
-    harness.print_table(
+    results.print_table(
         [
             {
                 "case": row["case"], "side": row["side"], "CPU s": f"{median(row['seconds']):.3f}",
-                "workbench": f"{median(row['ours_s']):.3f}", "ratio (range)": harness.spread(row["ratio"]),
+                "workbench": f"{median(row['ours_s']):.3f}", "ratio (range)": results.spread(row["ratio"]),
                 "to reach": row["must"] or "", "tokens": f"{row['tokens']:.2f}", "of pairs": f"{row['tokens of pairs']:.2f}",
                 "differ": f"{row['difference']:.0e}", **{n: f"{row[n]:.1e}" for n in row if n.startswith("floor")},
             }

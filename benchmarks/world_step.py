@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import results
 
 MUST, AIM = 0.70, 0.85
 
@@ -90,12 +91,12 @@ def main() -> None:
         traced_ms.append(seconds / n_steps * 1e3)
     print(f"  {parameters:,} parameters, {n_steps} steps a round, {len(operators) // n_steps} operators a step")
     print(
-        f"  CPU ms a step, not traced: {harness.spread(plain_ms)}; wall ms a step, traced: {harness.spread(traced_ms)}"
+        f"  CPU ms a step, not traced: {results.spread(plain_ms)}; wall ms a step, traced: {results.spread(traced_ms)}"
     )
-    print(f"  share of time inside torch operators: {harness.spread(shares)}; to reach {MUST}, aim {AIM}")
+    print(f"  share of time inside torch operators: {results.spread(shares)}; to reach {MUST}, aim {AIM}")
     rows = [{"case": "SPIN step, 0.1M parameters", "side": "inside torch operators", "share": shares,
              "step_ms": plain_ms, "traced_step_ms": traced_ms, "must": MUST}]  # fmt: skip
-    harness.write("world_step", rows, given, "", "")
+    results.write("world_step", rows, given, "", "")
 
 
 if __name__ == "__main__":

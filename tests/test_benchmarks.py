@@ -16,7 +16,7 @@ import harness  # noqa: E402
 import training_step  # noqa: E402
 import world_step  # noqa: E402
 
-NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py") if path.stem != "harness")
+NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py") if path.stem not in ("harness", "results"))
 
 
 def run(name, *options):

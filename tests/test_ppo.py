@@ -158,6 +158,16 @@ def test_nan_scores_name_the_rows(tmp_path):
         optimise(tmp_path, reward=broken)
 
 
+def test_without_the_kl_penalty_the_policy_runs_away(tmp_path):
+    """Sabotage: the penalty left out. The same rewards, and a multiple of the distance."""
+    kl = {}
+    for kl_coef in (0.0, 0.5):
+        settings = config(updates=15, kl_coef=kl_coef)
+        optimise(tmp_path / str(kl_coef), settings=settings, make_batch=lambda u: batch(u, resets=False))
+        kl[kl_coef] = np.mean([row["kl_nats"] for row in Run(tmp_path / str(kl_coef)).metrics()[-4:]])
+    assert kl[0.0] > 2 * kl[0.5]
+
+
 def test_an_infinite_gradient_is_refused_with_and_without_clipping(tmp_path):
     """The loss is finite, so only the gradient can tell; the weights stay what they were."""
     for number, norm in enumerate((0.0, 1.0)):

@@ -135,6 +135,30 @@ def test_sabotage_reference_left_at_sft(played, tmp_path, monkeypatch):
         mpo.play(task, stronger, ARMS["mpo"], 3, Run(tmp_path))
 
 
+@pytest.mark.parametrize(("first", "second"), [("easy", "easy"), ("hard", "hard"), ("all", "hard")])
+def test_sabotage_other_parts_for_the_stages(played, tmp_path, monkeypatch, first, second):
+    """Stage 2 on easy prompts, stage 1 on hard or on all pairs: the test of who learns from what falls."""
+    monkeypatch.setitem(ARMS, "mpo", replace(ARMS["mpo"], first=first, second=second))
+    with pytest.raises(AssertionError):
+        test_stage_one_learns_from_easy_pairs_and_stage_two_asks_the_other_prompts(played, tmp_path, monkeypatch)
+
+
+def test_the_reward_model_learns_from_all_pairs(played, tmp_path, monkeypatch):
+    """Not from the easy ones alone, which stage 1 learns from."""
+    task, settings, *_ = played
+    seen, real = [], mpo.reward_model
+
+    def counting(task, sft, rows, *arguments, **options):
+        seen.append(len(rows))
+        return real(task, sft, rows, *arguments, **options)
+
+    monkeypatch.setattr(mpo, "reward_model", counting)
+    with pytest.raises(ZeroDivisionError):
+        monkeypatch.setattr(mpo, "stage_one", lambda *a: 1 / 0)
+        mpo.play(task, settings, ARMS["mpo"], 3, Run(tmp_path))
+    assert seen[0] == len(mpo.sound_pairs(task, settings, ARMS["mpo"], 3))
+
+
 def replace_rate(settings):
     return config(dpo_rate=3e-3, dpo_epochs=2, n_pairs=settings.n_pairs)
 

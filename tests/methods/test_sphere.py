@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -109,6 +110,55 @@ def test_a_killed_search_searches_no_shard_twice(played, tmp_path, monkeypatch):
     table = sphere.searched(task, settings, sphere.ARMS["stage1"], 1, 0, Run(tmp_path))
     assert starts == [0, 20, 20, 40]
     assert table["sol_max"].map("".join).tolist() == chains(run, 1)["sol_max"].map("".join).tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------- sabotage
+def test_sabotage_swapped_gates_are_seen(played, tmp_path, monkeypatch):
+    """The smaller model gets the problems that nobody solved, the correction those that need none."""
+    task, settings, run, _ = played
+    real = sphere.searched
+
+    def swapped(task, config, arm, stage, seed, data):
+        table = real(task, config, arm, stage, seed, data)
+        turned = {"right": "wrong", "wrong": "right", "unsure": "unsure"}
+        return table.replace({"correct_max": turned, "correct_min": turned}) if stage == 1 else table
+
+    monkeypatch.setattr(sphere, "searched", swapped)
+    broken = Run(tmp_path)
+    (tmp_path / "search").mkdir()
+    shutil.copy(run.folder / "search" / "prm-1-stage1-0.parquet", tmp_path / "search")
+    for stage in (2, 3):
+        sphere.searched(task, settings, sphere.ARMS["sphere"], stage, 0, broken.child("search"))
+    with pytest.raises(AssertionError):
+        test_gates_send_problems_to_their_stage((task, settings, broken, None))
+
+
+def test_sabotage_a_judge_that_calls_wrong_answers_right_is_refused(played, tmp_path, monkeypatch):
+    """The routes turn around, and the check of every pair stops what would teach the opposite."""
+    task, settings, *_ = played
+    judge = sphere.judge_of(task)
+    monkeypatch.setattr(sphere, "judge_of", lambda task: lambda problem, text: not judge(problem, text))
+    with pytest.raises(RuntimeError, match="chosen must be right and rejected wrong"):
+        sphere.play(task, settings, sphere.ARMS["stage1"], 0, Run(tmp_path))
+
+
+def test_sabotage_the_request_to_correct_as_training_prompt_is_seen(played, tmp_path, monkeypatch):
+    """Stage 2 would train on prompts that hold the wrong solution, which no test prompt does."""
+    task, settings, run, result = played
+    real = sphere.stage_pairs
+
+    def leaking(task, config, arm, stage, seed, data):
+        pairs = real(task, config, arm, stage, seed, data)
+        return pairs.assign(prompt=[task.correction(row.prompt, row.rejected) for row in pairs.itertuples()] if stage == 2
+                            else pairs["prompt"])  # fmt: skip
+
+    monkeypatch.setattr(sphere, "stage_pairs", leaking)
+    broken = Run(tmp_path)
+    (tmp_path / "search").mkdir()
+    for path in (run.folder / "search").glob("prm-1-stage*.parquet"):
+        shutil.copy(path, tmp_path / "search")
+    with pytest.raises((AssertionError, ValueError)):
+        test_pairs_are_right_against_wrong_on_the_original_problem((task, settings, broken, result))
 
 
 @pytest.mark.parametrize(

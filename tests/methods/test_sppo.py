@@ -320,6 +320,17 @@ def test_without_the_shift_by_one_half_everything_rises(played, root, monkeypatc
     assert after["loser_moved"] > -0.1  # where the right method has it well below: they move together
 
 
+def test_averaged_log_probs_are_seen_in_the_first_losses(played, root, monkeypatch):
+    """Divided by the length, the same step closes a part of the gap only: the loss of the second step is another."""
+    task, settings, run, _ = played
+    monkeypatch.setattr(sppo, "preference_step", lambda *a, **o: training.preference_step(*a, average=True, **o))
+    once = replace(settings, rounds=1)
+    sppo.play(task, once, sppo.ARMS["sppo"], 3, Run(root / "averaged"))
+    right, averaged = (Run(folder / "round-1").metrics() for folder in (run.folder / "sppo", root / "averaged"))
+    assert averaged[0]["loss"] == pytest.approx(right[0]["loss"], rel=1e-4)  # both references are the policy itself
+    assert averaged[-1]["loss"] > 1.02 * right[-1]["loss"]
+
+
 def test_the_complement_is_another_target(played):
     pairs = pd.read_parquet(played[2].folder / "sppo" / "round-1" / "pairs.parquet")
     own = pd.DataFrame(sppo.targets_of(pairs, sppo.ARMS["sppo"]))

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -197,6 +198,46 @@ def test_killed_in_a_later_stage_it_goes_on_there(played, tmp_path, monkeypatch)
     monkeypatch.setattr(step_dpo, "rectify", real)
     assert step_dpo.run_arm(task, settings, "step_dpo", 0, Run(tmp_path)) == result["arms"]["step_dpo"]
     assert stages == [1, 1]  # once for training and once for held-out problems, not once more after the kill
+
+
+# ---------------------------------------------------------------------------------------------------------- sabotage
+def trained(played, folder, rows=None):
+    """Step-DPO for longer, on the pairs that are there or on `rows`: its numbers."""
+    task, settings, run, _ = played
+    settings = replace(settings, epochs=6, learning_rate=1e-3, batch_size=8)
+    pairs = Run(folder / "pairs")
+    for split in ("train", "test"):
+        pairs.table(f"{split}-pairs", lambda split=split: (rows or {}).get(split, table(run, f"{split}-pairs")))
+    return step_dpo.play(task, settings, step_dpo.ARMS["step_dpo"], 0, Run(folder / "arm"), pairs)[-1]
+
+
+def test_sabotage_an_end_token_behind_a_step_is_seen(played, monkeypatch):
+    """In the tokens: the small world's loss hardly shows it, because chosen and rejected would both end."""
+    real, end = step_dpo.group_pairs, played[0].start(0).tokenizer.eos_token_id
+
+    def ending(*arguments):
+        return [g._replace(responses_ids=[[*ids, end] for ids in g.responses_ids]) for g in real(*arguments)]
+
+    monkeypatch.setattr(step_dpo, "group_pairs", ending)
+    with pytest.raises(AssertionError):
+        test_a_step_has_no_end_token_and_a_whole_answer_has_one(played)
+
+
+def test_sabotage_later_steps_in_the_rejected_one_inflate_the_margin(played, tmp_path):
+    """The rejected step with all that followed it: more tokens to push down, most of them right in themselves."""
+    after = trained(played, tmp_path / "right")
+    task, settings, run, _ = played
+    long = {split: table(run, f"{split}-pairs") for split in ("train", "test")}
+    for rows in long.values():
+        rows["rejected"] = [
+            full.removeprefix(prefix) for full, prefix in zip(rows.full_rejected, rows.prefix, strict=True)
+        ]
+    broken = Run(tmp_path / "broken-pairs")
+    broken.child("pairs").table("train-pairs", lambda: long["train"])
+    with pytest.raises(AssertionError):
+        test_pairs_are_one_step_behind_a_shared_prefix((task, settings, broken, None))
+    inflated = trained(played, tmp_path / "broken", long)
+    assert inflated["margin"] > 1.3 * after["margin"]
 
 
 # --------------------------------------------------------------------------------------------------------- bad input

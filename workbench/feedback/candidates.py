@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from workbench.feedback.judges import POINTS
 from workbench.models import Policy
-
-POINTS = 6  # of the judge's scale
 
 
 class Candidate(NamedTuple):
