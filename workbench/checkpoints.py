@@ -18,12 +18,16 @@ from torch import nn
 from workbench import distributed, runs
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes the weights that train, whole; every process calls it, process 0 writes."""
+def save_weights(model: nn.Module, path: Path, *, frozen: bool = False) -> None:
+    """Writes the weights that train, whole; every process calls it, process 0 writes.
+
+    Args:
+        frozen: those that do not train too, where they are not those of the start any more.
+    """
     from safetensors.torch import save
 
     # one after another: no process holds more than one weight beyond its shards but the first
-    weights = {name: distributed.to_first(p) for name, p in model.named_parameters() if p.requires_grad}
+    weights = {name: distributed.to_first(p) for name, p in model.named_parameters() if frozen or p.requires_grad}
     if distributed.rank() == 0:
         with runs.atomic(path) as file:
             file.write(save(weights))

@@ -153,8 +153,8 @@ def test_the_reward_model_learns_from_all_pairs(played, tmp_path, monkeypatch):
         return real(task, sft, rows, *arguments, **options)
 
     monkeypatch.setattr(mpo, "reward_model", counting)
+    monkeypatch.setattr(mpo, "stage_one", lambda *a: 1 / 0)  # what follows is not asked
     with pytest.raises(ZeroDivisionError):
-        monkeypatch.setattr(mpo, "stage_one", lambda *a: 1 / 0)
         mpo.play(task, settings, ARMS["mpo"], 3, Run(tmp_path))
     assert seen[0] == len(mpo.sound_pairs(task, settings, ARMS["mpo"], 3))
 
@@ -260,8 +260,10 @@ def test_bad_config(changes, message):
 
 
 # --------------------------------------------------------------------------------------------------------- real text
-def test_real_pairs_end_to_end(runs_root, shared, tmp_path, monkeypatch):
-    """Rows of alpaca_eval and a small random model in the hub's format: reward model, split, DPO, a real PPO update."""
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_real_pairs_end_to_end(runs_root, shared, tmp_path, monkeypatch, lora_rank):
+    """Rows of alpaca_eval and a small random model in the hub's format: reward model, split, DPO, a real PPO update. What
+    is left in the run folder is the final policy, with and without adapters."""
     from workbench import data
 
     monkeypatch.setattr(mpo, "check_reward_model", lambda *a, **o: None)  # a random model may be below a coin
@@ -271,12 +273,17 @@ def test_real_pairs_end_to_end(runs_root, shared, tmp_path, monkeypatch):
     Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=256, seed=0), tokenizer).save(
         tmp_path / "model"
     )
-    settings = mpo.Config.at("smoke", True)
+    settings = mpo.Config.at("smoke", True, lora_rank=lora_rank, dpo_rate=1e-2, learning_rate=1e-2)
     task = mpo.open_task(settings, model=str(tmp_path / "model"), dataset=dataset, device="cpu")
     found = mpo.run(task, settings, 0, Run(tmp_path / "run"))["arms"]["mpo"]
     assert len(found) == 3
     assert found[2]["ppo_updates"] == 1
     assert found[2]["missing_end"] > 0.5
+    start, last = task.start(0), task.start(0)
+    load_weights(last.model, tmp_path / "run" / "mpo" / "round-1" / "weights.safetensors")
+    numbers = [task.evaluate(policy, 0)["quality"] for policy in (start, last)]
+    assert numbers == pytest.approx([found[0]["quality"], found[2]["quality"]], abs=1e-5)
+    assert abs(numbers[0] - numbers[1]) > 1e-4
 
 
 # ------------------------------------------------------------------------------------------------------------ claims

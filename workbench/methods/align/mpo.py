@@ -273,7 +273,7 @@ def play(task: Any, config: Config, arm: Arm, seed: int, run: Run, shared: Run |
 
     *_, last = ppo.optimise(policy, start, critic, make_batch, reward, settings, run.child("stage-2"), seed=seed,
                             evaluate=evaluate_stage_two)  # fmt: skip
-    keep_final(run)
+    keep_final(policy, config, run)
     return [*found, {**last, "kl_reference": run.child("stage-2").metrics()[-1]["kl_nats"]}]
 
 
@@ -349,11 +349,9 @@ def hand_over(policy: Policy, config: Config) -> Policy | None:
     return None
 
 
-def keep_final(run: Run) -> None:
-    """The final weights where every method leaves them."""
-    source = run.child("stage-2").folder / "round-1" / "weights.safetensors"
-    with runs.atomic(run.folder / "round-1" / "weights.safetensors") as file:
-        file.write(source.read_bytes())
+def keep_final(policy: Policy, config: Config, run: Run) -> None:
+    """The final weights where every method leaves them. With LoRA stage 1 is in weights that do not train any more."""
+    save_weights(policy.model, run.folder / "round-1" / "weights.safetensors", frozen=config.lora_rank > 0)
 
 
 def implicit_accuracy(policy: Policy, sft: Policy, test: Sequence[Row], config: Config) -> float:
