@@ -302,6 +302,19 @@ def test_rounds_resume_where_they_stopped(tmp_path):
     assert trained == []
 
 
+def test_a_round_killed_in_its_evaluation_logs_its_steps_once(tmp_path):
+    """Without checkpoints it is trained again, and says so once."""
+
+    def play(evaluate):
+        make_round = lambda policy, t: Round(make_pairs(policy, 16), SPIN, TrainConfig(batch_size=8), math.log(2))  # noqa: E731
+        return iterate(new_policy(), 1, make_round, evaluate, Run(tmp_path), seed=0)
+
+    with pytest.raises(ZeroDivisionError):
+        play(lambda policy, t: {"quality": 1 / (1 - t)})
+    play(lambda policy, t: {})
+    assert [row["step"] for row in Run(tmp_path / "round-1").metrics()] == [0, 1]
+
+
 def test_bfloat16_keeps_policy_and_reference_equal_at_the_start():
     """Under autocast the reference is computed in the same precision, so the loss still starts near log 2 and falls."""
     policy = new_policy()

@@ -27,7 +27,15 @@ COLOURS = {
     "bt_shuffled": "#999999", "bt_negated": "#999999", "dr_po": "#0072B2", "dr_po_50": "#56B4E9", "dr_po_25": "#009E73",
     "ppo": "#D55E00", "ppo_pp": "#E69F00", "wrong": "#999999", "mpo": "#0072B2",
     "sppo": "#0072B2", "dno": "#009E73", "k2": "#56B4E9", "dpo_0.3": "#D55E00", "dpo_1": "#E69F00", "ipo_0.25": "#CC79A7",
-    "ipo_1": "#7B4173",
+    "ipo_1": "#7B4173", "pro_2": "#0072B2", "pro_3": "#56B4E9", "pro_5": "#009E73", "pro": "#0072B2", "sft_2": "#7F7F7F",
+    "bon_5": "#E69F00", "bon": "#E69F00", "rrhf_2": "#D55E00", "rrhf_5": "#CC79A7", "rrhf": "#D55E00", "coh_2": "#7B4173",
+    "shuffled_2": "#A6761D", "shuffled_3": "#A6761D", "shuffled_5": "#A6761D", "reversed_5": "#999999",
+    "dpo_flr": "#0072B2", "dpo_tuned": "#009E73", "sft_flr": "#7F7F7F", "sft_tuned": "#B0B0B0", "kto_flr": "#CC79A7",
+    "dpo_fast": "#E69F00", "dpo_inverted": "#D55E00", "dpo_shuffled": "#A6761D", "dpo_mistuned": "#A6761D",
+    "logo": "#0072B2", "logo_real": "#56B4E9", "logo_unpassed": "#999999", "sft_real": "#B0B0B0", "sft_unpassed": "#444444",
+    "b_logo": "#0072B2", "b_one": "#56B4E9", "b_no_sft": "#009E73", "b_beta10": "#E69F00", "b_sft": "#7F7F7F", "b_swapped": "#D55E00",
+    "b_shuffled": "#A6761D", "b_copied": "#CC79A7", "longpo": "#0072B2", "lam1": "#56B4E9", "alone": "#E69F00", "rejected": "#A6761D",
+    "sft_fast": "#444444", "longpo_fast": "#009E73", "iterated": "#0072B2", "iterated_off": "#A6761D", "dpo_nll": "#CC79A7",
 }  # fmt: skip
 FAR = 8.0  # standard deviations
 _CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#A6761D"]

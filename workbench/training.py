@@ -348,6 +348,8 @@ def iterate(
             if round_.rows:
                 check_start(policy, round_)
                 watch, number = round_.watch, seed * 1000 + t
+                if not round_.config.checkpoint_every and distributed.rank() == 0:
+                    part.rewind_metrics(0)  # of a call that was killed between training and the evaluation's end
                 train(policy, round_.rows, round_.step, round_.config, part, seed=number, tag={"round": t}, watch=watch)
             else:
                 log.info("round %d has nothing to train on: the policy stays as it is", t)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -199,6 +200,7 @@ def _layout(groups: Sequence[Group], route: str, model: nn.Module) -> str:
 
 _verdicts: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # "" where the routes agreed, else why not
 _warned: set[str] = set()
+_NUMBER = re.compile(r"\d[\d.e+-]*")  # a reason is the same whatever its figures are
 
 
 def _can_share(model: nn.Module, body: nn.Module, groups: Sequence[Group]) -> bool:
@@ -213,9 +215,9 @@ def _can_share(model: nn.Module, body: nn.Module, groups: Sequence[Group]) -> bo
         reason = f"attention slides over {window} tokens and a text has {longest:.0f}" if longest > window else ""
     if reason:
         name = type(model.get_base_model() if hasattr(model, "peft_config") else model).__name__  # type: ignore[operator]
-        if (message := f"{name} is scored by the padded route: {reason}") not in _warned:
-            _warned.add(message)
-            log.warning(message)
+        if (kind := f"{name} {_NUMBER.sub('#', reason)}") not in _warned:
+            _warned.add(kind)
+            log.warning("%s is scored by the padded route: %s", name, reason)
     return not reason
 
 
@@ -260,7 +262,7 @@ def _shared(
         tree = _attention_layout(packed, layout, parameter)
         input_ids = torch.from_numpy(packed.input_ids).to(parameter.device)[None]
         hidden = body(
-            **_inputs(model, input_ids, groups),
+            **inputs(model, input_ids, groups),
             position_ids=torch.from_numpy(packed.positions).to(parameter.device)[None],
             use_cache=False, layout=tree, **settings,
         ).last_hidden_state[0]  # fmt: skip
@@ -295,7 +297,7 @@ def _padded(
     # the last token again, because models warn of their padding token where no mask is given
     input_ids = torch.tensor([ids + ids[-1:] * (width - len(ids)) for _, ids in rows], device=device)
     hidden = body(
-        **_inputs(model, input_ids, owners), **_positions(model, body, owners, input_ids), use_cache=False
+        **inputs(model, input_ids, owners), **_positions(model, body, owners, input_ids), use_cache=False
     ).last_hidden_state
     places = torch.from_numpy(
         np.concatenate([np.arange(i * width + start, i * width + len(ids)) for i, (start, ids) in enumerate(rows)])
@@ -304,7 +306,7 @@ def _padded(
     return token_logps(predicting, input_ids.flatten()[places], head, finish=_finish(model, temperature))
 
 
-def _inputs(model: nn.Module, input_ids: Tensor, groups: Sequence[Group]) -> dict[str, Tensor]:
+def inputs(model: nn.Module, input_ids: Tensor, groups: Sequence[Group]) -> dict[str, Tensor]:
     """Tokens, or their embeddings where groups (in the order of the tokens) bring features for their image tokens."""
     if all(group.features is None for group in groups):
         return {"input_ids": input_ids}

@@ -11,6 +11,7 @@ the two parts of the softmax are merged by their normalisers. Models whose atten
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -312,15 +313,16 @@ def decode(network: Network, stems: Sequence[Stem], rules: Rules, max_rows: int)
         decode_plain(network, stems, rules, max_rows)
     elif reason := _reason_against(network, stems):
         name = type(network.model.get_base_model() if hasattr(network.model, "peft_config") else network.model).__name__
-        if (message := f"{name} is sampled by the plain loop: {reason}") not in _said:
-            _said.add(message)
-            log.warning(message)
+        if (kind := f"{name} {_NUMBER.sub('#', reason)}") not in _said:
+            _said.add(kind)
+            log.warning("%s is sampled by the plain loop: %s", name, reason)
         decode_plain(network, stems, rules, max_rows)
     else:
         decode_in_slots(network, stems, rules, max_rows)
 
 
 _said: set[str] = set()
+_NUMBER = re.compile(r"\d[\d.e+-]*")  # a reason is the same whatever its figures are
 _verdicts: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # "" where slots and scoring agreed, else why not
 
 

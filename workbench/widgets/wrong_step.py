@@ -15,6 +15,7 @@ import pandas as pd
 from workbench.figures import Display, blank, dots_in_panels, lines_in_panels
 from workbench.methods.align.step_dpo import ARMS
 from workbench.runs import read_json
+from workbench.widgets.paging import Paged
 
 TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {
@@ -103,7 +104,7 @@ def unlocalised(experiment: Any) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["seed", "reason", "solutions"])
 
 
-class WrongStep:
+class WrongStep(Paged):
     """Problem by problem: the right beginning, the first wrong step, and the step that replaces it.
 
     Live it has a slider and a button on either side; without a kernel it shows the first problems below each other.
@@ -113,10 +114,16 @@ class WrongStep:
         shown: problems on the static face.
     """
 
+    noun = "problem"
+
     def __init__(self, table: pd.DataFrame, *, shown: int = 5):
         if table.empty:
             raise ValueError("no step pairs to show; look at the table of wrong solutions without a located step")
         self.table, self.shown = table.reset_index(drop=True), shown
+
+    @property
+    def n_pages(self) -> int:
+        return len(self.table)
 
     def frame(self) -> pd.DataFrame:
         return self.table
@@ -155,19 +162,3 @@ class WrongStep:
             for name, text, colour, mark in lines
         )
         return f'<div class="wrong-step"><b>{index + 1} of {len(self.table)}{margin}</b><table>{cells}</table></div>'
-
-    def widget(self):
-        """Live face: previous, slider, next."""
-        import ipywidgets as w
-
-        slider = w.IntSlider(value=0, min=0, max=len(self.table) - 1, description="problem", readout=False)
-        back, forth, view = w.Button(description="previous"), w.Button(description="next"), w.HTML(self.html(0))
-        slider.observe(lambda change: setattr(view, "value", self.html(change["new"])), names="value")
-        back.on_click(lambda _: setattr(slider, "value", slider.value - 1))
-        forth.on_click(lambda _: setattr(slider, "value", slider.value + 1))
-        return w.VBox([w.HBox([back, slider, forth]), view])
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
-        static = "".join(self.html(i) for i in range(min(self.shown, len(self.table))))
-        bundle: Any = self.widget()._repr_mimebundle_()
-        return {**bundle, "text/html": static, "text/plain": self.table.head(self.shown).to_string()}

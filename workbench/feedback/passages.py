@@ -1,0 +1,80 @@
+"""Passages: real text as evidence, sentence by sentence, for methods that alter evidence.
+
+What may live here: the task over rows of evidence, prompt and response. What may not: alterations (`evidence`), training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from workbench import data
+from workbench.data import Row
+from workbench.evidence import bag_of_words, check_triples
+from workbench.kernels import Group
+from workbench.models import Policy
+from workbench.reference import reference_logps
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+
+@dataclass
+class PassageTask:
+    """Rows with `evidence` (a list of sentences), `prompt` and `response`; or demonstrations, whose prompt is cut into sentences:
+    the last one asks, the others are the evidence. Prompts of one sentence are left out.
+    """
+
+    dataset: str
+    model: str
+    device: str = "auto"
+    test_size: int = 200
+    train_size: int = 0
+    max_length: int = 2_048
+    lora: dict | None = None
+    precision: str = "no"
+    name: str = "passages"
+    blank: str = ""
+    _rows: list[Row] = field(default_factory=list, repr=False)
+
+    def start(self, seed: int) -> Policy:
+        dtype = "auto" if self.lora else "float32"
+        return Policy.load(self.model, device=self.device, dtype=dtype, precision=self.precision, lora=self.lora)
+
+    def triples(self, split: str, seed: int) -> list[Row]:
+        if not self._rows:
+            self._rows.extend(self.rows())
+        training, test = data.held_out(self._rows, test_size=self.test_size)
+        if split == "test":
+            return test
+        order = np.random.default_rng(seed).permutation(len(training))[: self.train_size or None]
+        return [training[i] for i in order]
+
+    def rows(self) -> list[Row]:
+        rows = data.load(self.dataset)
+        found = rows if "evidence" in rows[0] else [_cut(row) for row in data.as_demonstrations(rows)]
+        return check_triples([row for row in found if row.get("evidence") != []])
+
+    def group(self, policy: Policy, evidence: Sequence[str], prompt: str, response: str) -> Group:
+        text = " ".join(part for part in evidence if part)
+        return policy.group(f"{text}\n{prompt}", [response], max_length=self.max_length)
+
+    def embed(self, policy: Policy, evidence: Sequence[str]) -> np.ndarray:
+        return bag_of_words(evidence, self.blank)
+
+    def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
+        """Held-out responses: negative log-likelihood a token (`quality` is its negative), and how many nats a response the
+        evidence adds, log p(y | evidence, prompt) - log p(y | prompt)."""
+        rows = self.triples("test", seed)
+        seen = [self.group(policy, row["evidence"], row["prompt"], row["response"]) for row in rows]
+        blank = [self.group(policy, [self.blank], row["prompt"], row["response"]) for row in rows]
+        with_it, without = reference_logps(policy, seen)[:, 0], reference_logps(policy, blank)[:, 0]
+        nll = -with_it.sum() / sum(len(group.responses_ids[0]) for group in seen)
+        return {"quality": -float(nll), "token_nll": float(nll), "evidence_nats": float(np.mean(with_it - without))}
+
+
+def _cut(row: Row) -> Row:
+    sentences = _SENTENCE.split(str(row["prompt"]).strip())
+    return {"evidence": sentences[:-1], "prompt": sentences[-1], "response": row["completion"]}
