@@ -25,7 +25,9 @@ def decisions():
 
 
 def test_text_is_escaped_and_the_slider_moves_the_path():
-    figure = ReadWritePath(decisions()).figure()
+    shown = [trace.visible for trace in ReadWritePath(decisions()).figure().data]
+    assert shown == [False, True]  # the threshold nearest to 0.7
+    figure = ReadWritePath(decisions(), tau=0.3).figure()
     raw = figure.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
     assert "<script>" not in raw
     assert "<b>" not in raw

@@ -87,15 +87,16 @@ class ReadWritePath:
 
     Args:
         table: see `decisions`.
+        tau: the threshold that is shown first, or the nearest there is.
     """
 
-    def __init__(self, table: pd.DataFrame):
+    def __init__(self, table: pd.DataFrame, *, tau: float = 0.7):
         kept: Any = table[table["reader"] == "confidence"]
         if kept.empty:
             raise ValueError(
                 "no decisions of a confidence policy to show; take an arm that is decoded with a threshold"
             )
-        self.table = kept
+        self.table, self.tau = kept, tau
 
     def frame(self) -> pd.DataFrame:
         return self.table
@@ -108,13 +109,13 @@ class ReadWritePath:
         source = str(rows["source"].iloc[0])
         values = sorted(rows["value"].unique())
         figure = blank("", "source words read", "target words written", height=520)
-        titles = []
+        titles, first = [], min(range(len(values)), key=lambda i: abs(values[i] - self.tau))
         for value in values:
             path = rows[rows["value"] == value]
             written = path[path["action"] == "WRITE"]
             titles.append(f"tau {value:g}: AL {path['AL'].iloc[0]:.2f} ({plain(' '.join(written['text']))[:80]})")
             figure.add_scatter(
-                x=path["read"], y=path["written"], mode="lines+markers+text", visible=value == values[0], showlegend=False,
+                x=path["read"], y=path["written"], mode="lines+markers+text", visible=bool(value == values[first]), showlegend=False,
                 line={"color": "#888", "shape": "linear"}, textposition="top left",
                 text=[plain(t) if a == "WRITE" else "" for t, a in zip(path["text"], path["action"], strict=True)],
                 marker={"size": 12, "color": path["confidence"], "colorscale": "Viridis", "cmin": 0, "cmax": 1,
@@ -128,7 +129,8 @@ class ReadWritePath:
         ]  # fmt: skip
         words = source.split()
         figure.update_layout(
-            title={"text": titles[0]}, sliders=[{"steps": steps, "currentvalue": {"prefix": "tau "}, "pad": {"t": 60}}]
+            title={"text": titles[first]},
+            sliders=[{"active": first, "steps": steps, "currentvalue": {"prefix": "tau "}, "pad": {"t": 60}}],
         )
         figure.update_xaxes(tickvals=list(range(1, len(words) + 1)), ticktext=[plain(word) for word in words])
         return figure
