@@ -1,7 +1,10 @@
 """Fixtures that every test may use: the shared data and golden folders, and a run folder in a temporary place."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +21,29 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden() -> Path:
+def golden_folder() -> Path:
     """The folder with golden numbers: `$WORKBENCH_GOLDEN`, else ../shared/golden."""
     folder = Path(os.environ.get("WORKBENCH_GOLDEN", SHARED / "golden"))
     if not folder.is_dir():
         pytest.skip(f"no golden numbers in {folder}; set WORKBENCH_GOLDEN")
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden(golden_folder) -> Callable[[str], Any]:
+    """Reads one golden file by its name.
+
+    A file that is missing beside the project is an error, so that a renamed one cannot turn its test off. Only a folder
+    named by `$WORKBENCH_GOLDEN`, which may hold some of the files, skips the tests of the others.
+    """
+
+    def read(name: str) -> Any:
+        path = golden_folder / name
+        if not path.is_file() and "WORKBENCH_GOLDEN" in os.environ:
+            pytest.skip(f"no {name} in {golden_folder}")
+        return json.loads(path.read_text())
+
+    return read
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Golden numbers of VDPO: the pair loss with gradients, Jensen-Shannon divergences, the mDPO loss with gradients."""
 
-import json
-
 import pytest
 import torch
 
@@ -23,10 +21,7 @@ GRADIENTS = {
 
 @pytest.fixture(scope="module")
 def cases(golden):
-    path = golden / "vdpo.json"
-    if not path.is_file():
-        pytest.skip(f"no vdpo.json in {golden}")
-    return json.loads(path.read_text())["cases"]
+    return golden("vdpo.json")["cases"]
 
 
 def test_losses_and_gradients(cases):

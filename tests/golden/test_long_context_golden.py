@@ -1,8 +1,6 @@
 """LOGO: loss with gradients, TRL's SimPO as the case M = 1, covering windows; what its released slices give is not followed.
 LongPO: loss with gradients from token log-probs, several turns."""
 
-import json
-
 import pytest
 import torch
 
@@ -10,13 +8,6 @@ from workbench import objectives
 from workbench.feedback.positions import covering_starts
 
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}
-
-
-def read(golden, name):
-    path = golden / name
-    if not path.is_file():
-        pytest.skip(f"no {name} in {golden}")
-    return json.loads(path.read_text())["cases"]
 
 
 def double(values, **options):
@@ -36,7 +27,7 @@ def logo_of(case, **changes):
 
 
 def test_logo_values_and_gradients(golden):
-    cases = [case for case in read(golden, "logo.json") if "token_logps_chosen" in case["inputs"]]
+    cases = [case for case in golden("logo.json")["cases"] if "token_logps_chosen" in case["inputs"]]
     assert len(cases) >= 9
     for case in cases:
         losses, logged, leaves, means = logo_of(case)
@@ -59,7 +50,7 @@ def test_logo_values_and_gradients(golden):
 @pytest.mark.parametrize("mistake", ["wrong sign of gamma", "sum over tokens", "mean of probabilities"])
 def test_logo_mistakes_differ(golden, mistake):
     """What the specification lists as wrong is not within the tolerance."""
-    case = next(case for case in read(golden, "logo.json") if case["id"] == "random_22")
+    case = next(case for case in golden("logo.json")["cases"] if case["id"] == "random_22")
     if mistake == "wrong sign of gamma":
         _, _, _, means = logo_of(case)
         beta, ratio = case["hyperparameters"]["beta"], case["hyperparameters"]["gamma_beta_ratio"]
@@ -83,7 +74,7 @@ def test_logo_mistakes_differ(golden, mistake):
 
 
 def test_logo_with_one_rejected_answer_is_trls_simpo(golden):
-    for case in [case for case in read(golden, "logo.json") if case["id"].startswith("trl_simpo")]:
+    for case in [case for case in golden("logo.json")["cases"] if case["id"].startswith("trl_simpo")]:
         given, how, wanted = case["inputs"], case["hyperparameters"], case["outputs"]
         losses, logged = objectives.logo(
             double(given["avg_logp_chosen"]), double(given["avg_logp_rejected"])[:, None], beta=how["beta"],
@@ -96,7 +87,7 @@ def test_logo_with_one_rejected_answer_is_trls_simpo(golden):
 
 def test_released_slices_are_understood_and_not_followed(golden):
     """Their loss is the mean over [r1, (r1 + r2) / 2] taken one at a time; ours takes the mean of r1 and r2."""
-    quirks = [case for case in read(golden, "logo.json") if case["id"].startswith("quirk")]
+    quirks = [case for case in golden("logo.json")["cases"] if case["id"].startswith("quirk")]
     assert quirks
     for case in quirks:
         w, r1, r2 = (double(case["inputs"][f"avg_logp_{side}"]) for side in ("chosen", "rejected1", "rejected2"))
@@ -109,7 +100,7 @@ def test_released_slices_are_understood_and_not_followed(golden):
 
 
 def test_covering_windows(golden):
-    cases = [case for case in read(golden, "logo.json") if case["id"].startswith("covering")]
+    cases = [case for case in golden("logo.json")["cases"] if case["id"].startswith("covering")]
     assert cases
     for case in cases:
         starts = covering_starts(case["inputs"]["n_tokens"], case["inputs"]["region_length"])
@@ -138,7 +129,7 @@ def longpo_of(case, *, averaged=False, reference_shift=0, nll_of="chosen"):
 
 
 def test_longpo_values_and_gradients(golden):
-    cases = read(golden, "longpo.json")
+    cases = golden("longpo.json")["cases"]
     assert len(cases) == 9
     for case in cases:
         losses, logged, leaves, policy, reference = longpo_of(case)
@@ -162,6 +153,6 @@ def test_longpo_values_and_gradients(golden):
 @pytest.mark.parametrize("mistake", [{"averaged": True}, {"reference_shift": 1}, {"nll_of": "rejected"}])
 def test_longpo_mistakes_differ(golden, mistake):
     """Turns averaged instead of summed, reference turns misaligned, the NLL of the rejected text."""
-    case = next(case for case in read(golden, "longpo.json") if case["hyperparameters"]["n_turns"] == 4)
+    case = next(case for case in golden("longpo.json")["cases"] if case["hyperparameters"]["n_turns"] == 4)
     losses, *_ = longpo_of(case, **mistake)
     assert abs(losses.item() - case["outputs"]["total"]) > 1e-3

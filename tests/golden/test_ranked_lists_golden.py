@@ -1,7 +1,5 @@
 """PRO and RRHF against their official codes, values and gradients with respect to the log-prob of every token."""
 
-import json
-
 import pytest
 import torch
 
@@ -10,19 +8,12 @@ from workbench import objectives
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}
 
 
-def read(golden, name):
-    path = golden / name
-    if not path.is_file():
-        pytest.skip(f"no {name} in {golden}")
-    return json.loads(path.read_text())["cases"]
-
-
 def tensor(values):
     return torch.tensor(values, dtype=torch.float64)
 
 
 def test_pro(golden):
-    for case in read(golden, "pro.json"):
+    for case in golden("pro.json")["cases"]:
         given, expected = case["inputs"], case["outputs"]
         assert set(given["sft_index"]) == {0}, case["id"]
         tokens, mask = tensor(given["token_logps"]).requires_grad_(), tensor(given["response_mask"])
@@ -41,7 +32,7 @@ def test_pro(golden):
 
 
 def test_rrhf(golden):
-    for case in read(golden, "rrhf.json"):
+    for case in golden("rrhf.json")["cases"]:
         given, expected, settings = case["inputs"], case["outputs"], case["hyperparameters"]
         tokens, mask = tensor(given["token_logps"]).requires_grad_(), tensor(given["response_mask"])
         lengths = mask.sum(-1).long()

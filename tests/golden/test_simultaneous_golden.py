@@ -1,7 +1,5 @@
 """Golden numbers of simultaneous translation: latency metrics and the state-confidence loss, values and gradients."""
 
-import json
-
 import pytest
 import torch
 
@@ -11,16 +9,9 @@ from workbench.latency import latency
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}
 
 
-def cases(golden, name):
-    path = golden / name
-    if not path.is_file():
-        pytest.skip(f"no {name} in {golden}")
-    return json.loads(path.read_text())["cases"]
-
-
 def test_latency_of_the_reference_scorer(golden):
     """ATD, which the file has too, is not one of the four metrics of this workbench."""
-    for case in cases(golden, "latency.json"):
+    for case in golden("latency.json")["cases"]:
         inputs = case["inputs"]
         found = latency(
             inputs["delays"], inputs["source_length"], inputs["reference_length"],
@@ -33,7 +24,7 @@ def test_latency_of_the_reference_scorer(golden):
 
 def test_state_confidence(golden):
     """The official code taxes padding too: there, the penalty and its gradient differ by exactly the padding's share."""
-    for case in cases(golden, "simul_confidence.json"):
+    for case in golden("simul_confidence.json")["cases"]:
         names = ("full_source_logits", "prefix_logits", "confidence")
         inputs = {
             n: torch.tensor(case["inputs"][n], dtype=torch.float64, requires_grad=n != "confidence") for n in names

@@ -1,25 +1,16 @@
 """Step-DPO: the loss of its trainer, values and gradients; and the tokens of a step pair, without loss on the prompt and
 without an end token on a step, against the official tokenize_row."""
 
-import json
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 from workbench import objectives
 from workbench.models import Policy
 
 
-def read(golden, name):
-    path = golden / name
-    if not path.is_file():
-        pytest.skip(f"no {name} in {golden}")
-    return json.loads(path.read_text())["cases"]
-
-
 def test_loss_of_the_trainer(golden):
-    for number, case in enumerate(read(golden, "step_dpo.json")):
+    for number, case in enumerate(golden("step_dpo.json")["cases"]):
         values = {name: torch.tensor(v, dtype=torch.float64, requires_grad=True) for name, v in case["inputs"].items()}
         losses, logged = objectives.dpo(**values, **case["hyperparameters"])
         losses.sum().backward()
@@ -54,7 +45,7 @@ def policy_with(bos):
 
 
 def test_step_pairs_as_the_official_code_tokenises_them(golden):
-    for case in read(golden, "step_dpo_tokenize.json"):
+    for case in golden("step_dpo_tokenize.json")["cases"]:
         given, limits, expected = case["inputs"], case["hyperparameters"], case["outputs"]
         policy = policy_with(limits["bos_token_id"])
         text = {name: "".join(map(chr, ids)) for name, ids in given.items()}

@@ -384,7 +384,7 @@ def test_leaked_correctness_is_noticed(base, tmp_path, monkeypatch):
 # ---- the paper's own numbers
 def test_published_averages_can_be_derived_again(golden):
     """C1, C2, C3 and C6 quote unweighted means over data sets, then over models."""
-    published = json.loads((golden / "published_relative_confidence.json").read_text())
+    published = golden("published_relative_confidence.json")
     methods = published["methods"]
     per_model = {
         model: {m: np.mean([row[m] for row in table["auc"].values()]) for m in methods}
@@ -413,7 +413,7 @@ def test_published_averages_can_be_derived_again(golden):
 
 
 def test_published_auroc_averages(golden):
-    published = json.loads((golden / "published_relative_confidence.json").read_text())
+    published = golden("published_relative_confidence.json")
     for m, value in published["auroc_average_as_published"].items():
         assert np.mean([row[m] for row in published["auroc"].values()]) == pytest.approx(value, abs=1.1e-3)
 

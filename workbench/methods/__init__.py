@@ -177,10 +177,10 @@ class Experiment:
         """Runs every seed that has no stored result and returns all results in the order of the seeds.
 
         Args:
-            workers: seeds side by side; 0 takes one for each core in the embedded world, and one alone with a model of
-                the user's, which may be too large to be held twice.
+            workers: seeds side by side; 0 takes one for each core in the embedded world; one alone with a model of the
+                user's, which may be too large to be held twice, and at "smoke", where starting a process costs more than a seed.
         """
-        workers = workers or (1 if self.model else 0)
+        workers = workers or (1 if self.model or self.scale == "smoke" else 0)
         module = self.method.load()
         by_arm = {"run_arm": module.run_arm, "arms": self.config.arms} if hasattr(module, "run_arm") else {}
         return runs.over_seeds(module.run, self.task, self.config, self.seeds, self.run, workers=workers, **by_arm)
