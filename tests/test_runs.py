@@ -143,6 +143,26 @@ def test_seeds_side_by_side_in_order_and_once(tmp_path, workers):
     assert sorted((tmp_path / "calls.txt").read_text().split()) == ["1", "2", "3"]
 
 
+def threads(task, config, seed, part):
+    import torch
+
+    return torch.get_num_threads()
+
+
+def test_threads_of_work_that_stays_in_this_process(tmp_path):
+    """One, as a worker has, so that notebooks side by side do not wait on each other; all only where asked for."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        one = runs.over_seeds(threads, None, {}, [0], Run(tmp_path / "one"), workers=1, all_threads=False)
+        all_of_them = runs.over_seeds(threads, None, {}, [0], Run(tmp_path / "all"), workers=1)
+        assert (one, all_of_them, torch.get_num_threads()) == ([1], [2], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def cube(task, config, arm, seed, part):
     return part.cached(f"arm-{arm}", lambda: seed**3 if arm == "cube" else -seed)
 

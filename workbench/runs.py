@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -340,6 +340,7 @@ def over_seeds(
     run: Run,
     *,
     workers: int = 0,
+    all_threads: bool = True,
     run_arm: Callable[..., Any] | None = None,
     arms: Sequence[str] = (),
 ) -> list[Any]:
@@ -351,6 +352,8 @@ def over_seeds(
 
     Args:
         workers: processes; 0 takes one for each core, 1 stays in this process (for a debugger).
+        all_threads: whether work that stays in this process may use every core. Without it the numbers are those of a
+            worker, to the bit, and notebooks side by side do not wait on each other's threads.
         run_arm: `run_arm(task, config, arm, seed, part)` computes and stores one arm of a seed. With it every arm of
             every seed is a unit of work of its own, and no core waits for the last seed.
         arms: the names for `run_arm`.
@@ -373,9 +376,10 @@ def over_seeds(
     if workers > 1:
         _run_pool(units, run, workers)
     else:
-        for number, job in enumerate(units):
-            run.progress(number, len(units), f"seed {job.seed} {job.arm}".strip())
-            job.function(*job.arguments)
+        with nullcontext() if all_threads else _one_thread():
+            for number, job in enumerate(units):
+                run.progress(number, len(units), f"seed {job.seed} {job.arm}".strip())
+                job.function(*job.arguments)
     for job in whole if jobs else []:  # every arm is stored: this only gathers them
         job.function(*job.arguments)
     return [read_json(part.folder / "result.json") for part in parts.values()]
@@ -415,6 +419,18 @@ def _quietly(job: _Job) -> None:
 
 def _run_seed(experiment, task, config, seed: int, part: Run) -> None:
     part.cached("result", lambda: experiment(task, config, seed, part))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _start_worker(parent: int) -> None:

@@ -183,7 +183,16 @@ class Experiment:
         workers = workers or (1 if self.model or self.scale == "smoke" else 0)
         module = self.method.load()
         by_arm = {"run_arm": module.run_arm, "arms": self.config.arms} if hasattr(module, "run_arm") else {}
-        return runs.over_seeds(module.run, self.task, self.config, self.seeds, self.run, workers=workers, **by_arm)
+        return runs.over_seeds(
+            module.run,
+            self.task,
+            self.config,
+            self.seeds,
+            self.run,
+            workers=workers,
+            all_threads=bool(self.model),
+            **by_arm,
+        )
 
 
 def evaluations(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Any:
