@@ -28,6 +28,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -137,17 +138,24 @@ def code_hash(module: str) -> str:
             continue
         source = path.read_text(encoding="utf-8")
         seen[name] = source
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Import):
-                queue += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                base = node.module or ""
-                if node.level:
-                    stem = package.split(".")[: len(package.split(".")) - node.level + 1]
-                    base = ".".join([*stem, *([node.module] if node.module else [])])
-                queue += [base, *[f"{base}.{alias.name}" for alias in node.names]]
+        queue += _imported(source, name if path.name == "__init__.py" else name.rpartition(".")[0])
     return _digest(sorted(seen.items()))
+
+
+@cache  # by content: the hash is asked for at every cached piece of work, and parsing is most of it
+def _imported(source: str, package: str) -> list[str]:
+    """Every name that an import in `source` can mean, modules and what is taken from them alike."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                stem = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*stem, *([node.module] if node.module else [])])
+            names += [base, *[f"{base}.{alias.name}" for alias in node.names]]
+    return names
 
 
 def _source_of(module: str) -> Path | None:
