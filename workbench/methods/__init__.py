@@ -208,8 +208,8 @@ def evaluations(experiment: Experiment, results: Sequence[Mapping[str, Any]]) ->
 
 
 def default_seeds(method: Method, scale: str) -> list[int]:
-    """As many seeds as the specification asks; three at "smoke", where nothing is decided."""
-    return list(range(3 if scale == "smoke" else method.n_seeds))
+    """As many seeds as the specification asks; two at "smoke", where nothing is decided."""
+    return list(range(2 if scale == "smoke" else method.n_seeds))
 
 
 def overview() -> Any:
