@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from workbench.claims import Claims, describe, describe_control, holm, interval, p_value, standardised, table_html
+from workbench.claims import (
+    DIFFERS,
+    FOLLOWS,
+    Claims,
+    describe,
+    describe_control,
+    holm,
+    interval,
+    p_value,
+    standardised,
+    table_html,
+)
 
 SEEDS = [0, 1, 2, 3, 4]
 STRONG, NOISE = [0.9, 1.1, 1.0, 1.2, 0.8], [0.1, -0.1, 0.05, -0.08, 0.01]
@@ -186,3 +197,23 @@ def test_table_escapes_everything():
     text = table_html([{"system": "<b>x</b>", **record} for record in claims.records()])
     assert not any(bad in text for bad in ("<script", "<img", "<i>", "<b>"))
     assert "&lt;script&gt;alert(1)" in text
+
+
+@pytest.mark.parametrize(
+    ("here", "holds", "verdict"),
+    [(0.8391, True, FOLLOWS), (0.8391, False, DIFFERS), (0.8451, True, DIFFERS), (math.nan, True, DIFFERS)],
+)
+def test_published_figures_computed_again(here, holds, verdict):
+    """Every figure within the tolerance and every condition: nothing less follows, and nothing is ever called shown."""
+    claims = Claims("x", "full", SEEDS)
+    figures = {"mean AUC": (here, 0.839), "another": (0.5, 0.5)}
+    claims.rederive("C1", "s", paper=".839", figures=figures, tolerance=5e-4, also={"the first is larger": holds})
+    claims.test("C2", "t", paper="q", measured=STRONG, control=NOISE)
+    (first, second) = claims.records()
+    assert (first["verdict"], first["scale"]) == (verdict, "recorded")
+    assert second["p_holm"] == second["p_value"]  # what is computed again is no test and costs none
+    assert describe(first).startswith("2 figures computed again")
+    assert ("fails: the first is larger" in describe(first)) == (not holds)
+    assert describe_control(first) == ""
+    with pytest.raises(ValueError, match="C3: neither a figure nor a condition"):
+        claims.rederive("C3", "s", paper="", figures={}, tolerance=0.1)

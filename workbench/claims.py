@@ -9,6 +9,9 @@ specification names), (3) the effect beats its control: the difference of the tw
 (one effect significant and the other not does not say that they differ), and (4) every further condition stated with
 the claim holds. No control, fewer than three seeds or a NaN: never shown. An equivalence has no (3): being near 0 and
 being nearer than something else are different statements.
+
+Results that a paper's authors released are not an experiment of ours: what is computed from them again *follows from
+the published data* when every figure comes out and every stated condition holds, and is never called shown.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ VERDICTS = {
     "full": ("reproduced", "direction only", "not reproduced"),
     "smoke": ("smoke run, no verdict",),
 }
+FOLLOWS, DIFFERS = "follows from the published data", "does not follow"
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,32 @@ class Claims:
             )
         )  # fmt: skip
 
+    def rederive(
+        self, id: str, statement: str, *, paper: str, figures: Mapping[str, tuple[float, float]], tolerance: float,
+        also: Mapping[str, bool] | None = None, note: str = "",
+    ) -> None:  # fmt: skip
+        """Adds a claim that is computed again from results which its authors released.
+
+        Args:
+            figures: name -> (computed here, published).
+            tolerance: largest difference of the two that rounding explains.
+            also: what the claim says beyond figures (an order, an interval that leaves 0 out), each with its outcome.
+
+        Raises:
+            ValueError: nothing to check.
+        """
+        if not figures and not also:
+            raise ValueError(f"claim {id}: neither a figure nor a condition to check")
+        apart = {name: abs(here - published) for name, (here, published) in figures.items()}
+        conditions = {f"{name} comes out": difference <= tolerance for name, difference in apart.items()}
+        conditions |= {name: bool(holds) for name, holds in (also or {}).items()}
+        self._claims.append(
+            Claim(id=id, statement=statement, paper=paper, direction="equivalent", seeds=[], control=[], control_is="",
+                  measured=[float(here) for here, _ in figures.values()], test="rederived", margin=tolerance,
+                  effect=float(np.max([*apart.values()])) if apart else math.nan, conditions=conditions, note=note, scale="recorded",
+                  verdict=FOLLOWS if all(conditions.values()) else DIFFERS)
+        )  # fmt: skip
+
     def needs_full_scale(self, id: str, statement: str, paper: str, why: str) -> None:
         """Adds a claim that no small world can test, with the reason."""
         self._claims.append(
@@ -147,9 +177,9 @@ class Claims:
 
     def decided(self) -> list[Claim]:
         """All claims with Holm's correction and the verdict filled in, in order of id."""
-        tested = [claim for claim in self._claims if claim.test != "none"]
+        tested = [claim for claim in self._claims if not claim.verdict]
         adjusted = holm([claim.p_value for claim in tested])
-        decided = [claim for claim in self._claims if claim.test == "none"]
+        decided = [claim for claim in self._claims if claim.verdict]
         for claim, p in zip(tested, adjusted, strict=True):
             claim = replace(claim, p_holm=p)
             decided.append(replace(claim, verdict=_verdict(claim)))
@@ -288,19 +318,25 @@ def describe(record: Mapping[str, Any]) -> str:
     """Effect, interval, p after Holm and failed conditions, in one line."""
     if record["test"] == "none":
         return record["note"]
+    failed = "".join(f"; fails: {name}" for name, holds in record["conditions"].items() if not holds)
+    note = f"; {record['note']}" if record["note"] else ""
+    if record["test"] == "rederived":
+        figures, conditions = len(record["measured"]), len(record["conditions"])
+        text = f"{figures} figures computed again" if figures else "computed again"
+        text += "" if record["effect"] is None else f", largest difference {record['effect']:.2g}"
+        return f"{text}, {conditions - figures} further conditions{failed}{note}"
     low, high = record["interval"]
     text = f"{record['effect']:+.3g} [{low:+.3g}, {high:+.3g}]{_unit(record)}"
     if record["direction"] == "equivalent":
         text += f", inside ±{record['margin']:.3g}"
     if record["p_holm"] is not None and not math.isnan(record["p_holm"]):
         text += f", p = {record['p_holm']:.2g}"
-    failed = "".join(f"; fails: {name}" for name, holds in record["conditions"].items() if not holds)
-    return text + failed + (f"; {record['note']}" if record["note"] else "")
+    return text + failed + note
 
 
 def describe_control(record: Mapping[str, Any]) -> str:
     if not record["control"]:
-        return "" if record["test"] == "none" else "no control"
+        return "" if record["test"] in ("none", "rederived") else "no control"
     p = record["control_p_value"]
     ending = "" if p is None or math.isnan(p) else f", p = {p:.2g}"
     difference = record.get("difference_p_value")
@@ -317,9 +353,8 @@ def table_html(records: Sequence[Mapping[str, Any]], *, links: Mapping[str, str]
     """The claims as an HTML table; everything in it is escaped. `links` maps a system to the page of its run."""
     rows = []
     for row in frame(records).to_dict("records"):
-        kind = {"shown in small": "yes", "reproduced": "yes", "not shown": "no", "not reproduced": "no"}.get(
-            row["verdict"], "open"
-        )
+        yes, no = ("shown in small", "reproduced", FOLLOWS), ("not shown", "not reproduced", DIFFERS)
+        kind = "yes" if row["verdict"] in yes else "no" if row["verdict"] in no else "open"
         system = html.escape(row["system"])
         if links and row["system"] in links:
             system = f'<a href="{html.escape(links[row["system"]])}">{system}</a>'

@@ -34,7 +34,11 @@ _MIME_ORDER = [
     PLOTLY_MIME, "text/html", "text/latex", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain",
 ]  # fmt: skip
 _SCALES = ("full", "tiny", "smoke")
-_VERDICTS = tuple(dict.fromkeys(verdict for group in claims.VERDICTS.values() for verdict in group))
+_VERDICTS = (
+    *dict.fromkeys(verdict for group in claims.VERDICTS.values() for verdict in group),
+    claims.FOLLOWS,
+    claims.DIFFERS,
+)
 
 
 # ----------------------------------------------------------------------------------------------- one executed notebook
