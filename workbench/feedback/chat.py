@@ -21,6 +21,10 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Literal, NamedTuple, Protocol
 
+from tqdm import tqdm
+
+from workbench.runs import in_batch
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BATCH = 256  # requests between two writes of the transcript: what a killed process may have to ask again
 _NORMAL = NormalDist()
@@ -44,10 +48,12 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came back: the text and, where the model gives them, the log-probabilities of its tokens (nats)."""
+    """What came back: the text and, where the model gives them, the log-probabilities of its tokens (nats) and the
+    numbers of tokens of prompt and reply that a server counted."""
 
     text: str
     logps: list[float] | None = None
+    usage: tuple[int, int] | None = None
 
 
 class ChatModel(Protocol):
@@ -56,12 +62,31 @@ class ChatModel(Protocol):
     name: str
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply for each request, in order; a reply depends on its own request only."""
+        """One reply for each request, in order; a reply depends on its own request only.
+
+        A model whose replies come one by one has `stream(requests)` too: (place, reply) as they come.
+        """
         ...
 
     def fits(self, request: Request) -> bool:
         """Whether prompt and reply fit into the model's context."""
         ...
+
+
+def open_model(source: str, *, device: str = "auto", seed: int = 0) -> ChatModel:
+    """The model that a text names: a server's address with its model (`http://localhost:8000/v1#name`), else a folder or hub id.
+
+    Raises:
+        ValueError: an address without a model (see `endpoint.Address`).
+        FileNotFoundError: no such model.
+    """
+    if source.startswith(("http://", "https://")):
+        from workbench.feedback.endpoint import EndpointModel
+
+        return EndpointModel(source, seed=seed)
+    from workbench.feedback.local import LocalModel  # torch loads here, not before
+
+    return LocalModel(source, device=device, seed=seed)
 
 
 def user(text: str) -> tuple[dict[str, str], ...]:
@@ -153,21 +178,33 @@ class Transcript:
     def __len__(self) -> int:
         return len(self._replies)
 
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Tokens of all logged prompts and replies that a server counted."""
+        counted = [reply.usage for reply in self._replies.values() if reply.usage]
+        return sum(prompt for prompt, _ in counted), sum(reply for _, reply in counted)
+
     def ask(self, model: ChatModel, requests: Sequence[Request], *, batch: int = _BATCH) -> list[Reply]:
         """One reply for each request, in order; only requests without a logged reply reach the model.
 
         Raises:
             OSError: the log could not be written; it is cut back to its last whole line.
+            RuntimeError: a server gave up half-way; what it sent is logged.
         """
         keys = [request.key(model.name) for request in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._replies}
         self.reused += len(requests) - len(missing)
-        waiting = list(missing.items())
-        for start in range(0, len(waiting), batch):
-            part = waiting[start : start + batch]
-            replies = model.ask([request for _, request in part])
-            self.calls += len(replies)
-            self._append([(key, request, reply) for (key, request), reply in zip(part, replies, strict=True)])
+        waiting, stream = list(missing.items()), getattr(model, "stream", None)
+        with tqdm(total=len(waiting), desc="replies", disable=in_batch(), delay=2.0, leave=False) as bar:
+            if stream:  # a reply that was paid for is kept before the next is looked at
+                for place, reply in stream([request for _, request in waiting]):
+                    self._append([(*waiting[place], reply)])
+                    bar.update()
+            for start in range(0, 0 if stream else len(waiting), batch):
+                part = waiting[start : start + batch]
+                replies = model.ask([request for _, request in part])
+                self._append([(key, request, reply) for (key, request), reply in zip(part, replies, strict=True)])
+                bar.update(len(part))
         return [self._replies[key] for key in keys]
 
     def _append(self, records: Sequence[tuple[str, Request, Reply]]) -> None:
@@ -176,6 +213,8 @@ class Transcript:
             record: dict[str, object] = {"key": key, "text": reply.text}
             if reply.logps is not None:
                 record["logps"] = reply.logps
+            if reply.usage is not None:
+                record["usage"] = reply.usage
             if self.keep_requests:
                 record["request"] = [*map(dict, request.messages)]
             lines.append(json.dumps(record))
@@ -193,6 +232,7 @@ class Transcript:
                 ) from error
         self._size += len(data)
         self._replies.update((key, reply) for key, _, reply in records)
+        self.calls += len(records)
 
     def _load(self) -> int:
         """Reads the whole lines; returns their length in bytes."""
@@ -202,7 +242,9 @@ class Transcript:
         for number, line in enumerate(whole.split(b"\n") if newline else [], start=1):
             try:
                 record = json.loads(line)
-                self._replies.setdefault(record["key"], Reply(record["text"], record.get("logps")))
+                usage = record.get("usage")
+                reply = Reply(record["text"], record.get("logps"), (usage[0], usage[1]) if usage else None)
+                self._replies.setdefault(record["key"], reply)
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
                     f"{self.path} line {number} is not a logged reply; delete that line (it is asked again) or the file"

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from workbench import data
-from workbench.feedback.chat import LETTERS, ChatModel, Reply, Request, choice, confidence, last_field, user
+from workbench.feedback.chat import LETTERS, ChatModel, Reply, Request, choice, confidence, last_field, open_model, user
 
 Question = dict[str, Any]
 Answer = int | str  # index of an option, or the comparable text of an open answer
@@ -31,7 +31,7 @@ class QuestionFile:
 
     Args:
         rows: from `check_questions`.
-        model: folder or hub id.
+        model: folder, hub id or a server's address with its model (`chat.open_model`).
         n_questions: at most so many of each data set; another seed draws others.
     """
 
@@ -59,9 +59,7 @@ class QuestionFile:
         return [rows[i] for rows, keep in zip(by_data_set(self.rows).values(), kept, strict=True) for i in keep]
 
     def subject(self, arm: str, seed: int) -> ChatModel:
-        from workbench.feedback.local import LocalModel  # torch loads here, not before
-
-        return LocalModel(self.model, device=self.device, seed=seed)
+        return open_model(self.model, device=self.device, seed=seed)
 
 
 def by_data_set(rows: Sequence[Question]) -> dict[str, list[Question]]:
