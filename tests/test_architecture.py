@@ -14,8 +14,10 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 # lower number: lower floor; a module may import from its own floor or below
 FLOORS = {
     "kernels": 0, "objectives": 0, "config": 0,
-    "games": 1, "latency": 1, "simultaneous": 2, "bradley_terry_fit": 1, "ranking": 2, "metrics": 1, "claims": 1,
-    "runs": 1, "data": 1, "models": 1,
+    "games": 1, "latency": 1, "simultaneous": 2, "bradley_terry_fit": 1, "ranking": 2, "metrics": 1, "selective": 1,
+    "claims": 1, "confidence_scores": 2, "confidence_grid": 4,
+    "text_overlap": 1, "resampling": 1, "partition_tests": 2, "calibration": 2,
+    "runs": 1, "seeds": 2, "data": 1, "models": 1,
     "batches": 1, "bleu": 1, "distributed": 1, "checkpoints": 1, "reference": 1,
     "training": 2, "ppo": 3, "evidence": 3, "tasks": 3, "feedback": 3, "worlds": 3, "leaderboard": 4, "arena": 4, "from_scratch": 4,
     "rounds": 4, "long_rows": 4, "ranked_lists": 4, "follow_up_reward": 4,

@@ -35,7 +35,10 @@ COLOURS = {
     "logo": "#0072B2", "logo_real": "#56B4E9", "logo_unpassed": "#999999", "sft_real": "#B0B0B0", "sft_unpassed": "#444444",
     "b_logo": "#0072B2", "b_one": "#56B4E9", "b_no_sft": "#009E73", "b_beta10": "#E69F00", "b_sft": "#7F7F7F", "b_swapped": "#D55E00",
     "b_shuffled": "#A6761D", "b_copied": "#CC79A7", "longpo": "#0072B2", "lam1": "#56B4E9", "alone": "#E69F00", "rejected": "#A6761D",
+    "IQ": "#0072B2", "DQ": "#E69F00", "DQ1": "#D55E00", "DQ2": "#A6761D", "DQ3": "#CC79A7", "IQ_DQ": "#009E73", "IQ_DQ1": "#56B4E9",
+    "IQ_DQ2": "#56B4E9", "IQ_DQ3": "#56B4E9", "IQ_jaccard": "#999999", "IQ_containment": "#999999", "IQ_judge": "#999999",
     "sft_fast": "#444444", "longpo_fast": "#009E73", "iterated": "#0072B2", "iterated_off": "#A6761D", "dpo_nll": "#CC79A7",
+    "raw_rce": "#D55E00", "logistic": "#0072B2", "base_rate": "#999999", "similar": "#0072B2", "random": "#A6761D",
 }  # fmt: skip
 FAR = 8.0  # standard deviations
 _CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#A6761D"]
@@ -174,7 +177,8 @@ def dots_in_panels(
             dotted = {"color": "#888", "dash": "dot", "width": 1}
             figure.add_vline(x=value, line=dotted, annotation_text=plain(label), row=1, col=column)  # type: ignore[arg-type]
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(matches="x")
+    for column in range(2, len(panels) + 1):  # the first axis must not match itself
+        figure.update_xaxes(matches="x", col=column)
     figure.update_layout(height=190 + 24 * summary["arm"].nunique())
     return Display(summary, figure)
 

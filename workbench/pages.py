@@ -4,7 +4,8 @@ What may live here: rendering of what runs left on disk. What may not: running a
 
 Model output is hostile. Text outputs are escaped, and a page's security policy refuses every request to a network
 and every script that does not carry the page's own random nonce, so markup that slips into an HTML output stays
-dead. The price: HTML outputs of our own code cannot bring scripts either; interactive figures go through plotly.
+dead. The price: HTML outputs of our own code cannot bring scripts either; interactive figures go through plotly, and
+our own views come as data that a script of the page draws (`widgets.scripted`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 from urllib.parse import quote
 
 from workbench import claims, methods, runs
+from workbench.widgets import scripted
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 # the widget mime is left out on purpose: without a kernel it draws nothing, its static face comes with the same output
 _MIME_ORDER = [
-    PLOTLY_MIME, "text/html", "text/latex", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain",
+    PLOTLY_MIME, scripted.VIEW_MIME, "text/html", "text/latex", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain",
 ]  # fmt: skip
 _SCALES = ("full", "tiny", "smoke")
 _VERDICTS = (
@@ -75,6 +77,7 @@ def render(notebook: Path, page: Path, *, title: str = "", root: Path | None = N
         home=quote(os.path.relpath(index_page, page.resolve().parent)) if inside else "",
         body=body,
         plotly=_plotly() if '<div class="figure">' in body else "",
+        views=sorted(set(re.findall(r'<div class="view" data-view="([a-z_]+)">', body))),
         footer=_made_with(manifest) if manifest else "",
     )
     with runs.atomic(page) as file:
@@ -144,7 +147,11 @@ def _shell(**parts: Any) -> str:
     from pygments.formatters import HtmlFormatter
 
     css = (TEMPLATES / "page.css").read_text(encoding="utf-8") + HtmlFormatter().get_style_defs(".highlight")
-    return _template("shell.html.j2").render(**parts, css=css, nonce=secrets.token_urlsafe(16))
+    views = set(parts.pop("views", ()))
+    css += scripted.page_style(views)
+    return _template("shell.html.j2").render(
+        **parts, css=css, views=scripted.page_script(views), nonce=secrets.token_urlsafe(16)
+    )
 
 
 def _template(name: str) -> Any:

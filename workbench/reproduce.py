@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench import methods, runs
+from workbench.seeds import exit_with
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -438,7 +439,7 @@ def _execute(job: Mapping[str, Any], folder: Path) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """`python -m workbench.reproduce job.json`: the child of `reproduce`, not for users."""
-    threading.Thread(target=runs.exit_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=exit_with, args=(os.getppid(),), daemon=True).start()
     return run_job(Path(arguments[0]))
 
 

@@ -68,3 +68,23 @@ def test_an_unknown_model_is_an_error(tmp_path):
 
     with pytest.raises(FileNotFoundError, match="no model folder"):
         LocalModel(str(tmp_path / "nothing"), device="cpu")
+
+
+def test_label_logps_are_those_of_the_continuations(model):
+    """Against one row a label through the padded route; a request that is too long is NaN, not a wrong number."""
+    import numpy as np
+
+    from workbench.kernels import Group, score
+
+    local = model
+    requests = [Request(user(text), max_tokens=4) for text in ("one", "a longer question", "x" * 400)]
+    labels = ["AB", "ABCD", "AB"]
+    found = local.label_logps(requests, labels)
+    for request, own, row in zip(requests[:2], labels, found, strict=False):
+        prompt = local.policy.encode_prompt(request.messages[0]["content"]) + local.policy.encode_part("Answer:")
+        alone = [
+            score(local.policy, [Group(prompt, [local.policy.encode_part(f" {label}")])], route="padded")
+            for label in own
+        ]
+        np.testing.assert_allclose(row, [one.sums.item() for one in alone], atol=1e-5)
+    assert np.isnan(found[2]).all()

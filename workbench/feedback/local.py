@@ -11,10 +11,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from workbench.feedback.chat import Reply, Request
-from workbench.kernels import sample
+from workbench.kernels import Group, sample, score
 from workbench.models import Policy, Prompt
 from workbench.runs import fingerprint
+
+LABELLED = 16  # requests scored at once
 
 
 @lru_cache(maxsize=1)
@@ -70,6 +75,27 @@ class LocalModel:
                         k = requests[place].sample if temperature else 0
                         replies[place] = Reply(drawn.texts[i][k], drawn.token_logps[i][k])
         return [replies[place] for place in range(len(requests))]
+
+    def label_logps(self, requests: Sequence[Request], labels: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Log-probability (nats) that the reply goes "Answer: <label>", for every label of every request.
+
+        The prompt is computed once for all its labels. Requests that do not fit are NaN.
+        """
+        start, groups, places = self.policy.encode_part("Answer:"), [], []
+        found = [np.full(len(own), np.nan) for own in labels]
+        for place, (request, own) in enumerate(zip(requests, labels, strict=True)):
+            prompt = self.policy.encode_prompt(_prompt(request)) + start
+            answers = [self.policy.encode_part(f" {label}") for label in own]
+            if len(prompt) + max(map(len, answers)) <= self.policy.max_length:
+                groups.append(Group(prompt, answers))
+                places.append(place)
+        for first in range(0, len(groups), LABELLED):
+            part = slice(first, first + LABELLED)
+            with torch.inference_mode():
+                sums = score(self.policy, groups[part]).sums.double().cpu().numpy()
+            for place, row in zip(places[part], sums, strict=True):
+                found[place] = row[: len(labels[place])]
+        return found
 
     def _seed_of(self, messages: tuple, temperature: float) -> int:
         digest = hashlib.blake2b(repr((messages, temperature, self._seed)).encode(), digest_size=7).digest()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from workbench import data
 from workbench.feedback.chat import LETTERS, ChatModel, Reply, Request, choice, confidence, last_field, open_model, user
@@ -230,6 +231,30 @@ def ask_samples(
         math.nan if answer is None else float(answer == q["answer"]) for answer, q in zip(answers, owners, strict=True)
     ]
     return np.reshape(agree, (-1, k)), np.reshape([confidence(reply.text) for reply in replies], (-1, k))
+
+
+def option_confidence(answered: list[Question], model: ChatModel, *, max_tokens: int) -> np.ndarray | None:
+    """Probability of the given answer's letter among all options' letters, from a model that shows log-probabilities.
+
+    Returns:
+        [questions] in [0, 1]; None where the model shows none (a server) or a question is open.
+    """
+    label_logps = getattr(model, "label_logps", None)
+    if label_logps is None or not all(q["choices"] for q in answered):
+        return None
+    requests = [Request(user(answer_prompt(q)), 0.0, max_tokens) for q in answered]
+    rows = label_logps(requests, [LETTERS[: len(q["choices"])] for q in answered])
+    return np.array(
+        [np.exp(row - np.logaddexp.reduce(row))[q["answer"]] for row, q in zip(rows, answered, strict=True)]
+    )
+
+
+def answer_table(players: list[Question]) -> pd.DataFrame:
+    """Columns `qid`, `question`, `answer`, `correct`: what a person reads beside a score."""
+    return pd.DataFrame(
+        {"qid": [p["qid"] for p in players], "question": [p["question"] for p in players],
+         "answer": [shown_answer(p["answer"], p) for p in players], "correct": [p["correct"] for p in players]}
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- repeated answers

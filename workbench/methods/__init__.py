@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import runs
+from workbench.seeds import over_seeds
 
 SCALES = ("smoke", "tiny", "full")
 DEVICES = ("auto", "cpu", "cuda")
@@ -183,7 +184,7 @@ class Experiment:
         workers = workers or (1 if self.model or self.scale == "smoke" else 0)
         module = self.method.load()
         by_arm = {"run_arm": module.run_arm, "arms": self.config.arms} if hasattr(module, "run_arm") else {}
-        return runs.over_seeds(
+        return over_seeds(
             module.run,
             self.task,
             self.config,

@@ -1,180 +1,231 @@
-"""Confidence ranking: which answers a model trusts, how well that order separates right from wrong, what it cost.
+"""ConfidenceRanking: which answers to trust, from strengths with intervals down to single judgments.
 
-What may live here: figures of the results of `methods/confidence/relative_confidence`, each a `figures.Display` (table
-and drawing). What may not: measurements; every number comes from the results or from the run's `scores` tables.
+What may live here: the inspector over plain tables of answers, scores and judgments, from any method. What may not:
+figures of one method's results (`confidence_figures.py`), measurements, rating systems.
+
+Three faces: alive in JupyterLab, the same view in a rendered page without a kernel (`js/ranking.js` draws both), and
+`frame()`, `figure()`, `above()`, `export()` for scripts. Text of models and data goes into the view as text only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures import Display, blank, dots_in_panels, lines_in_panels, plain
-from workbench.methods import Experiment
-from workbench.methods.confidence.relative_confidence import COVERAGE, SCORERS, values
+from workbench import metrics
+from workbench.figures import blank, plain
+from workbench.widgets import scripted
 
-Results = Sequence[Mapping[str, Any]]
-
-SCORER_NAMES = {
-    "direct": "stated number", "sc": "self-consistency", "hybrid_sc": "hybrid self-consistency",
-    "hybrid_product": "hybrid, product", "win_rate": "win rate", "elo": "Elo, K 32", "elo_k400": "Elo, K 400",
-    "trueskill": "TrueSkill", "bt": "Bradley-Terry", "bt_position": "Bradley-Terry with side",
-    "bt_shuffled": "control: outcomes shuffled", "bt_negated": "control: outcomes negated",
-}  # fmt: skip
-LABELS = {
-    **SCORER_NAMES, "R": "R: it senses what it knows", "S": "S: its samples know better", "Z": "Z: no signal",
-    "questions": "real questions",
-}  # fmt: skip
-TRUTH = {1.0: ("right", "#0072B2", "circle"), 0.0: ("wrong", "#D55E00", "x"), None: ("unknown", "#999999", "diamond")}
+COLUMNS = ("qid", "question", "answer")
+TEXT_LIMIT = 2_000_000  # characters of raw replies that a page carries; more are left out, their outcomes stay
 
 
-def auc_by_method(results: Results) -> Display:
-    """AUC of every scorer and control, between no order (accuracy) and the best possible one (oracle)."""
-    table = pd.DataFrame(_tidy(results, "auc", {name: name for name in SCORER_NAMES}))
-    lines = {
-        arm: {name: values(results, arm, name).mean() for name in ("accuracy", "oracle")} for arm in results[0]["arms"]
-    }
-    gains = (
-        f"{(values(results, arm, 'auc', 'bt') - values(results, arm, 'auc', 'direct')).mean():+.3f} in {_short(arm)}"
-        for arm in lines
-    )
-    return dots_in_panels(
-        table, panel="panel", y="value", labels=LABELS, lines=lines, x_title="AUC",
-        title=f"Bradley-Terry against the stated number: {', '.join(gains)}",
-    )  # fmt: skip
+class ConfidenceRanking:
+    """Answers in the order of how far they can be trusted.
 
+    Args:
+        answers: `qid`, `question`, `answer`, and `correct` (1, 0 or missing) where known.
+        scores: scorer -> [answers], higher is surer; the first one orders the answers at first.
+        intervals: scorer -> (lower, upper), each [answers]; for those that have them.
+        matchups: judgments `left`, `right` (qid), `outcome` (1: left surer, 0, 0.5), and `parse_status`, `raw_text` where there.
+        labels: scorer -> what a reader calls it.
+        kept: answers kept at first, most trusted first; -1 takes half of them.
 
-def coverage_curves(results: Results) -> Display:
-    """Accuracy of the answers that are kept, most trusted first, against the share that is kept."""
-    rows = [
-        {**row, "value": accuracy, "coverage": coverage}
-        for row in _tidy(results, "curves", {name: name for name in SCORERS})
-        for coverage, accuracy in zip(COVERAGE, row["value"], strict=True)
-    ]
-    half = (
-        f"{values(results, arm, 'accuracy_at_0.5', 'bt').mean():.0%} ({_short(arm)}, all: "
-        f"{values(results, arm, 'accuracy').mean():.0%})"
-        for arm in results[0]["arms"]
-    )
-    display = lines_in_panels(
-        pd.DataFrame(rows), panel="panel", x="coverage", y="value", labels=LABELS, x_title="share of answers kept",
-        y_title="accuracy of those kept", title=f"Right in the half that Bradley-Terry trusts: {', '.join(half)}",
-    )  # fmt: skip
-    for name in ("sc", "elo", "trueskill"):  # each lies on another curve: a click in the legend shows it
-        display.figure().update_traces(visible="legendonly", selector={"legendgroup": name})
-    return display
+    Raises:
+        ValueError: a missing column, a `qid` twice, a score that is not finite or of another length, a label other than 0
+            and 1, a judgment of an unknown answer. Row and column are named.
+    """
 
+    def __init__(
+        self, answers: pd.DataFrame, scores: Mapping[str, Sequence[float] | np.ndarray], *,
+        intervals: Mapping[str, tuple[Any, Any]] | None = None, matchups: pd.DataFrame | None = None,
+        labels: Mapping[str, str] | None = None, kept: int = -1,
+    ):  # fmt: skip
+        self.answers: Any = _checked_answers(answers)
+        n = len(self.answers)
+        if not scores:
+            raise ValueError("scores needs at least one scorer")
+        self.scores = {name: _checked_scores(name, values, self.answers["qid"]) for name, values in scores.items()}
+        self.intervals = {
+            name: tuple(np.asarray(side, dtype=float) for side in pair) for name, pair in (intervals or {}).items()
+        }
+        self.labels = {name: (labels or {}).get(name, name) for name in self.scores}
+        self.matchups: Any = None if matchups is None else _checked_matchups(matchups, self.answers["qid"])
+        self.kept = n // 2 if kept < 0 else min(kept, n)
 
-def auc_by_calls(experiment: Experiment, results: Results) -> Display:
-    """AUC against calls a question: opponents for Bradley-Terry, samples for hybrid self-consistency."""
-    main = experiment.task.arms[0]
-    everyone = min(part["rounds"] for part in results[0]["arms"][main].values())
-    endings = {few: f"_n{few}" for few in sorted(experiment.config.budgets) if few < everyone} | {everyone: ""}
-    rows = [
-        {**row, "calls": calls}
-        for calls, ending in endings.items()
-        for row in _tidy(results, "auc", {f"{name}{ending}": name for name in ("hybrid_sc", "bt")})
-    ]
-    path = " to ".join(f"{values(results, main, 'auc', f'bt{ending}').mean():.3f}" for ending in endings.values())
-    display = lines_in_panels(
-        pd.DataFrame(rows), panel="panel", x="calls", y="value", labels=LABELS, x_title="calls a question",
-        y_title="AUC", title=f"With more opponents Bradley-Terry goes from {path} ({_short(main)})",
-    )  # fmt: skip
-    display.figure().update_xaxes(tickvals=list(endings))
-    return display
+    @classmethod
+    def of_run(
+        cls, folder: str | Path, *, labels: Mapping[str, str] | None = None, first: str = "bt"
+    ) -> ConfidenceRanking:
+        """From a run folder that holds `scores.parquet` and `matchups.parquet` of one data set.
 
-
-def elo_order(results: Results) -> Display:
-    """How far Elo's AUC moves when the same matches come in another order: standard deviation over orders, per seed."""
-    rows = [
-        {**row, "value": 100 * np.std(row["value"], ddof=1), "mean": np.mean(row["value"])}
-        for row in _tidy(results, "elo_orders", {name: name for name in ("elo", "elo_k400")})
-    ]
-    sd = {name: np.mean([row["value"] for row in rows if row["arm"] == name]) for name in ("elo", "elo_k400")}
-    return dots_in_panels(
-        pd.DataFrame(rows), panel="panel", y="value", labels=LABELS, x_title="points of AUC",
-        title=f"Order alone moves Elo by {sd['elo']:.1f} points at K 32 and by {sd['elo_k400']:.1f} at K 400",
-    )  # fmt: skip
-
-
-def ranking(experiment: Experiment, *, seed: int, arm: str = "", method: str = "bt") -> Display:
-    """The questions of one seed by strength, most trusted first, with 95 % intervals and whether they were right."""
-    arm = arm or experiment.task.arms[0]
-    paths = sorted((experiment.run.folder / f"seed-{seed}" / arm).glob("*/scores.parquet"))
-    if not paths:
-        raise ValueError(f"no scores of seed {seed}, regime {arm!r}; seeds of this run: {experiment.seeds}")
-    table: Any = pd.concat([pd.read_parquet(path).assign(data_set=path.parent.name) for path in paths])
-    table = table[table["method"] == method].sort_values(["data_set", "rank"], ignore_index=True)
-    half = len(table) // 2
-    wrong = [int((part["correct"] == 0).sum()) for part in (table[:half], table[half:])]
-    figure = blank(
-        f"Wrong answers: {wrong[0]} in the trusted half, {wrong[1]} in the other ({_short(arm)}, seed {seed})",
-        "place in the ranking", f"strength ({LABELS.get(method, method)})",
-    )  # fmt: skip
-    for truth, (name, colour, symbol) in TRUTH.items():
-        rows = table[table["correct"].isna() if truth is None else table["correct"] == truth]
-        asked = [
-            [plain(question), plain(answer)] for question, answer in zip(rows["question"], rows["answer"], strict=True)
-        ]
-        figure.add_trace(
-            go.Scatter(
-                x=rows.index + 1, y=rows["score"], mode="markers", name=name, customdata=asked,
-                marker={"color": colour, "symbol": symbol, "size": 7},
-                error_y={"array": rows["upper"] - rows["score"], "arrayminus": rows["score"] - rows["lower"],
-                         "color": colour, "thickness": 0.7, "width": 0},
-                hovertemplate="%{customdata[0]}<br>%{customdata[1]}<br>%{y:.2f}<extra>" + name + "</extra>",
-                visible=True if len(rows) else "legendonly", showlegend=bool(len(rows)),
-            )
+        Raises:
+            FileNotFoundError: no `scores.parquet` there.
+        """
+        folder = Path(folder)
+        if not (folder / "scores.parquet").is_file():
+            raise FileNotFoundError(f"no scores.parquet in {folder}; name the folder of one data set of a finished run")
+        table: Any = pd.read_parquet(folder / "scores.parquet")
+        judged = pd.read_parquet(folder / "matchups.parquet") if (folder / "matchups.parquet").is_file() else None
+        parts = {str(name): part.reset_index(drop=True) for name, part in table.groupby("method", sort=False)}
+        names = sorted(parts, key=lambda name: name != first)
+        return cls(
+            parts[names[0]][["qid", "question", "answer", "correct"]], {name: parts[name]["score"] for name in names},
+            intervals={name: (parts[name]["lower"], parts[name]["upper"]) for name in names if parts[name]["lower"].notna().all()},
+            matchups=judged, labels=labels,
         )  # fmt: skip
-    return Display(table, figure)
+
+    # -- faces
+    def data(self) -> dict[str, Any]:
+        """What the view draws, JSON types only."""
+        answers, judged = self.answers, self.matchups
+        place = {qid: i for i, qid in enumerate(answers["qid"])}
+        scorers = []
+        for name, values in self.scores.items():
+            lower, upper = self.intervals.get(name, (None, None))
+            scorers.append(
+                {"name": name, "label": self.labels[name], "score": _short(values),
+                 "lower": None if lower is None else _short(lower), "upper": None if upper is None else _short(upper)}
+            )  # fmt: skip
+        matches = None
+        if judged is not None:
+            reply, texts = pd.factorize(judged["raw_text"].astype(str))  # a judge says few different things
+            matches = {
+                "left": [place[qid] for qid in judged["left"]], "right": [place[qid] for qid in judged["right"]],
+                "outcome": judged["outcome"].tolist(), "status": judged["parse_status"].tolist(),
+                "reply": reply.tolist(), "texts": list(texts) if sum(map(len, texts)) <= TEXT_LIMIT else None,
+            }  # fmt: skip
+        correct = [None if np.isnan(value) else int(value) for value in answers["correct"]]
+        shown = {name: answers[name].astype(str).tolist() for name in COLUMNS}
+        return {"answers": {**shown, "correct": correct}, "scorers": scorers, "matches": matches}
+
+    def widget(self) -> Any:
+        """Live face: `.kept` and `.chosen` follow what the reader does."""
+        return scripted.live("ranking", self.data(), on_message=self._on_message, kept=self.kept, chosen="")
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
+        return scripted.bundle("ranking", self.data(), self.widget(), self.frame().head(20).to_string(), kept=self.kept)
+
+    def frame(self, scorer: str = "") -> pd.DataFrame:
+        """The answers, most trusted first: `rank`, `score`, `lower`, `upper` beside the columns of `answers`."""
+        name = self._name(scorer)
+        lower, upper = self.intervals.get(name, (np.nan, np.nan))
+        scores = self.scores[name]
+        table: Any = self.answers.assign(score=scores, lower=lower, upper=upper)
+        table.insert(0, "rank", np.asarray(pd.Series(-scores.round(9)).rank(method="min"), dtype=int))
+        return table.iloc[np.argsort(-scores.round(9), kind="stable")].reset_index(drop=True)
+
+    def above(self, *, score: float | None = None, share: float | None = None, scorer: str = "") -> pd.DataFrame:
+        """The answers to trust: at or above a score, or the most trusted share (0 to 1; a tie comes in whole).
+
+        Raises:
+            ValueError: neither or both given, or a share outside [0, 1].
+        """
+        if (score is None) == (share is None):
+            raise ValueError("give either score or share")
+        table: Any = self.frame(scorer)
+        if share is not None:
+            if not 0 <= share <= 1:
+                raise ValueError(f"share is a number from 0 to 1; got {share}")
+            count = round(share * len(table))
+            score = np.inf if count == 0 else float(table["score"].iloc[count - 1]) - 5e-10
+        return table[table["score"] >= score]
+
+    def export(self, path: str | Path, **above: Any) -> Path:
+        """Writes the ranking, or with `score` or `share` the answers above it, as CSV or Parquet by the file's ending.
+
+        Raises:
+            ValueError: another ending.
+        """
+        path, table = Path(path), self.above(**above) if above else self.frame()
+        if path.suffix not in (".csv", ".parquet"):
+            raise ValueError(f"the file must end in .csv or .parquet; got {path.name!r}")
+        table.to_csv(path, index=False) if path.suffix == ".csv" else table.to_parquet(path, index=False)
+        return path
+
+    def figure(self, scorer: str = "") -> go.Figure:
+        """Accuracy of the answers kept against the share kept, for every scorer, tie groups in random order."""
+        known = self.answers["correct"].notna().to_numpy()
+        right = self.answers["correct"].to_numpy(dtype=float)[known]
+        names = [self._name(scorer)] if scorer else list(self.scores)
+        figure = blank(
+            f"{len(right)} of {len(known)} answers are known to be right or wrong",
+            "share of answers kept",
+            "right among those kept",
+        )
+        for name in names if len(right) else ():
+            curve = metrics.accuracy_coverage(self.scores[name][known], right)
+            figure.add_trace(
+                go.Scatter(x=curve.coverage, y=curve.accuracy, name=plain(self.labels[name]), mode="lines")
+            )
+        return figure
+
+    # -- inside
+    def _name(self, scorer: str) -> str:
+        name = scorer or next(iter(self.scores))
+        if name not in self.scores:
+            raise ValueError(f"unknown scorer {scorer!r}; known: {', '.join(self.scores)}")
+        return name
+
+    def _on_message(self, widget: Any, content: Any) -> None:
+        if content.get("kind") == "parquet":
+            path = Path("ranking-kept.parquet").resolve()
+            table: Any = self.frame(str(content["scorer"]))
+            table[table["qid"].astype(str).isin(set(content["qids"]))].to_parquet(path, index=False)
+            widget.send({"kind": "saved", "text": f"{len(content['qids'])} answers are in {path}"})
 
 
-def means(results: Results) -> pd.DataFrame:
-    """Mean AUC over seeds of every scorer, beside the accuracy and the oracle, one column a regime."""
-    table = {}
-    for arm in results[0]["arms"]:
-        bounds = {name: values(results, arm, name).mean() for name in ("accuracy", "oracle")}
-        table[LABELS.get(arm, arm)] = bounds | {
-            label: values(results, arm, "auc", name).mean() for name, label in SCORER_NAMES.items()
-        }
-    return pd.DataFrame(table).round(3)
+def _short(values: Any) -> list[float | None]:
+    """Seven digits are more than a screen shows, and half of what a double would write."""
+    return [float(f"{value:.7g}") if np.isfinite(value) else None for value in np.asarray(values, dtype=float)]
 
 
-def checks(experiment: Experiment, results: Results) -> pd.DataFrame:
-    """What should be looked at before a claim is believed, mean and standard deviation over seeds, one row a regime."""
-    rows = {}
-    for arm in results[0]["arms"]:
-        measured = {
-            "questions ranked": values(results, arm, "n"),
-            "lean to the first question, logits": values(results, arm, "position"),
-            "triples without a cycle, share": values(results, arm, "transitivity"),
-        }
-        if experiment.task.is_simulated:
-            measured["strength and what is sensed, correlation"] = values(results, arm, "sensed_correlation")
-        for name, total in (("judgments", "n_judgments"), ("samples", "n_samples"), ("stated", "n")):
-            measured[f"{name} unread, %"] = 100 * values(results, arm, f"unparsed_{name}") / values(results, arm, total)
-        for name in ("direct", "bt"):
-            calibrated = [
-                np.mean([part["calibration"][name]["ece"] for part in r["arms"][arm].values()]) for r in results
-            ]
-            measured[f"ECE after calibration, {LABELS[name]}"] = np.array(calibrated)
-        rows[arm] = {name: f"{v.mean():.3g} ± {v.std(ddof=1) if len(v) > 1 else 0:.2g}" for name, v in measured.items()}
-    return pd.DataFrame(rows)
+def _checked_answers(answers: Any) -> Any:
+    missing = [name for name in COLUMNS if name not in answers]
+    if missing:
+        raise ValueError(
+            f"answers lacks the columns {', '.join(missing)}; it has {', '.join(map(str, answers.columns))}"
+        )
+    table = answers.reset_index(drop=True)
+    if table["qid"].duplicated().any():
+        row = int(table["qid"].duplicated().to_numpy().argmax())
+        raise ValueError(f"answers row {row}, column 'qid': {table['qid'][row]!r} stands there twice")
+    correct: Any = pd.to_numeric(table["correct"]) if "correct" in table else pd.Series(np.nan, index=table.index)
+    bad = correct.notna() & ~correct.isin([0, 1])
+    if bad.any():
+        row = int(bad.to_numpy().argmax())
+        raise ValueError(f"answers row {row}, column 'correct': 1, 0 or nothing is needed; got {correct[row]:g}")
+    return table.assign(correct=correct.astype(float))
 
 
-def _tidy(results: Results, metric: str, names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Rows `panel` (regime), `arm` (what the scorer is shown as), `seed` (place in the list), `value`."""
-    return [
-        {"panel": panel, "arm": arm, "seed": seed, "value": value}
-        for panel in results[0]["arms"]
-        for name, arm in names.items()
-        for seed, value in enumerate(values(results, panel, metric, name))
-    ]
+def _checked_scores(name: str, values: Any, qids: Any) -> np.ndarray:
+    scores = np.asarray(values, dtype=float)
+    if scores.shape != (len(qids),):
+        raise ValueError(f"scores[{name!r}] has {scores.size} values for {len(qids)} answers")
+    if not np.isfinite(scores).all():
+        row = int((~np.isfinite(scores)).argmax())
+        raise ValueError(
+            f"scores[{name!r}] of {qids[row]!r} (row {row}) is {scores[row]}; an order needs finite numbers"
+        )
+    return scores
 
 
-def _short(arm: str) -> str:
-    return f"regime {arm}" if len(arm) == 1 else LABELS.get(arm, arm)
+def _checked_matchups(matchups: Any, qids: Any) -> Any:
+    known = set(qids)
+    table = matchups.reset_index(drop=True)
+    for side in ("left", "right"):
+        for row, qid in enumerate(table[side]):
+            if qid not in known:
+                raise ValueError(f"matchups row {row}, column {side!r}: {qid!r} is none of the {len(known)} answers")
+    bad = ~table["outcome"].isin([0.0, 0.5, 1.0])
+    if bad.any():
+        row = int(bad.to_numpy().argmax())
+        raise ValueError(f"matchups row {row}, column 'outcome': 0, 0.5 or 1 is needed; got {table['outcome'][row]}")
+    if "parse_status" not in table:
+        table = table.assign(parse_status=np.where(table["outcome"] == 0.5, "tie", "ok"))
+    return table if "raw_text" in table else table.assign(raw_text="")

@@ -75,6 +75,19 @@ class KnownQuestions:
         """The confidence s_i that the model of this regime senses, by `qid`: what a ranking should recover."""
         return {f"q{i}": float(s) for i, s in enumerate(self._senses(arm, seed)[0])}
 
+    def right(self, seed: int) -> np.ndarray:
+        """Whether the model's answer is right [questions], 1 or 0."""
+        truth = self._truth(seed)
+        return (truth["answer"] == truth["gold"]).astype(float)
+
+    @staticmethod
+    def judge(
+        left: np.ndarray, right: np.ndarray, rng: np.random.Generator, *, noise: float = JUDGE_NOISE, ties: float = 0.0
+    ) -> np.ndarray:
+        """The planted judge without words: outcomes for the first of two sensed confidences, one half for a tie."""
+        outcomes = (left - right + noise * rng.logistic(size=len(left)) + JUDGE_FIRST > 0).astype(float)
+        return np.where(rng.random(len(left)) < ties, 0.5, outcomes)
+
     def subject(self, arm: str, seed: int) -> SimulatedModel:
         """The model of regime `arm`, which knows the questions of `seed`."""
         truth, (sensed, agreement) = self._truth(seed), self._senses(arm, seed)

@@ -1,0 +1,76 @@
+"""Scripted views: one drawing routine in JavaScript, alive in JupyterLab and in a rendered page without a kernel.
+
+What may live here: the frame of such a view. What may not: what a view shows (each widget's own data and `js/<name>.js`).
+
+In JupyterLab anywidget runs the script. A rendered page refuses every script that an output brings, so there the output
+is data under a type of its own, and the page's own script draws it with the same routine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent / "js"
+VIEW_MIME = "application/vnd.workbench.view+json"
+
+
+@cache
+def source(name: str, ending: str) -> str:
+    """The text of `js/<name>.<ending>`.
+
+    Raises:
+        ValueError: no view of that name.
+    """
+    if not re.fullmatch(r"[a-z_]+", name) or not (path := FOLDER / f"{name}.{ending}").is_file():
+        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.js")))
+        raise ValueError(f"no view {name!r}; known: {known}")
+    return path.read_text(encoding="utf-8")
+
+
+def live(
+    name: str, data: Mapping[str, Any], *, on_message: Callable[[Any, Any], None] | None = None, **traits: Any
+) -> Any:
+    """The view as an anywidget.
+
+    Args:
+        data: what it draws, JSON types only.
+        on_message: called with (widget, content) of what the script sends.
+        traits: what Python and the script share, by name, with its first value.
+    """
+    import anywidget
+    import traitlets
+
+    kinds = {int: traitlets.Int, str: traitlets.Unicode, float: traitlets.Float, bool: traitlets.Bool}
+    members: dict[str, Any] = {key: kinds[type(value)](value).tag(sync=True) for key, value in traits.items()}
+    members |= {
+        "_esm": source(name, "js") + "\nexport default { render: ({ model, el }) => render({ model, el, live: true }) };\n",
+        "_css": source(name, "css"),
+        "data": traitlets.Dict(dict(data)).tag(sync=True),
+    }  # fmt: skip
+    view = type(f"View_{name}", (anywidget.AnyWidget,), members)()
+    if on_message is not None:
+        view.on_msg(lambda widget, content, _: on_message(widget, content))
+    return view
+
+
+def bundle(name: str, data: Mapping[str, Any], widget: Any, text: str, **state: Any) -> dict[str, Any]:
+    """Both faces of a view in one mime bundle, and its text for where neither can be drawn."""
+    return {
+        **widget._repr_mimebundle_()[0],
+        VIEW_MIME: {"view": name, "state": {"data": dict(data), **state}},
+        "text/plain": text,
+    }
+
+
+def page_script(names: set[str]) -> str:
+    """What a page needs to draw these views: each routine under its name, closed off from the others."""
+    parts = [f"views[{name!r}] = (() => {{ {source(name, 'js')}; return render; }})();" for name in sorted(names)]
+    return "const views = {};\n" + "\n".join(parts)
+
+
+def page_style(names: set[str]) -> str:
+    return "\n".join(source(name, "css") for name in sorted(names))
