@@ -21,7 +21,7 @@ FLOORS = {
     "batches": 1, "bleu": 1, "distributed": 1, "checkpoints": 1, "reference": 1,
     "training": 2, "ppo": 3, "evidence": 3, "tasks": 3, "feedback": 3, "worlds": 3, "leaderboard": 4, "arena": 4, "from_scratch": 4,
     "rounds": 4, "long_rows": 4, "ranked_lists": 4, "follow_up_reward": 4,
-    "figures": 3, "methods": 4, "widgets": 5, "pages": 5, "reproduce": 6, "cli": 7, "__main__": 8, "": 9,
+    "figures": 3, "methods": 4, "widgets": 5, "pages": 5, "reproduce": 6, "confidence_report": 6, "cli": 7, "__main__": 8, "": 9,
 }  # fmt: skip
 
 

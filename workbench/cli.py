@@ -91,6 +91,63 @@ def reproduce(
 
 
 @app.command()
+def confidence(
+    questions: Annotated[
+        str, typer.Argument(help="JSONL, JSONL.gz or Parquet: qid, question; choices, gold, dataset where known.")
+    ],
+    model: Annotated[str, typer.Option(help="Folder, hub id, or a server: http://localhost:8000/v1#name")],
+    budget: Annotated[
+        int, typer.Option(min=0, help="Calls to the model, answers included; 0 takes six a question.")
+    ] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder; by default confidence-NAME, after the file.")] = None,
+    opponents: Annotated[str, typer.Option(help="random, both-orders or active (by expected information)")] = "random",
+    seed: Annotated[int, typer.Option(help="Of opponents and sides.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; for a model of this machine")] = "auto",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Let the model explain each judgment; needs more tokens.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Of one reply.")] = 64,
+    max_unparsed: Annotated[float, typer.Option(min=0, max=1, help="Share of unread judgments that is borne.")] = 0.05,
+) -> None:
+    """Rank a model's answers by how far it trusts them, and write the ranking, its page and its judgments.
+
+    Every question is answered once; then the model is asked, pair by pair, of which answer it is surer. A killed call
+    goes on where it stopped. A server's key is read from `$OPENAI_API_KEY`.
+
+    Examples:
+
+    - `workbench confidence quiz.jsonl --model my/folder` asks a model of this machine
+    - `workbench confidence quiz.jsonl --model "https://host/v1?price=0.15,0.6#name" --budget 900` asks a server
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    from workbench import confidence_report
+
+    kinds: dict[str, confidence_report.How] = {
+        "random": "random_opponents",
+        "both-orders": "both_orders",
+        "active": "active",
+    }
+    if opponents not in kinds:
+        raise ValueError(f"--opponents must be one of {', '.join(kinds)}; got {opponents!r}")
+    reports = confidence_report.write(
+        questions, model=model, budget=budget, output=output, how=kinds[opponents], seed=seed, device=device, cot=explain,
+        max_tokens=max_tokens, max_unparsed=max_unparsed,
+    )  # fmt: skip
+    for report in reports:
+        table = Table(
+            "rank", "strength, 95 %", "", "answer", Column("question", overflow="ellipsis", no_wrap=True), box=None
+        )
+        for row in confidence_report.rows_to_show(report):
+            table.add_row(*map(escape, row))
+        Console().print(escape(report.summary()), table)
+        typer.echo(f"ranking: {report.folder / 'ranking.csv'}")
+    typer.echo(f"page: {reports[0].folder.parent / 'page.html'}")
+
+
+@app.command()
 def new_model(
     dataset: Annotated[str, typer.Option(help="Hub id, folder or file with demonstrations or preferences.")],
     output: Annotated[Path, typer.Option(help="Folder for the model; it must not exist yet.")],

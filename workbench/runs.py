@@ -69,7 +69,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically. NaN and infinities are kept, as Python's reader understands them; claims write null instead."""
-    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=True)
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=True)
     with atomic(path) as file:
         file.write(text.encode())
 
@@ -78,18 +78,18 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON types only: dataclasses, paths, numpy scalars and arrays become what they stand for."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if not isinstance(value, type) and (as_list := getattr(value, "tolist", None)):
-        return _plain(as_list())
+        return plain(as_list())
     return value
 
 
@@ -114,7 +114,7 @@ def cached_folder(key: Mapping[str, Any], build: Callable[[Path], None], *, root
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 # ------------------------------------------------------------------------------------------------- code and machine
@@ -232,7 +232,7 @@ class Run:
     def log(self, row: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(_plain(row)) + "\n")
+            file.write(json.dumps(plain(row)) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole metrics row; the torn last line of a killed process is left out."""
@@ -324,7 +324,7 @@ def open_run(system: str, module: str, scale: str, parameters: Mapping[str, Any]
         )
     if not manifest:
         run.update_manifest(
-            system=system, scale=scale, parameters=_plain(parameters), key=key, status="running",
+            system=system, scale=scale, parameters=plain(parameters), key=key, status="running",
             started=_now(), provenance=provenance(),
         )  # fmt: skip
     return run

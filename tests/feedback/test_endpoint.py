@@ -1,6 +1,5 @@
 """Endpoints: addresses, a server on loopback with planted faults, and the real server of transformers."""
 
-import json
 import os
 import signal
 import socket
@@ -9,9 +8,9 @@ import sys
 import threading
 import time
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from loopback import Server, completion
 
 from workbench.feedback.chat import Reply, Request, Transcript, open_model, user
 from workbench.feedback.endpoint import Address, EndpointModel
@@ -45,69 +44,6 @@ def test_a_wrong_address_is_one_line(source, message):
 
 
 # ---- a server whose faults are planted
-class Server(ThreadingHTTPServer):
-    """Answers with the prompt in capitals; `faults` are statuses to give first, `die_after` replies it stops for good."""
-
-    def __init__(self, faults=(), die_after=None, body=None, delay=0.0, listed=()):
-        self.faults, self.die_after, self.body, self.delay, self.listed = list(faults), die_after, body, delay, listed
-        self.seen, self.keys, self.at_once, self.most_at_once, self.lock = [], set(), 0, 0, threading.Lock()
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def address(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *args):
-        pass
-
-    def send(self, status, content, **headers):
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self):
-        self.send(200, {"object": "list", "data": [{"id": "m", "object": "model", **dict(self.server.listed)}]})
-
-    def do_POST(self):
-        server, given = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.keys.add(self.headers["Authorization"])
-            fault = server.faults.pop(0) if server.faults else None
-            if fault is None and server.die_after is not None and len(server.seen) >= server.die_after:
-                fault = "gone"
-            if fault is None:
-                server.seen.append((given["messages"][-1]["content"], time.monotonic()))
-            server.at_once += 1
-            server.most_at_once = max(server.most_at_once, server.at_once)
-        time.sleep(server.delay)
-        with server.lock:
-            server.at_once -= 1
-        if fault == "gone":
-            self.connection.close()
-        elif fault:
-            said = {"error": {"message": f"no, {self.headers['Authorization']} asked too much"}}
-            self.send(fault, said, retry_after_ms="1")
-        else:
-            text = given["messages"][-1]["content"].upper()
-            self.send(200, server.body or completion(f"{text} {given.get('seed', '')}".strip()))
-
-
-def completion(text):
-    return {
-        "id": "1", "object": "chat.completion", "created": 0, "model": "m",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
-    }  # fmt: skip
-
-
 @pytest.fixture
 def serve(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -64,3 +65,14 @@ def to_matches(matchups: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
                 raise ValueError(f"matchups row {row}, column {side!r}: {player!r} is none of the {len(place)} players")
     left, right = ([place[player] for player in players] for players in columns.values())
     return np.column_stack([left, right, matchups["outcome"]]).astype(float)
+
+
+def count_unread(matchups: Any, model: str, most: float, folder: Path) -> int:
+    """Judgments that could not be read; a ValueError if their share is above `most`."""
+    unread = int((matchups["parse_status"] == "unparsed").sum())
+    if unread > most * len(matchups):
+        raise ValueError(
+            f"{unread} of {len(matchups)} judgments of {model} could not be read, more than max_unparsed = {most:g} allows; "
+            f"see raw_text in {folder / 'matchups.parquet'}"
+        )
+    return unread

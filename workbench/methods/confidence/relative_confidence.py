@@ -39,7 +39,7 @@ from workbench.confidence_scores import elo_orders, measure, over_rounds, score_
 from workbench.config import Field, Presets, listed, strict
 from workbench.feedback import chat
 from workbench.feedback.active import next_pairs
-from workbench.feedback.matchups import schedule, to_matches
+from workbench.feedback.matchups import count_unread, schedule, to_matches
 from workbench.feedback.questions import (
     Question,
     QuestionFile,
@@ -194,13 +194,7 @@ def rank_questions(
         matchups = run.table("matchups", lambda: judge(pairs))
     k = math.ceil(len(matchups) / n)  # self-consistency gets as many calls as there are judgments
     agree, stated = ask_samples(players, ask, k, temperature=config.sc_temperature, max_tokens=config.max_tokens)
-    status = matchups["parse_status"].tolist()
-    unparsed = status.count("unparsed")
-    if unparsed > config.max_unparsed * len(matchups):
-        raise ValueError(
-            f"{unparsed} of {len(matchups)} judgments of {model.name} could not be read, more than max_unparsed = "
-            f"{config.max_unparsed:g} allows; see raw_text in {run.folder / 'matchups.parquet'}"
-        )
+    unparsed = count_unread(matchups, model.name, config.max_unparsed, run.folder)
     matches, rounds = to_matches(matchups, qids), matchups["round"].to_numpy()
     ratings = aggregate(matches, n, config)
     direct = np.array([p["confidence"] for p in players])
@@ -227,7 +221,7 @@ def rank_questions(
         "dropped": dropped, "n_judgments": len(matches), "n_samples": agree.size, "rounds": int(rounds.max()) + 1,
         "unparsed_stated": int(np.isnan(direct).sum()), "unparsed_samples": int(np.isnan(agree).sum()),
         "unparsed_judgments": unparsed,
-        "ties": status.count("tie"), "transitivity": ranking.transitivity(matches, n),
+        "ties": int((matchups["parse_status"] == "tie").sum()), "transitivity": ranking.transitivity(matches, n),
         "position": ratings["bt_position"].position, "by_rounds": by_rounds,
         "sensed_correlation": float(np.corrcoef(felt, scores["bt"])[0, 1]) if sensed else None,
         **measure(scores, correct, rng("measure"), curves=kept, calibrated=("direct", "bt"), against=("direct", "hybrid_sc"), main="bt"),
