@@ -210,7 +210,7 @@ def report(
         records = [
             {"system": entry["system"], **claim} for entry in runs.read_json(scoreboard) for claim in entry["claims"]
         ]
-        paths = figures.claims_forest(records).save(scoreboard.parent, "claims")
+        paths = figures.claims_forest(records).save(scoreboard.parent, "claims", ("svg", "csv"))
         typer.echo(f"published: {', '.join(str(path) for path in [scoreboard, *paths])}")
     if readme:
         changed = pages.update_readme(ROOT / "README.md", scoreboard)

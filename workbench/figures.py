@@ -68,14 +68,16 @@ class Display:
     def figure(self) -> go.Figure:
         return self.drawing
 
-    def save(self, folder: str | Path, name: str) -> list[Path]:
-        """Writes `name`.svg, .png and .csv; svg and png need a Chromium on the machine (kaleido)."""
+    def save(self, folder: str | Path, name: str, endings: Sequence[str] = ("svg", "png", "csv")) -> list[Path]:
+        """Writes `name`.svg, .png and .csv, or those asked for; svg and png need a Chromium on the machine (kaleido)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{name}.{ending}" for ending in ("svg", "png", "csv")]
-        for path in paths[:2]:
-            self.drawing.write_image(path, scale=1 if path.suffix == ".svg" else 2)
-        self.table.to_csv(paths[2], index=False)
+        paths = [folder / f"{name}.{ending}" for ending in endings]
+        for path in paths:
+            if path.suffix == ".csv":
+                self.table.to_csv(path, index=False)
+            else:
+                self.drawing.write_image(path, scale=1 if path.suffix == ".svg" else 2)
         return paths
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
