@@ -71,6 +71,16 @@ def test_a_failed_seed_is_named_and_the_others_are_kept(tmp_path):
     assert over_seeds(square, None, {}, [0, 1], Run(tmp_path), workers=1)[1]["value"] == 1
 
 
+def die(task, config, seed, part):
+    os._exit(9)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_told_with_what_to_look_for(tmp_path):
+    with pytest.raises(RuntimeError, match="seed . failed: BrokenProcessPool: .* is there memory enough"):
+        over_seeds(die, None, {}, [0, 1], Run(tmp_path), workers=2)
+
+
 @pytest.mark.parametrize("seeds", [[], [1, 1]])
 def test_bad_seeds(tmp_path, seeds):
     with pytest.raises(ValueError, match="seeds must be different numbers, at least one"):

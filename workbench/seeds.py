@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -98,7 +99,12 @@ def _run_pool(jobs: Sequence[_Job], run: Run, workers: int) -> None:
                 if (error := future.exception()) is not None:
                     for other in waiting:
                         other.cancel()
-                    raise RuntimeError(f"seed {job.seed} failed: {type(error).__name__}: {error}") from error
+                    hint = ""
+                    if isinstance(error, BrokenProcessPool):
+                        hint = (
+                            '; is there memory enough? In a script the call must stand under if __name__ == "__main__":'
+                        )
+                    raise RuntimeError(f"seed {job.seed} failed: {type(error).__name__}: {error}{hint}") from error
                 bar.update()
         run.progress(len(jobs), len(jobs), "done")
 
