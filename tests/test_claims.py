@@ -217,3 +217,31 @@ def test_published_figures_computed_again(here, holds, verdict):
     assert describe_control(first) == ""
     with pytest.raises(ValueError, match="C3: neither a figure nor a condition"):
         claims.rederive("C3", "s", paper="", figures={}, tolerance=0.1)
+
+
+def test_randomisation_is_the_exact_share_of_assignments():
+    """Lady tasting tea: 4 of 8 cups right has p = 1/70; three such seeds 1/70^3, though they do not vary at all."""
+    from itertools import combinations
+
+    scores = np.array([1.0, 1, 1, 1, 0, 0, 0, 0])
+    null = np.array([scores[list(c)].mean() - np.delete(scores, list(c)).mean() for c in combinations(range(8), 4)])
+    assert p_value(np.ones(3), "greater", "randomisation", null=[null] * 3) == pytest.approx(70.0**-3)
+    assert p_value(-np.ones(3), "less", "randomisation", null=[null] * 3) == pytest.approx(70.0**-3)
+    assert p_value(np.zeros(3), "greater", "randomisation", null=[null] * 3) > 0.5
+    assert p_value(np.ones(3), "greater", "randomisation", null=[np.ones(70)] * 3) == 1.0  # any assignment gives it
+    mixed = [0.5, 1.0, 0.0]
+    exact = np.mean([a + b + c >= 1.5 - 1e-9 for a in null for b in null for c in null])
+    assert p_value(np.array(mixed), "greater", "randomisation", null=[null] * 3) == pytest.approx(exact)
+    with pytest.raises(ValueError, match="needs one null distribution a seed"):
+        p_value(np.ones(3), "greater", "randomisation", null=[null] * 2)
+    with pytest.raises(ValueError, match=r"0\.9 of place 0 is no value of its null distribution"):
+        p_value(np.full(3, 0.9), "greater", "randomisation", null=[null] * 3)
+
+
+def test_a_randomised_claim_is_decided_where_seeds_do_not_vary():
+    null, same = [np.array([10.0, *[0.0] * 69])] * 3, [np.array([0.0] * 70)] * 3
+    claims = Claims("x", "tiny", [0, 1, 2])
+    options = {"paper": "p", "measured": [10.0] * 3, "control": [0.0] * 3}
+    claims.test("C1", "s", **options, test="randomisation", null=null, control_null=same)
+    claims.test("C2", "s", **options)
+    assert claims.verdicts() == {"C1": "shown in small", "C2": "not shown"}  # the sign test of three cannot

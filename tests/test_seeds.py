@@ -77,7 +77,7 @@ def die(task, config, seed, part):
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_told_with_what_to_look_for(tmp_path):
-    with pytest.raises(RuntimeError, match="seed . failed: BrokenProcessPool: .* is there memory enough"):
+    with pytest.raises(RuntimeError, match=r"seed . failed: BrokenProcessPool: .* is there memory enough"):
         over_seeds(die, None, {}, [0, 1], Run(tmp_path), workers=2)
 
 

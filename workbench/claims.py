@@ -10,6 +10,9 @@ specification names), (3) the effect beats its control: the difference of the tw
 the claim holds. No control, fewer than three seeds or a NaN: never shown. An equivalence has no (3): being near 0 and
 being nearer than something else are different statements.
 
+Where the experiment itself drew what was treated, seed by seed, the exact randomisation test may stand for the others:
+it needs no spread over seeds.
+
 Results that a paper's authors released are not an experiment of ours: what is computed from them again *follows from
 the published data* when every figure comes out and every stated condition holds, and is never called shown.
 """
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Direction = Literal["greater", "less", "equivalent"]
-Test = Literal["paired_t", "sign", "wilcoxon", "bootstrap"]
+Test = Literal["paired_t", "sign", "wilcoxon", "bootstrap", "randomisation"]
 ALPHA = 0.05
 VERDICTS = {
     "tiny": ("shown in small", "not shown", "needs full scale"),
@@ -101,6 +104,9 @@ class Claims:
         also: Mapping[str, bool] | None = None,
         paper_effect: float = math.nan,
         note: str = "",
+        seeds: Sequence[int] | None = None,
+        null: Sequence[np.ndarray] = (),
+        control_null: Sequence[np.ndarray] = (),
     ) -> None:
         """Adds a claim that this run can test.
 
@@ -112,29 +118,33 @@ class Claims:
             test: the test of `measured - margin` against 0. "equivalent" always uses the t distribution.
             also: further conditions, each with its outcome, that must all hold.
             paper_effect: the paper's effect in the same unit, where there is one; used at full scale only.
+            seeds: those of the run that this claim was measured with; None for all of them.
+            null, control_null: for test "randomisation", where the experiment itself drew what was treated: for each seed
+                `measured` and `control` under every assignment that could have been drawn, in one order.
 
         Raises:
             ValueError: another number of values than seeds, or a value that is not finite (the seed is named).
         """
+        used = self.seeds if seeds is None else [int(seed) for seed in seeds]
         for name, values in (("measured", measured), ("control", control)):
             if values is None:
                 continue
-            if len(values) != len(self.seeds):
-                raise ValueError(f"claim {id}: {name} has {len(values)} values for {len(self.seeds)} seeds")
-            for seed, value in zip(self.seeds, values, strict=True):
+            if len(values) != len(used):
+                raise ValueError(f"claim {id}: {name} has {len(values)} values for {len(used)} seeds")
+            for seed, value in zip(used, values, strict=True):
                 if not math.isfinite(value):
                     raise ValueError(f"claim {id}: {name} of seed {seed} is {value}; a claim needs finite numbers")
         values = np.asarray(measured, dtype=float)
         control_values = np.asarray([] if control is None else control, dtype=float)
         self._claims.append(
             Claim(
-                id=id, statement=statement, paper=paper, direction=direction, seeds=self.seeds, unit=unit, note=note,
+                id=id, statement=statement, paper=paper, direction=direction, seeds=used, unit=unit, note=note,
                 measured=values.tolist(), control=control_values.tolist(), control_is=control_is, control_alpha=control_alpha,
                 test="two one-sided t" if direction == "equivalent" else test, margin=float(margin),
-                p_value=p_value(values, direction, test, margin),
-                control_p_value=p_value(control_values, direction, test, margin),
+                p_value=p_value(values, direction, test, margin, null),
+                control_p_value=p_value(control_values, direction, test, margin, control_null),
                 difference_p_value=math.nan if direction == "equivalent" or not control_values.size
-                else p_value(values - control_values, direction, test),
+                else p_value(values - control_values, direction, test, 0.0, [a - b for a, b in zip(null, control_null, strict=True)]),
                 effect=float(values.mean()), interval=interval(values, test), standardised=standardised(values),
                 control_effect=float(control_values.mean()) if control_values.size else math.nan,
                 conditions={name: bool(holds) for name, holds in (also or {}).items()},
@@ -232,7 +242,13 @@ def _verdict(claim: Claim) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------- statistics
-def p_value(values: np.ndarray, direction: Direction, test: Test = "paired_t", margin: float = 0.0) -> float:
+def p_value(
+    values: np.ndarray,
+    direction: Direction,
+    test: Test = "paired_t",
+    margin: float = 0.0,
+    null: Sequence[np.ndarray] = (),
+) -> float:
     """One-sided p-value that the effect is on the claimed side of `margin`; NaN for fewer than three values.
 
     "equivalent" is two one-sided t-tests (Schuirmann 1987): the larger p of mean > -margin and mean < margin.
@@ -247,6 +263,8 @@ def p_value(values: np.ndarray, direction: Direction, test: Test = "paired_t", m
     if direction == "equivalent":
         return max(p_value(values, "greater", "paired_t", -margin), p_value(values, "less", "paired_t", margin))
     shifted = values - margin
+    if test == "randomisation":
+        return randomisation(values, null, direction, margin)
     if test == "paired_t" and np.ptp(shifted) > 0:
         result = stats.ttest_1samp(shifted, 0.0, alternative=direction)
         return float(result.pvalue)
@@ -261,6 +279,30 @@ def p_value(values: np.ndarray, direction: Direction, test: Test = "paired_t", m
     right_side = int(np.sum(shifted > 0 if direction == "greater" else shifted < 0))
     informative = int(np.sum(shifted != 0))
     return float(stats.binomtest(right_side, informative, alternative="greater").pvalue) if informative else 1.0
+
+
+def randomisation(values: np.ndarray, null: Sequence[np.ndarray], direction: Direction, margin: float = 0.0) -> float:
+    """Exact p-value of the summed effect over every assignment that could have been drawn (Fisher 1935).
+
+    It asks how often a draw that has nothing to do with the outcome gives as much: no spread over seeds is needed, so it
+    also decides where every seed shows the same.
+
+    Raises:
+        ValueError: another number of null distributions than values, a margin, or a value that no assignment gives.
+    """
+    if len(null) != len(values) or margin:
+        raise ValueError(
+            f"test 'randomisation' needs one null distribution a seed and no margin; got {len(null)} for {len(values)}"
+        )
+    sign = -1.0 if direction == "less" else 1.0
+    sums, counts = np.zeros(1), np.ones(1)
+    for seed, (value, assignments) in enumerate(zip(values, null, strict=True)):
+        if not np.isclose(assignments, value).any():
+            raise ValueError(f"test 'randomisation': {value} of place {seed} is no value of its null distribution")
+        drawn, times = np.unique(np.round(sign * np.asarray(assignments, dtype=float), 9), return_counts=True)
+        totals, place = np.unique(np.round((sums[:, None] + drawn).ravel(), 9), return_inverse=True)
+        sums, counts = totals, np.bincount(place.ravel(), (counts[:, None] * times).ravel())
+    return float(counts[sums >= sign * values.sum() - 1e-6].sum() / counts.sum())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 Binning = Literal["left_closed", "right_closed", "equal_mass"]
+MERGED_VOTES = {"vote_tie": "uncertain", "vote_both_bad": "uncertain"}  # four kinds of votes as left, right, uncertain
 
 
 class AccuracyCoverage(NamedTuple):
@@ -237,3 +239,44 @@ def win_rate(preference: ArrayLike) -> tuple[float, float]:
         )
     spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
     return 100 * float(values.mean()), 100 * spread / math.sqrt(len(values))
+
+
+class Agreement(NamedTuple):
+    """Two label vectors side by side. `confusion` counts [human label, judge label], in the order of the labels given."""
+
+    accuracy: float
+    macro_f1: float
+    cohen_kappa: float
+    matthews: float
+    confusion: Int[np.ndarray, "label label"]
+
+
+def agreement(
+    human: Sequence[str], judge: Sequence[str], labels: Sequence[str], *, merge: Mapping[str, str] | None = None
+) -> Agreement:
+    """How far a judge's labels agree with human ones; a label that never occurs counts 0 in macro F1.
+
+    Args:
+        labels: all labels there are, after merging; kappa and Matthews do not depend on them.
+        merge: labels to be read as another one (`MERGED_VOTES` for votes of an arena).
+
+    Raises:
+        ValueError: no rows, different lengths, or a label that is none of `labels`; the row is named.
+    """
+    from sklearn import metrics as sk
+
+    sides = [[(merge or {}).get(label, label) for label in side] for side in (human, judge)]
+    if not sides[0] or len(sides[0]) != len(sides[1]):
+        raise ValueError(f"human and judge need as many labels, at least one; got {len(sides[0])} and {len(sides[1])}")
+    for name, side in zip(("human", "judge"), sides, strict=True):
+        for row, label in enumerate(side):
+            if label not in labels:
+                raise ValueError(f"{name} row {row}: {label!r} is none of the labels {', '.join(labels)}")
+    one, two = sides
+    never: Any = 0  # what a label counts that never occurs; the library's stubs expect text here
+    f1 = sk.f1_score(one, two, labels=labels, average="macro", zero_division=never)
+    return Agreement(
+        float(sk.accuracy_score(one, two)), float(f1),
+        float(sk.cohen_kappa_score(one, two)), float(sk.matthews_corrcoef(one, two)),
+        sk.confusion_matrix(one, two, labels=labels),
+    )  # fmt: skip

@@ -133,7 +133,10 @@ def active_rounds(results: Results) -> Display:
 def judgments_saved(results: Results, *, measure: str = "auc", rounds: int = 1_000) -> pd.DataFrame:
     """Judgments a question that chosen opponents need for what random ones reach with 5, 10 and all.
 
-    `measure` is "auc", or "sensed": the correlation of the strengths with what the model senses, which is planted. Read off the mean curves over seeds; the interval is a bootstrap over seeds. A curve that never gets there is "more".
+    Read off the mean curves over seeds; the interval is a bootstrap over seeds. A curve that never gets there is "more".
+
+    Args:
+        measure: "auc", or "sensed": the correlation of the strengths with what the model senses, which is planted.
     """
     rng, rows = np.random.default_rng(0), []
     for arm in _main(results):

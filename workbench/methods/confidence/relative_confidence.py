@@ -221,7 +221,7 @@ def rank_questions(
         "dropped": dropped, "n_judgments": len(matches), "n_samples": agree.size, "rounds": int(rounds.max()) + 1,
         "unparsed_stated": int(np.isnan(direct).sum()), "unparsed_samples": int(np.isnan(agree).sum()),
         "unparsed_judgments": unparsed,
-        "ties": int((matchups["parse_status"] == "tie").sum()), "transitivity": ranking.transitivity(matches, n),
+        "ties": matchups["parse_status"].tolist().count("tie"), "transitivity": ranking.transitivity(matches, n),
         "position": ratings["bt_position"].position, "by_rounds": by_rounds,
         "sensed_correlation": float(np.corrcoef(felt, scores["bt"])[0, 1]) if sensed else None,
         **measure(scores, correct, rng("measure"), curves=kept, calibrated=("direct", "bt"), against=("direct", "hybrid_sc"), main="bt"),
