@@ -38,8 +38,10 @@ def test_verdicts_follow_from_the_published_measurements():
                 "margin",
                 "unit",
                 "note",
+                "seeds",
             )
             known = {name: record[name] for name in names} | {"control": record["control"] or None}
+            known |= {name: record.get(name, ()) for name in ("null", "control_null")}
             test = "paired_t" if record["direction"] == "equivalent" else record["test"]
             again.test(record["id"], record["statement"], **known, test=test, also=record["conditions"])
         tested = {r["id"]: r["verdict"] for r in entry["claims"] if r["test"] != "none"}

@@ -67,6 +67,8 @@ class Claim:
     difference_p_value: float = math.nan
     conditions: dict[str, bool] = field(default_factory=dict)
     paper_effect: float = math.nan
+    null: list[list[float]] = field(default_factory=list)  # of a randomisation test: `measured` under every assignment
+    control_null: list[list[float]] = field(default_factory=list)
     note: str = ""
     scale: str = "tiny"
     verdict: str = ""
@@ -105,8 +107,8 @@ class Claims:
         paper_effect: float = math.nan,
         note: str = "",
         seeds: Sequence[int] | None = None,
-        null: Sequence[np.ndarray] = (),
-        control_null: Sequence[np.ndarray] = (),
+        null: Sequence[Any] = (),
+        control_null: Sequence[Any] = (),
     ) -> None:
         """Adds a claim that this run can test.
 
@@ -134,6 +136,7 @@ class Claims:
             for seed, value in zip(used, values, strict=True):
                 if not math.isfinite(value):
                     raise ValueError(f"claim {id}: {name} of seed {seed} is {value}; a claim needs finite numbers")
+        drawn, control_drawn = ([np.asarray(part, dtype=float) for part in given] for given in (null, control_null))
         values = np.asarray(measured, dtype=float)
         control_values = np.asarray([] if control is None else control, dtype=float)
         self._claims.append(
@@ -141,14 +144,15 @@ class Claims:
                 id=id, statement=statement, paper=paper, direction=direction, seeds=used, unit=unit, note=note,
                 measured=values.tolist(), control=control_values.tolist(), control_is=control_is, control_alpha=control_alpha,
                 test="two one-sided t" if direction == "equivalent" else test, margin=float(margin),
-                p_value=p_value(values, direction, test, margin, null),
-                control_p_value=p_value(control_values, direction, test, margin, control_null),
+                p_value=p_value(values, direction, test, margin, drawn),
+                control_p_value=p_value(control_values, direction, test, margin, control_drawn),
                 difference_p_value=math.nan if direction == "equivalent" or not control_values.size
-                else p_value(values - control_values, direction, test, 0.0, [a - b for a, b in zip(null, control_null, strict=True)]),
+                else p_value(values - control_values, direction, test, 0.0, [a - b for a, b in zip(drawn, control_drawn, strict=True)]),
                 effect=float(values.mean()), interval=interval(values, test), standardised=standardised(values),
                 control_effect=float(control_values.mean()) if control_values.size else math.nan,
                 conditions={name: bool(holds) for name, holds in (also or {}).items()},
-                paper_effect=paper_effect, scale=self.scale,
+                paper_effect=paper_effect, scale=self.scale, null=[part.tolist() for part in drawn],
+                control_null=[part.tolist() for part in control_drawn],
             )
         )  # fmt: skip
 
@@ -281,7 +285,7 @@ def p_value(
     return float(stats.binomtest(right_side, informative, alternative="greater").pvalue) if informative else 1.0
 
 
-def randomisation(values: np.ndarray, null: Sequence[np.ndarray], direction: Direction, margin: float = 0.0) -> float:
+def randomisation(values: np.ndarray, null: Sequence[Any], direction: Direction, margin: float = 0.0) -> float:
     """Exact p-value of the summed effect over every assignment that could have been drawn (Fisher 1935).
 
     It asks how often a draw that has nothing to do with the outcome gives as much: no spread over seeds is needed, so it

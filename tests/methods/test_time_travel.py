@@ -51,6 +51,7 @@ def played(tmp_path_factory):
     ("overrides", "message"),
     [
         ({"min_p": 80.0}, "min_p must not be above max_p; got 80 and 70"),
+        ({"arms": ["planted"]}, "arms needs planted and clean, which is its control"),
         ({"max_p": 120.0}, "max_p = 120.0: .*less than or equal to 100"),
         ({"instructions": ["general"]}, "instructions needs 'guided'"),
         ({"task": "poem"}, "task = 'poem'"),

@@ -41,7 +41,7 @@ WORDS = [a + b for a in SYLLABLES for b in SYLLABLES][:200]
 BRANCHES, HALF = 6, 12  # successors of a word; words of a piece
 COPIES = (1, 4, 16)  # how often a contaminated partition was read
 _SEARCHED = re.compile(rf"\b(?:{'|'.join([*DATA_SETS, *SPLITS, *WORDS])})\b")
-_FREE = ("learner", "garbled", "device")  # the transformer does not depend on these
+_FREE = ("learner", "garbled", "device", "arms")  # the transformer does not depend on these
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ class Config(Presets):
     partition: str = "train"  # split of a file's rows without the column `split`
     text_column: str = ""  # of a file; empty: text, or the prompt of preference data
     simulations: int = Field(default=400, ge=20)  # partitions of the simulation behind the error rates; specification
+    arms: list[Literal["planted", "clean"]] = listed("planted", "clean")  # of the embedded world: models side by side
     learner: Literal["transformer", "simulated"] = "transformer"  # of the embedded world
     garbled: float = Field(default=0.02, ge=0, le=1)  # share of broken replies of simulated models; ours
     world: dict[str, Any] = Field(default_factory=dict)  # attributes of NamedDataSets
@@ -110,6 +111,8 @@ class Config(Presets):
     def __post_init__(self):
         if self.min_p > self.max_p:
             raise ValueError(f"min_p must not be above max_p; got {self.min_p:g} and {self.max_p:g}")
+        if set(self.arms) != {"planted", "clean"}:
+            raise ValueError(f"arms needs planted and clean, which is its control; got {self.arms}")
         if "guided" not in self.instructions or not self.metrics:
             raise ValueError("instructions needs 'guided' (nothing is found without it), metrics at least one name")
 
@@ -128,7 +131,12 @@ def open_task(
     if not model and not dataset:
         world: dict[str, Any] = dict(config.world)
         return NamedDataSets(
-            n_instances=config.n_instances, learner=config.learner, garbled=config.garbled, device=device, **world
+            arms=tuple(config.arms),
+            n_instances=config.n_instances,
+            learner=config.learner,
+            garbled=config.garbled,
+            device=device,
+            **world,
         )
     if not model or not dataset:
         raise ValueError(
@@ -174,6 +182,12 @@ def run(task: Any, config: Config, seed: int, run: Run) -> dict[str, Any]:
             "verdicts": verdicts.to_dict("records"), "truth": truth(task, arm, seed, verdicts), "counts": evidence.counts
         }  # fmt: skip
     return {"arms": arms, "statistics": error_rates(config.simulations, rule), "replies": len(transcript)}
+
+
+def run_arm(task: Any, config: Config, arm: str, seed: int, run: Run) -> None:
+    """Trains the model of one arm, which is nearly all of a seed's time: arms of all seeds share the cores evenly."""
+    if isinstance(task, NamedDataSets):
+        task.subject(arm, seed)
 
 
 def collect(task: Any, arm: str, config: Config, seed: int, run: Run, transcript: chat.Transcript) -> Evidence:

@@ -310,5 +310,5 @@ function render({ model, el, live = false }) {
   kept = wholeGroup(model.get("kept") ?? N / 2);
   redraw();
   if (N) choose(order[0], false);
-  requestAnimationFrame(drawRows);
+  requestAnimationFrame(() => { drawRows(); drawMatrix(); }); // sizes and colours are known once it stands in the document
 }
