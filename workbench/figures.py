@@ -87,6 +87,13 @@ class Display:
         }
 
 
+class Note(str):
+    """A sentence in the place of a figure that a run has no data for; a notebook shows it as words, not as a string."""
+
+    def _repr_html_(self) -> str:
+        return f"<p>{plain(self)}</p>"
+
+
 def colour(name: str) -> str:
     """The colour of an arm or method; unnamed ones get a fixed place in the cycle by their letters."""
     return COLOURS.get(name, _CYCLE[sum(map(ord, name)) % len(_CYCLE)])

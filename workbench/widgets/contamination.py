@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from rapidfuzz.distance import LCSseq
 
-from workbench.figures import Display, blank, plain
+from workbench.figures import Display, Note, blank, plain
 from workbench.methods import Experiment
 from workbench.methods.confidence.time_travel import PUBLISHED_GAINS, PUBLISHED_RIGHT
 from workbench.partition_tests import Result, found_by, gap_auroc, methods_of, n_false, n_right, over_seeds
@@ -93,10 +93,10 @@ def gaps(results: Sequence[Result], arm: str = "", metric: str = "rougeL") -> Di
     return Display(table, figure)
 
 
-def published(results: Sequence[Result]) -> pd.DataFrame | str:
+def published(results: Sequence[Result]) -> pd.DataFrame | Note:
     """Of released scores: partitions of 14 on which each method is right, and mean gains, here and in the specification."""
     if set(results[0]["arms"]) != set(PUBLISHED_RIGHT):
-        return "Only the released scores have figures to stand beside."
+        return Note("Only the released scores have figures to stand beside.")
     result = over_seeds(results, 0.05)
     rows = [
         {"model": model, "what": f"right: {NAMES[method]}", "here": n_right(result, model, method), "published": right}
@@ -271,11 +271,11 @@ class Completions(Paged):
         return f'<div class="completions"><b>{title} · match: {row["match"]}</b><table>{cells}</table></div>'
 
 
-def completions(experiment: Experiment, *, seed: int, arm: str = "", partition: str = "") -> Completions | str:
+def completions(experiment: Experiment, *, seed: int, arm: str = "", partition: str = "") -> Completions | Note:
     """The browser of completions, or a sentence where there are none: released scores come without their texts."""
     path = _path(experiment, seed, arm or experiment.task.arms[0], "completions")
     if not path.is_file():
-        return "The released scores come without their texts; a run with a model has them."
+        return Note("The released scores come without their texts; a run with a model has them.")
     return Completions(experiment, seed=seed, arm=arm, partition=partition)
 
 

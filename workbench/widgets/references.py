@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from workbench.feedback.recorded_references import PUBLISHED
 from workbench.feedback.reference_scores import RATES
-from workbench.figures import Display, blank, colour, dots_in_panels, lines_in_panels, plain
+from workbench.figures import Display, Note, blank, colour, dots_in_panels, lines_in_panels, plain
 from workbench.widgets.confidence_ranking import ConfidenceRanking
 from workbench.widgets.paging import Paged
 
@@ -34,7 +34,9 @@ ARMS = {
     "text-davinci-003": "davinci-003 (recorded)",
 }  # fmt: skip
 LABELS = {**NAMES, **ARMS}
-NO_LABELS = "No reference of this run has a label, so there is nothing to measure; the scores are in scores.parquet."
+NO_LABELS = Note(
+    "No reference of this run has a label, so there is nothing to measure; the scores are in scores.parquet."
+)
 
 
 def _parts(results: Results) -> dict[str, list[Mapping[str, Any]]]:
@@ -47,7 +49,7 @@ def _parts(results: Results) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
-def ensembles(results: Results) -> Display | str:
+def ensembles(results: Results) -> Display | Note:
     """AUROC for invented references of every score: over seeds, or with intervals over topics where results are recorded."""
     parts = _parts(results)
     if not parts:
@@ -68,7 +70,7 @@ def ensembles(results: Results) -> Display | str:
     ]  # fmt: skip
     table = pd.DataFrame(rows).dropna(subset=["value"])
     if table.empty:
-        return "AUROC is undefined here: all labelled references are real, or all are invented."
+        return Note("AUROC is undefined here: all labelled references are real, or all are invented.")
     display = dots_in_panels(
         table,
         panel="panel",
@@ -88,7 +90,7 @@ def ensembles(results: Results) -> Display | str:
     return Display(first.drop(columns=["seed", "value"]), display.figure())
 
 
-def over_topics(results: Results) -> pd.DataFrame | str:
+def over_topics(results: Results) -> pd.DataFrame | Note:
     """AUROC and gains of the first seed with 95 % intervals from a bootstrap over topics, one row a score."""
     parts = _parts(results)
     if not parts:
@@ -102,7 +104,7 @@ def over_topics(results: Results) -> pd.DataFrame | str:
     return pd.DataFrame(rows).round(3)
 
 
-def roc_curves(results: Results) -> Display | str:
+def roc_curves(results: Results) -> Display | Note:
     """Invented references found against real ones taken for invented, at every threshold; a tie is a straight line."""
     parts = _parts(results)
     rows = [
@@ -121,7 +123,7 @@ def roc_curves(results: Results) -> Display | str:
     )  # fmt: skip
 
 
-def fdr_curves(results: Results) -> Display | str:
+def fdr_curves(results: Results) -> Display | Note:
     """Share of invented references among those kept, best score first, expected over ties.
 
     Bands are 95 % intervals over seeds; of recorded results, where nothing is drawn anew, a bootstrap over topics.
@@ -158,7 +160,7 @@ def fdr_curves(results: Results) -> Display | str:
     return Display(first.drop(columns="seed"), display.figure())
 
 
-def exposure(experiment: Any) -> Display | str:
+def exposure(experiment: Any) -> Display | Note:
     """What the transformer says of a title against how often it read it; 0 are invented titles."""
     tables = []
     for seed in experiment.seeds:
@@ -167,15 +169,13 @@ def exposure(experiment: Any) -> Display | str:
             read: Any = pd.read_parquet(path).groupby("exposure")[["IQ", "DQ1"]].mean()
             tables.append(read.reset_index().assign(seed=seed))
     if not tables:
-        return "No seed of this run trains a transformer; see `book_seeds`."
+        return Note("No seed of this run trains a transformer; see `book_seeds`.")
     table = pd.concat(tables).melt(["exposure", "seed"], ["IQ", "DQ1"], "arm", "value").assign(panel="transformer")
     table["place"] = table["exposure"].rank(method="dense") - 1
     means: Any = table.groupby(["arm", "exposure"])["value"].mean()
     seen = sorted(set(table["exposure"]))
     ends = {name: [f"{means[name, n]:.2f}" for n in (seen[0], seen[-1])] for name in ("IQ", "DQ1")}
-    title = ", ".join(
-        f"{name} goes from {a} for titles never read to {b} for the most read" for name, (a, b) in ends.items()
-    )
+    title = "Never read to most read: " + ", ".join(f"{name} {a} to {b}" for name, (a, b) in ends.items())
     display = lines_in_panels(
         table, panel="panel", x="place", y="value", labels=LABELS, title=title, y_title="mean score",
         x_title="lines about the title in the corpus (relative; 0: never read)",
@@ -184,7 +184,7 @@ def exposure(experiment: Any) -> Display | str:
     return display
 
 
-def means(results: Results) -> pd.DataFrame | str:
+def means(results: Results) -> pd.DataFrame | Note:
     """Mean of each score over real and over invented references, and its AUROC; mean over seeds."""
     rows = []
     for arm, each in _parts(results).items():
@@ -196,7 +196,7 @@ def means(results: Results) -> pd.DataFrame | str:
     return pd.DataFrame(rows).round(3) if rows else NO_LABELS
 
 
-def checks(results: Results) -> pd.DataFrame | str:
+def checks(results: Results) -> pd.DataFrame | Note:
     """What could not be read and was therefore left out, sums over seeds, one column an arm."""
     columns: dict[str, dict[str, Any]] = {}
     for arm in dict.fromkeys(arm for result in results for arm in result["arms"]):
@@ -217,14 +217,16 @@ def checks(results: Results) -> pd.DataFrame | str:
             "judgments that could not be read": f"{total('unread_judgments')} of {total('n_judgments')}",
             "labelled references left out for a missing score": total("n_labelled") - total("n_measured"),
         }  # fmt: skip
-    return pd.DataFrame(columns) if columns else "Recorded results: nothing was asked."
+    return pd.DataFrame(columns) if columns else Note("Recorded results: nothing was asked.")
 
 
-def experts(results: Results) -> pd.DataFrame | str:
+def experts(results: Results) -> pd.DataFrame | Note:
     """Labels of experts beside those of the search, where they are recorded."""
     found = results[0].get("experts")
     if not found:
-        return "The labels of experts are in the recorded results: give their .json as `dataset`, without a model."
+        return Note(
+            "The labels of experts are in the recorded results: give their .json as `dataset`, without a model."
+        )
     rows = [
         {"expert": name, "agrees with the search": value, "titles": found["n"]}
         for name, value in found["with_search"].items()
@@ -238,7 +240,7 @@ def experts(results: Results) -> pd.DataFrame | str:
     )
 
 
-def published(results: Results) -> pd.DataFrame | str:
+def published(results: Results) -> pd.DataFrame | Note:
     """Recorded models: the paper's figures and those that come out of its scores again."""
     rows = []
     for model, part in results[0]["arms"].items():
@@ -247,20 +249,20 @@ def published(results: Results) -> pd.DataFrame | str:
                 ours = part["rate"][0] if name == "rate" else part["auroc"][name][0]
                 rows.append({"model": LABELS.get(model, model), "figure": "share invented" if name == "rate" else f"AUROC, {NAMES[name]}",
                              "paper": value, "again": round(ours, 4)})  # fmt: skip
-    return pd.DataFrame(rows) if rows else "Nothing was recorded by others in this run."
+    return pd.DataFrame(rows) if rows else Note("Nothing was recorded by others in this run.")
 
 
 def _short(arm: str) -> str:
     return LABELS.get(arm, arm).split(",")[0].split(" that")[0].removeprefix("a ").removesuffix(" (recorded)")
 
 
-def ranking(experiment: Any, *, seed: int, arm: str = "") -> ConfidenceRanking | str:
+def ranking(experiment: Any, *, seed: int, arm: str = "") -> ConfidenceRanking | Note:
     """The titles by how real they look, in the ranking inspector; those without every score are left out."""
     folder = experiment.run.folder / f"seed-{seed}"
     paths = sorted(folder.glob(f"{arm or '*'}/scores.parquet"))
     table: Any = pd.read_parquet(paths[0]) if paths else pd.DataFrame()
     if "gen_title" not in table:
-        return "The recorded results hold no titles, so there is nothing to rank by eye."
+        return Note("The recorded results hold no titles, so there is nothing to rank by eye.")
     names = [name for name in ("IQ_DQ", "IQ", "DQ", "DQ1", "DQ2", "DQ3") if name in table]
     table = table.dropna(subset=names)
     answers = pd.DataFrame(
@@ -364,11 +366,11 @@ def _number(value: Any) -> str:
     return "missing" if value is None or value != value else f"{value:.2f}"
 
 
-def cards(experiment: Any, *, seed: int | None = None, arm: str = "") -> ReferenceCards | str:
+def cards(experiment: Any, *, seed: int | None = None, arm: str = "") -> ReferenceCards | Note:
     """The references of one seed (the first) and arm (the first), in the order of their agreement."""
     folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}"
     paths = sorted(folder.glob(f"{arm or '*'}/samples.parquet"))
     if not paths:
-        return "Recorded results have scores alone; there are no replies to show."
+        return Note("Recorded results have scores alone; there are no replies to show.")
     names = ("references", "samples", "agreements", "scores")
     return ReferenceCards({name: pd.read_parquet(paths[0].parent / f"{name}.parquet") for name in names})

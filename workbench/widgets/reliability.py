@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from workbench.calibration import reliability_table
 from workbench.claims import interval
 from workbench.feedback.cases import has_prediction
-from workbench.figures import Display, blank, colour, dots_in_panels
+from workbench.figures import Display, Note, blank, colour, dots_in_panels
 from workbench.methods import Experiment
 from workbench.methods.confidence.pace_lm import MAIN, values
 from workbench.widgets.confidence_ranking import ConfidenceRanking
@@ -118,10 +118,10 @@ def by_references(results: Results) -> Display:
     )  # fmt: skip
 
 
-def transfer_figure(results: Results) -> Display | str:
+def transfer_figure(results: Results) -> Display | Note:
     """ECE of the first predictor's map on the other predictors' test cases, before and after fitting again."""
     if not all(result.get("transfer") for result in results):
-        return "The cases come from one predictor: nothing can be carried over."
+        return Note("The cases come from one predictor: nothing can be carried over.")
     rows = [
         {"panel": name, "arm": way, "seed": seed, "value": result["transfer"][name][way]}
         for name in results[0]["transfer"]
@@ -194,12 +194,12 @@ def _table(experiment: Experiment, seed: int, name: str, part: str = "") -> pd.D
     return pd.read_parquet(path)
 
 
-def ranking(experiment: Experiment, *, seed: int) -> ConfidenceRanking | str:
+def ranking(experiment: Experiment, *, seed: int) -> ConfidenceRanking | Note:
     """The test cases by how far their proposals can be trusted, in the ranking inspector."""
     try:
         table = _table(experiment, seed, "measured")
     except ValueError:
-        return "No labelled test cases: nothing was fitted, so there is no order to show."
+        return Note("No labelled test cases: nothing was fitted, so there is no order to show.")
     cases: Any = table.merge(
         experiment.task.tables(seed)[0].drop(columns="correct"), on="case_id", validate="one_to_one"
     )
