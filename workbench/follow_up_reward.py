@@ -203,14 +203,8 @@ class FollowUpText(TextTask):
 
     feedback_source = ""
 
-    def preferences(self, split: str, seed: int) -> list[data.Row]:
-        if not self._rows and ACCEPT in Path(self.dataset).name:
-            self._rows.extend(read_accept_reject(self.dataset))
-        return super().preferences(split, seed)
-
-    def prompts(self, split: str, seed: int, part: int = 0, parts: int = 1) -> list:
-        self.preferences(split, seed)
-        return super().prompts(split, seed, part, parts)
+    def read(self) -> list[data.Row]:
+        return read_accept_reject(self.dataset) if ACCEPT in Path(self.dataset).name else super().read()
 
     def feedback(self, seed: int, *, shuffled: bool = False) -> list[data.Row]:
         if not self.feedback_source:

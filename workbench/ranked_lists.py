@@ -151,13 +151,14 @@ class RankedText(TextTask):
     evaluation_judge = ""
     dev_size = 0
 
+    def read(self) -> list[Row]:
+        return as_lists(data.load(self.dataset))[0]
+
     def rankings(self, split: str, seed: int) -> list[Row]:
         """Lists of a split; "validation" is the first `dev_size` of the held-out ones, "test" the others."""
-        if not self._rows:
-            self._rows.extend(as_lists(data.load(self.dataset))[0])
         key = f"rankings {split} {seed}"
         if key not in self._loaded:
-            rows = self._split("train" if split == "train" else "test", seed)
+            rows = self.part("train" if split == "train" else "test", seed)
             part = {"train": rows, "validation": rows[: self.dev_size], "test": rows[self.dev_size :]}[split]
             self._loaded[key] = self._scored_anew(part) if self.judge else part
         return self._loaded[key]

@@ -266,59 +266,84 @@ class EvidenceTask(Protocol):
 
 
 @dataclass
-class TextTask:
-    """Real rows and a real model: fills a protocol from a data set and a starting model.
+class RealRows:
+    """Rows of a data set and a model to start from: what every task on real data shares. A task says how it reads its rows.
 
     Attributes:
         dataset: hub id, folder or file.
         model: hub id or folder.
-        kind: "demonstration", "preference" or "prompt", what the rows are.
         test_size: rows held out; the split follows a hash of the prompt and is the same for every seed.
         train_size: training rows taken, a different draw for every seed; 0 takes all.
         lora: options of a LoRA adapter; None trains all weights, which are then held in float32.
         precision: "bf16" computes under autocast, see `Policy`.
-        judge: folder or hub id of what compares responses; loaded when it is first asked.
-        judge_kind: "reward", a sequence-classification model, P(a better) = sigma(score a - score b); "chat", a model that is
-            asked in words, in both orders.
     """
 
     dataset: str
     model: str
-    kind: str = "demonstration"
     device: str = "auto"
     test_size: int = 200
     train_size: int = 0
-    max_new_tokens: int = 256
-    max_length: int = 0
     lora: dict | None = None
     precision: str = "no"
-    name: str = "text"
-    judge: str = ""
-    judge_kind: str = "reward"
     _rows: list[Row] = field(default_factory=list, repr=False)
-    _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def start(self, seed: int) -> Policy:
         dtype = "auto" if self.lora else "float32"
         return Policy.load(self.model, device=self.device, dtype=dtype, precision=self.precision, lora=self.lora)
 
+    def read(self) -> list[Row]:
+        """The checked rows, each with a `prompt`; asked for once."""
+        raise NotImplementedError
+
+    def part(self, split: str, seed: int) -> list[Row]:
+        """Rows of a split: "test", or a draw of the training rows."""
+        if not self._rows:
+            self._rows.extend(self.read())
+        train, test = data.held_out(self._rows, test_size=self.test_size)
+        if split == "test":
+            return test
+        if not self.train_size or self.train_size >= len(train):
+            return train
+        order = np.random.default_rng(seed).permutation(len(train))[: self.train_size]
+        return [train[i] for i in order]
+
+
+@dataclass
+class TextTask(RealRows):
+    """Real rows and a real model: fills a protocol from a data set and a starting model.
+
+    Attributes:
+        kind: "demonstration", "preference" or "prompt", what the rows are.
+        judge: folder or hub id of what compares responses; loaded when it is first asked.
+        judge_kind: "reward", a sequence-classification model, P(a better) = sigma(score a - score b); "chat", a model that is
+            asked in words, in both orders.
+    """
+
+    kind: str = "demonstration"
+    max_new_tokens: int = 256
+    max_length: int = 0
+    name: str = "text"
+    judge: str = ""
+    judge_kind: str = "reward"
+    _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
+
     def demonstrations(self, split: str, seed: int) -> list[Row]:
-        return self._split(split, seed)
+        return self.part(split, seed)
 
     def preferences(self, split: str, seed: int) -> list[Row]:
-        return self._split(split, seed)
+        return self.part(split, seed)
 
     # -- a judge
     def prompts(self, split: str, seed: int, part: int = 0, parts: int = 1) -> list:
         """Prompts of a split without repetition, or every `parts`-th of them from `part` on."""
-        different = {json.dumps(row["prompt"]): row["prompt"] for row in self._split(split, seed)}
+        different = {json.dumps(row["prompt"]): row["prompt"] for row in self.part(split, seed)}
         return list(different.values())[part::parts]
 
     def teacher(self, prompts: Sequence, seed: int) -> list[str | None]:
         """The data set's own answers; None where it has none."""
         if self.kind != "demonstration":
             return [None] * len(prompts)
-        self._split("test", seed)  # reads the rows
+        self.part("test", seed)  # reads the rows
         answers = {json.dumps(row["prompt"]): row["completion"] for row in self._rows}
         return [answers.get(json.dumps(prompt)) for prompt in prompts]
 
@@ -379,23 +404,15 @@ class TextTask:
         if self.judge:
             return self._judged(policy, seed)
         answer = "completion" if self.kind == "demonstration" else "chosen"
-        rows = self._split("test", seed)
+        rows = self.part("test", seed)
         groups = [policy.group(row["prompt"], [row[answer]], max_length=self.max_length) for row in rows]
         nll = -reference_logps(policy, groups).sum() / sum(len(group.responses_ids[0]) for group in groups)
         return {"quality": -float(nll), "token_nll": float(nll)}
 
-    def _split(self, split: str, seed: int) -> list[Row]:
-        if not self._rows:
-            convert = {
-                "demonstration": data.as_demonstrations,
-                "preference": data.as_preferences,
-                "prompt": data.as_prompts,
-            }[self.kind]
-            self._rows.extend(convert(data.load(self.dataset)))
-        train, test = data.held_out(self._rows, test_size=self.test_size)
-        if split == "test":
-            return test
-        if not self.train_size or self.train_size >= len(train):
-            return train
-        order = np.random.default_rng(seed).permutation(len(train))[: self.train_size]
-        return [train[i] for i in order]
+    def read(self) -> list[Row]:
+        convert = {
+            "demonstration": data.as_demonstrations,
+            "preference": data.as_preferences,
+            "prompt": data.as_prompts,
+        }[self.kind]
+        return convert(data.load(self.dataset))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,42 +17,25 @@ from workbench.evidence import bag_of_words, check_triples
 from workbench.kernels import Group
 from workbench.models import Policy
 from workbench.reference import reference_logps
+from workbench.tasks import RealRows
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass
-class PassageTask:
+class PassageTask(RealRows):
     """Rows with `evidence` (a list of sentences), `prompt` and `response`; or demonstrations, whose prompt is cut into sentences:
     the last one asks, the others are the evidence. Prompts of one sentence are left out.
     """
 
-    dataset: str
-    model: str
-    device: str = "auto"
-    test_size: int = 200
-    train_size: int = 0
     max_length: int = 2_048
-    lora: dict | None = None
-    precision: str = "no"
     name: str = "passages"
     blank: str = ""
-    _rows: list[Row] = field(default_factory=list, repr=False)
-
-    def start(self, seed: int) -> Policy:
-        dtype = "auto" if self.lora else "float32"
-        return Policy.load(self.model, device=self.device, dtype=dtype, precision=self.precision, lora=self.lora)
 
     def triples(self, split: str, seed: int) -> list[Row]:
-        if not self._rows:
-            self._rows.extend(self.rows())
-        training, test = data.held_out(self._rows, test_size=self.test_size)
-        if split == "test":
-            return test
-        order = np.random.default_rng(seed).permutation(len(training))[: self.train_size or None]
-        return [training[i] for i in order]
+        return self.part(split, seed)
 
-    def rows(self) -> list[Row]:
+    def read(self) -> list[Row]:
         rows = data.load(self.dataset)
         found = rows if "evidence" in rows[0] else [_cut(row) for row in data.as_demonstrations(rows)]
         return check_triples([row for row in found if row.get("evidence") != []])

@@ -16,7 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from workbench import data, runs
 from workbench.data import Row
 from workbench.feedback.chat import ChatModel, Request, Transcript, user
 from workbench.latency import Unit, words_of
-from workbench.models import Policy
+from workbench.tasks import RealRows
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def rewrite(
 
 # ---------------------------------------------------------------------------------------------------------- real text
 @dataclass
-class PairedText:
+class PairedText(RealRows):
     """Real preference pairs between translations, and a starting model.
 
     Attributes:
@@ -225,14 +225,7 @@ class PairedText:
         rewriter: folder or hub id of the model that writes `chosen`, for training and test rows alike.
     """
 
-    dataset: str
-    model: str
-    device: str = "auto"
-    test_size: int = 200
-    train_size: int = 0
     max_new_tokens: int = 128
-    lora: dict | None = None
-    precision: str = "no"
     lang: str = ""
     rewriter: str = ""
     instruction: str = "Translate simultaneously. Source so far:"
@@ -240,22 +233,14 @@ class PairedText:
     counts_end: bool = False
     unit: Unit = "word"
     quality_is: str = "chrf"
-    _rows: list[Row] = field(default_factory=list, repr=False)
-
-    def start(self, seed: int) -> Policy:
-        dtype = "auto" if self.lora else "float32"
-        return Policy.load(self.model, device=self.device, dtype=dtype, precision=self.precision, lora=self.lora)
 
     def pairs(self, split: str, seed: int) -> list[Row]:
-        if not self._rows:
-            rows = data.load(self.dataset)
-            self._rows.extend(check_pairs(self._rewritten(rows) if self.rewriter else rows, self.lang))
-        named = [{**row, "prompt": row["source"]} for row in self._rows]
-        training, test = data.held_out(named, test_size=self.test_size)
-        if split == "test":
-            return test
-        order = np.random.default_rng(seed).permutation(len(training))[: self.train_size or None]
-        return [training[i] for i in order]
+        return self.part(split, seed)
+
+    def read(self) -> list[Row]:
+        rows = data.load(self.dataset)
+        checked = check_pairs(self._rewritten(rows) if self.rewriter else rows, self.lang)
+        return [{**row, "prompt": row["source"]} for row in checked]
 
     def prompt(self, words: Sequence[str]) -> str:
         return f"{self.instruction} {('' if self.unit == 'character' else ' ').join(words)}\n"
