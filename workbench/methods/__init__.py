@@ -92,7 +92,7 @@ REGISTRY: dict[str, Method] = {
                ("video", "evidence", "preferences", "online"), cost="8 min"),
         Method("flr", "FLR: follow-up likelihood as reward", "align", "arXiv 2409.13948", ("rewards", "feedback"), cost="4 min"),
         Method("relative_confidence", "Relative confidence from confidence preferences", "confidence", "arXiv 2502.01126",
-               ("confidence", "ranking", "selective classification"), n_seeds=20, quick={}, cost="1 min"),
+               ("confidence", "ranking", "selective classification"), n_seeds=20, quick={}, cost="2 min"),
         Method("time_travel", "Time travel: has a model seen this benchmark partition", "confidence", "arXiv 2308.08493",
                ("contamination", "benchmarks", "memorisation"), n_seeds=3, cost="8 min"),
         Method("pace_lm", "PACE-LM: is the evidence enough, and does it support the proposal", "confidence", "arXiv 2309.05833",
