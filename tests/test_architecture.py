@@ -15,7 +15,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 FLOORS = {
     "kernels": 0, "objectives": 0, "config": 0,
     "games": 1, "latency": 1, "simultaneous": 2, "bradley_terry_fit": 1, "ranking": 2, "metrics": 1, "selective": 1,
-    "claims": 1, "confidence_scores": 2, "confidence_grid": 4,
+    "claims": 1, "published_confidence": 2, "confidence_scores": 2, "confidence_grid": 4,
     "text_overlap": 1, "resampling": 1, "partition_tests": 2, "calibration": 2,
     "runs": 1, "seeds": 2, "data": 1, "models": 1,
     "batches": 1, "bleu": 1, "distributed": 1, "checkpoints": 1, "reference": 1,

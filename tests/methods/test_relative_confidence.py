@@ -381,43 +381,6 @@ def test_leaked_correctness_is_noticed(base, tmp_path, monkeypatch):
     assert verdicts["C1"] == verdicts["C3"] == verdicts["C7"] == "not shown"
 
 
-# ---- the paper's own numbers
-def test_published_averages_can_be_derived_again(golden):
-    """C1, C2, C3 and C6 quote unweighted means over data sets, then over models."""
-    published = golden("published_relative_confidence.json")
-    methods = published["methods"]
-    per_model = {
-        model: {m: np.mean([row[m] for row in table["auc"].values()]) for m in methods}
-        for model, table in published["tables"].items()
-    }
-    for model, table in published["tables"].items():
-        for m in methods:
-            assert per_model[model][m] == pytest.approx(table["average_as_published"][m], abs=1.1e-3)
-    mean = {m: np.mean([row[m] for row in per_model.values()]) for m in methods}
-    rounded = {"Direct": 0.805, "Hybrid SC": 0.824, "Elo Rating": 0.836, "TrueSkill": 0.840, "Bradley-Terry": 0.839}
-    assert {m: round(value, 3) for m, value in mean.items()} == rounded
-    cells = [row for table in published["tables"].values() for row in table["auc"].values()]
-    assert len(cells) == 70
-    assert sum(row["TrueSkill"] > row["Direct"] for row in cells) == 61
-    assert sum(row["TrueSkill"] > row["Hybrid SC"] for row in cells) == 41
-    domain = {
-        name: [
-            np.mean([table["auc"][task][m] for table in published["tables"].values() for task in tasks])
-            for m in ("TrueSkill", "Hybrid SC")
-        ]
-        for name, tasks in published["categories"].items()
-    }
-    assert {name: np.round(pair, 3).tolist() for name, pair in domain.items()} == {
-        "STEM": [0.803, 0.772], "Social Sciences": [0.877, 0.861], "Commonsense Reasoning": [0.875, 0.894]
-    }  # fmt: skip
-
-
-def test_published_auroc_averages(golden):
-    published = golden("published_relative_confidence.json")
-    for m, value in published["auroc_average_as_published"].items():
-        assert np.mean([row[m] for row in published["auroc"].values()]) == pytest.approx(value, abs=1.1e-3)
-
-
 def test_questions_are_checked_through_the_method(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"qid": "a", "question": "x", "choices": ["1", "2"], "gold": 5}\n')

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 
-from workbench import ranking
+from workbench import published_confidence, ranking
 from workbench.claims import Claims, p_value
 from workbench.confidence_grid import sensitivity
 from workbench.confidence_scores import elo_orders, measure, over_rounds, score_table
@@ -89,6 +89,7 @@ class Config(Presets):
     on_missing: Literal["stop", "drop"] = "drop"  # a question without a readable answer cannot play
     max_unparsed: float = Field(default=0.05, ge=0, le=1)  # share of unreadable judgments above which the run stops
     garbled: float = Field(default=0.02, ge=0, le=1)  # share of broken replies of the simulated model; specification
+    published: str = ""  # JSON file with the paper's own tables: its claims are then computed again beside ours
 
     # N = 250 a data set: the specification's full experiment. A real model's unread answers should be looked at.
     PRESETS: ClassVar = {
@@ -396,6 +397,8 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
     c7 = {"statement": "AUROC tells the same: Bradley-Terry beats the stated confidence", "paper": ".749 against .645"}
     if world:
         found_in_worlds(found, experiment, results)
+    if experiment.config.published:
+        published_confidence.rederive(found, published_confidence.load(experiment.config.published))
     auroc = beats("direct", "auroc")
     if np.isfinite([auroc["measured"], auroc["control"]]).all():
         found.test("C7", **c7, paper_effect=10.4, **auroc)
