@@ -85,7 +85,7 @@ def gaps(results: Sequence[Result], arm: str = "", metric: str = "rougeL") -> Di
         "thickness": 1,
     }
     figure.add_bar(
-        x=table["gap"], y=[plain(name) for name in table["partition"]], orientation="h", error_x=error,
+        x=table["gap"], y=[plain(name) for name in table["partition"]], orientation="h", error_x=error, showlegend=False,
         marker_color=colours, customdata=table[["p"]], hovertemplate="%{y}: %{x:.3f}, p = %{customdata[0]:.4f}<extra></extra>",
     )  # fmt: skip
     for name, shade in (("contaminated", SEEN), ("clean", CLEAN)) if colours[0] != UNKNOWN else ():
