@@ -49,7 +49,7 @@ class VideoTask(PassageTask):
                 parameter.requires_grad_(False)
         return policy
 
-    def rows(self) -> list[Row]:
+    def read(self) -> list[Row]:
         folder = Path(self.dataset).expanduser().parent
         found, lost = with_frames(data.load(self.dataset), self.n_frames, folder)
         if not found:

@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.confidence_scores import COVERAGE
-from workbench.figures import Display, blank, dots_in_panels, lines_in_panels, plain
+from workbench.figures import Display, Note, blank, dots_in_panels, lines_in_panels, plain
 from workbench.methods import Experiment
 from workbench.methods.confidence.relative_confidence import SCORERS, values
 from workbench.widgets.confidence_ranking import ConfidenceRanking
@@ -34,6 +34,9 @@ LABELS = {
     "questions": "real questions", "F": "F: trained, judged at temperature 0", "FT": "FT: trained, judged at 0.7",
     "random": "random opponents", "active": "opponents chosen by information",
 }  # fmt: skip
+NOT_COMPARED = Note(
+    "Active opponents were not asked beside random ones here; `compare_active` does that, for twice the judgments."
+)
 TRUTH = {1.0: ("right", "#0072B2", "circle"), 0.0: ("wrong", "#D55E00", "x"), None: ("unknown", "#999999", "diamond")}
 
 
@@ -42,9 +45,10 @@ def auc_by_method(results: Results) -> Display:
     return _auc_by_method(results, _main(results))
 
 
-def facts(results: Results) -> Display:
+def facts(results: Results) -> Display | Note:
     """The same for the trained transformer (level B), whose raw probability is known too."""
-    return _auc_by_method(results, [arm for arm in results[0]["arms"] if arm in TEMPERATURES])
+    arms = [arm for arm in results[0]["arms"] if arm in TEMPERATURES]
+    return _auc_by_method(results, arms) if arms else Note("No transformer was trained in this run (`facts`).")
 
 
 def _auc_by_method(results: Results, arms: Sequence[str]) -> Display:
@@ -113,8 +117,10 @@ def elo_order(results: Results) -> Display:
     )  # fmt: skip
 
 
-def active_rounds(results: Results) -> Display:
+def active_rounds(results: Results) -> Display | Note:
     """AUC against judgments a question, with random opponents and with opponents chosen by expected information."""
+    if not _compared(results, "auc"):
+        return NOT_COMPARED
     rows = [
         {"panel": arm, "arm": how, "seed": seed, "judgments": few, "value": value}
         for arm in _main(results)
@@ -122,7 +128,7 @@ def active_rounds(results: Results) -> Display:
         for seed, curve in enumerate(values(results, arm, "by_rounds", how, "auc"))
         for few, value in enumerate(curve, start=1)
     ]
-    saved = judgments_saved(results)
+    saved: Any = judgments_saved(results)
     first = saved[saved["regime"] == _main(results)[0]].iloc[0]
     return lines_in_panels(
         pd.DataFrame(rows), panel="panel", x="judgments", y="value", labels=LABELS, x_title="judgments a question", y_title="AUC",
@@ -130,7 +136,7 @@ def active_rounds(results: Results) -> Display:
     )  # fmt: skip
 
 
-def judgments_saved(results: Results, *, measure: str = "auc", rounds: int = 1_000) -> pd.DataFrame:
+def judgments_saved(results: Results, *, measure: str = "auc", rounds: int = 1_000) -> pd.DataFrame | Note:
     """Judgments a question that chosen opponents need for what random ones reach with 5, 10 and all.
 
     Read off the mean curves over seeds; the interval is a bootstrap over seeds. A curve that never gets there is "more".
@@ -138,6 +144,8 @@ def judgments_saved(results: Results, *, measure: str = "auc", rounds: int = 1_0
     Args:
         measure: "auc", or "sensed": the correlation of the strengths with what the model senses, which is planted.
     """
+    if not _compared(results, measure):
+        return NOT_COMPARED
     rng, rows = np.random.default_rng(0), []
     for arm in _main(results):
         drawn, chosen = (values(results, arm, "by_rounds", how, measure) for how in ("random", "active"))
@@ -153,6 +161,12 @@ def judgments_saved(results: Results, *, measure: str = "auc", rounds: int = 1_0
     return pd.DataFrame(rows)
 
 
+def _compared(results: Results, measure: str) -> bool:
+    """Whether active and random opponents were both asked, and `measure` is known in every data set."""
+    parts = [part for result in results for arm in _main(results) for part in result["arms"][arm].values()]
+    return all(part["by_rounds"].get(how, {}).get(measure) for part in parts for how in ("random", "active"))
+
+
 def _needed(curve: np.ndarray, target: float) -> float:
     """Where the curve first reaches the target, between two rounds by a straight line; infinite if never."""
     reached = np.flatnonzero(curve >= target)
@@ -162,8 +176,10 @@ def _needed(curve: np.ndarray, target: float) -> float:
     return 1.0 if k == 0 else k + float((target - curve[k - 1]) / (curve[k] - curve[k - 1]))
 
 
-def sensitivity(results: Results) -> Display:
+def sensitivity(results: Results) -> Display | Note:
     """Level C: what opponents, the judge's noise, ties and Elo's settings change, one at a time."""
+    if not results[0].get("grid"):
+        return Note("The grid changes what is planted; it belongs to the embedded world (`grid`).")
     rows = [
         {"panel": row["varied"], "arm": row["scorer"], "seed": seed, "x": row["value"], "value": row["auc"]}
         for seed, result in enumerate(results)

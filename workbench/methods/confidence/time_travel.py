@@ -129,15 +129,10 @@ def open_task(
     if recorded:
         return recorded
     if not model and not dataset:
-        world: dict[str, Any] = dict(config.world)
-        return NamedDataSets(
-            arms=tuple(config.arms),
-            n_instances=config.n_instances,
-            learner=config.learner,
-            garbled=config.garbled,
-            device=device,
-            **world,
-        )
+        own = {"arms": tuple(config.arms), "n_instances": config.n_instances, "learner": config.learner,
+               "garbled": config.garbled, "device": device}  # fmt: skip
+        options: dict[str, Any] = {**own, **config.world}
+        return NamedDataSets(**options)
     if not model or not dataset:
         raise ValueError(
             f"model={model!r} and dataset={dataset!r}: give both to guard a partition, or neither for the embedded world"
