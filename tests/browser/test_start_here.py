@@ -20,13 +20,11 @@ def executed(tmp_path_factory):
     return pages.render(folder / "out.ipynb", folder / "page.html", title="start here")
 
 
-def test_it_runs_and_stays_small(executed):
+@pytest.mark.browser
+def test_it_stays_small_and_its_slider_moves_the_figure_with_no_kernel(executed, visit):
+    """One test, so that two workers do not both run the notebook."""
     assert executed.stat().st_size < 6_000_000
     assert "shown in small" in executed.read_text()
-
-
-@pytest.mark.browser
-def test_the_slider_moves_the_figure_with_no_kernel(executed, visit):
     opened = visit(executed)
     page = opened.page
     page.wait_for_selector(".slider-rail-touch-rect", state="attached")

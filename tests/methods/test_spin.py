@@ -1,6 +1,7 @@
 """SPIN: the closed form of Theorem 5.4, faithful data steps, bad input, and what sabotage does to the verdicts."""
 
 import logging
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -211,9 +212,9 @@ def verdicts(arms, needed, patch=None, **changes):
 
 @pytest.fixture
 def shared_starts(tmp_path_factory, monkeypatch):
-    """Sabotage runs share the starting checkpoints but not their results."""
-    root = tmp_path_factory.getbasetemp() / "sabotage"
-    cache = root / ".cache"
+    """Sabotage runs share the starting checkpoints, over the test workers too, but not their results."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sabotage" / ".cache"
     cache.mkdir(parents=True, exist_ok=True)
     fresh = tmp_path_factory.mktemp("sabotage-runs")
     monkeypatch.setenv("WORKBENCH_RUNS", str(fresh))

@@ -20,6 +20,8 @@ COMMAND = [
     "spin",
     "--scale",
     "smoke",
+    "--seeds",
+    "1",
     "-p",
     "arms",
     '["spin", "sft", "shuffled"]',
@@ -69,7 +71,7 @@ def test_killed_half_way_ends_with_the_same_numbers(tmp_path):
     process.wait()
     run = only_run(broken)
     assert not run.is_done
-    assert len(numbers(run)) < 3
+    assert not numbers(run)  # its one seed has an arm left
     kept = {path: path.stat().st_mtime_ns for path in run.folder.glob("seed-*/arm-*.json")}
     assert kept
 
