@@ -96,6 +96,7 @@ def test_a_long_prompt_loses_text_first_options_last_and_answers_never():
 
 
 # ---- the run
+REGIMES_ALONE = {"compare_active": False, "facts": False, "grid": False}  # what the sabotage does not touch costs most
 SMALL = {"n_questions": 24, "opponents": 6, "budgets": [2, 4], "shuffles": 2}
 
 
@@ -287,9 +288,9 @@ def test_a_tiny_real_model_without_answers_says_so(tmp_path):
 # ---- what must hold in the planted world, and what must fail when the method is broken
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """The tiny preset with fewer shuffles; sabotaged runs start from its transcripts, so they ask nothing."""
+    """The three regimes of the tiny preset; sabotaged runs start from their transcripts, so they ask nothing."""
     folder = tmp_path_factory.mktemp("base")
-    return folder, *play(folder, rc.Config.at("tiny", shuffles=2))
+    return folder, *play(folder, rc.Config.at("tiny", shuffles=2, **REGIMES_ALONE))
 
 
 def again(base, folder, seeds=SEEDS):
