@@ -1,6 +1,7 @@
 """Scripted views: one drawing routine in JavaScript, alive in JupyterLab and in a rendered page without a kernel.
 
 What may live here: the frame of such a view. What may not: what a view shows (each widget's own data and `js/<name>.js`).
+Every view may use what `js/base.js` and `js/base.css` hold: nodes, lists of any length, files to save, the colours of both themes.
 
 In JupyterLab anywidget runs the script. A rendered page refuses every script that an output brings, so there the output
 is data under a type of its own, and the page's own script draws it with the same routine.
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent / "js"
+BASE = "base"
+_LIVE = "\nexport default { render: ({ model, el }) => render({ model, el, live: true }) };\n"
 VIEW_MIME = "application/vnd.workbench.view+json"
 
 
@@ -26,7 +29,7 @@ def source(name: str, ending: str) -> str:
         ValueError: no view of that name.
     """
     if not re.fullmatch(r"[a-z_]+", name) or not (path := FOLDER / f"{name}.{ending}").is_file():
-        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.js")))
+        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.js") if path.stem != BASE))
         raise ValueError(f"no view {name!r}; known: {known}")
     return path.read_text(encoding="utf-8")
 
@@ -47,8 +50,8 @@ def live(
     kinds = {int: traitlets.Int, str: traitlets.Unicode, float: traitlets.Float, bool: traitlets.Bool}
     members: dict[str, Any] = {key: kinds[type(value)](value).tag(sync=True) for key, value in traits.items()}
     members |= {
-        "_esm": source(name, "js") + "\nexport default { render: ({ model, el }) => render({ model, el, live: true }) };\n",
-        "_css": source(name, "css"),
+        "_esm": source(BASE, "js") + source(name, "js") + _LIVE,
+        "_css": source(BASE, "css") + source(name, "css"),
         "data": traitlets.Dict(dict(data)).tag(sync=True),
     }  # fmt: skip
     view = type(f"View_{name}", (anywidget.AnyWidget,), members)()
@@ -69,8 +72,8 @@ def bundle(name: str, data: Mapping[str, Any], widget: Any, text: str, **state: 
 def page_script(names: set[str]) -> str:
     """What a page needs to draw these views: each routine under its name, closed off from the others."""
     parts = [f"views[{name!r}] = (() => {{ {source(name, 'js')}; return render; }})();" for name in sorted(names)]
-    return "const views = {};\n" + "\n".join(parts)
+    return "\n".join([source(BASE, "js"), "const views = {};", *parts]) if names else "const views = {};"
 
 
 def page_style(names: set[str]) -> str:
-    return "\n".join(source(name, "css") for name in sorted(names))
+    return "\n".join(source(name, "css") for name in (BASE, *sorted(names))) if names else ""

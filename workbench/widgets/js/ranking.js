@@ -5,28 +5,9 @@ function render({ model, el, live = false }) {
   const { answers, scorers, matches } = data;
   const N = answers.qid.length;
   const ROW = 26;
-  const INK = { right: "#0072B2", wrong: "#D55E00", unknown: "#7f7f7f" };
+  const INK = { right: "var(--wb-good)", wrong: "var(--wb-bad)", unknown: "var(--wb-unknown)" };
   const SIGN = { right: "✓", wrong: "✗", unknown: "?" };
   const truth = (i) => (answers.correct[i] === 1 ? "right" : answers.correct[i] === 0 ? "wrong" : "unknown");
-  const percent = (x) => `${(100 * x).toFixed(1)} %`;
-  const number = (x) => (x === null || x === undefined ? "–" : Math.abs(x) >= 100 ? x.toFixed(0) : x.toFixed(3));
-
-  // ---- small helpers
-  function make(tag, options = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(options)) {
-      if (name === "text") node.textContent = value;
-      else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-      else node.setAttribute(name, value);
-    }
-    node.append(...children);
-    return node;
-  }
-  function svg(tag, options = {}) {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(options)) node.setAttribute(name, value);
-    return node;
-  }
 
   // ---- state: everything that is drawn follows from these
   let scorer = scorers[0];
@@ -65,7 +46,7 @@ function render({ model, el, live = false }) {
   }
 
   // ---- skeleton
-  el.classList.add("wb-ranking");
+  frame(el, "wb-ranking", "answers ranked by confidence");
   const say = make("p", { class: "say", role: "status", "aria-live": "polite" });
   const by = make("select", { "aria-label": "score that orders the answers" },
     ...scorers.map((s, k) => make("option", { value: k, text: s.label })));
@@ -73,10 +54,8 @@ function render({ model, el, live = false }) {
   const which = make("select", { "aria-label": "answers to list" },
     ...["all answers", "kept", "not kept", "right", "wrong", "unknown"].map((name) => make("option", { value: name, text: name })));
   const range = make("input", { type: "range", min: 0, max: N, step: 1, "aria-label": "answers kept, most trusted first" });
-  const list = make("div", { class: "list", role: "listbox", tabindex: 0, "aria-label": "answers, most trusted first" });
-  const spacer = make("div", { class: "spacer" });
-  list.append(spacer);
-  const counted = make("span", { class: "soft" });
+  const list = rowList({ label: "answers, most trusted first", height: ROW, draw: drawRow, choose: (k) => choose(shown[k]) });
+  const total = make("span", { class: "soft" });
   const plot = svg("svg", { viewBox: "0 0 460 230", role: "img", "aria-label": "accuracy of the answers kept against the share kept" });
   const matrix = make("canvas", { width: 460, height: 250, role: "img", "aria-label": "who was preferred to whom, by place" });
   const cell = make("p", { class: "soft cell" });
@@ -88,7 +67,7 @@ function render({ model, el, live = false }) {
   el.append(
     make("div", { class: "controls" }, make("label", {}, "order by ", by), search, make("label", {}, "list ", which), exports),
     make("div", { class: "grid" },
-      make("div", {}, list, counted),
+      make("div", {}, list.el, total),
       make("div", {}, say, plot, range, make("div", { class: "matrix" }, matrix, cell))),
     detail,
   );
@@ -104,9 +83,8 @@ function render({ model, el, live = false }) {
       if (["right", "wrong", "unknown"].includes(wanted) && truth(i) !== wanted) return false;
       return !words || `${answers.qid[i]} ${answers.question[i]} ${answers.answer[i]}`.toLowerCase().includes(words);
     });
-    spacer.style.height = `${ROW * shown.length}px`;
-    counted.textContent = `${shown.length.toLocaleString("en")} of ${N.toLocaleString("en")} answers listed; arrow keys choose one`;
-    drawRows();
+    total.textContent = `${counted(shown.length)} of ${counted(N)} answers listed; arrow keys choose one`;
+    list.show(shown.length, shown.indexOf(chosen));
   }
   let low = 0, high = 1;
   function scale() {
@@ -117,37 +95,17 @@ function render({ model, el, live = false }) {
     }
   }
   const across = (x) => (high > low ? (100 * (x - low)) / (high - low) : 50);
-  function drawRows() {
-    const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 5);
-    const last = Math.min(shown.length, first + Math.ceil((list.clientHeight || 400) / ROW) + 10);
-    spacer.replaceChildren();
-    for (let k = first; k < last; k += 1) {
-      const i = shown[k], kind = truth(i);
-      const bar = make("span", { class: "bar-cell", "aria-hidden": "true" });
-      if (scorer.lower && scorer.lower[i] !== null) {
-        const from = across(scorer.lower[i]);
-        bar.append(make("i", { class: "whisker", style: `left:${from}%;width:${Math.max(0.5, across(scorer.upper[i]) - from)}%` }));
-      }
-      bar.append(make("i", { class: "dot", style: `left:${across(scorer.score[i])}%;background:${INK[kind]}` }));
-      const row = make("div", {
-        class: `row${place[i] < kept ? " kept" : ""}`, role: "option", id: `${uid}-${i}`, "aria-selected": String(i === chosen),
-        style: `top:${ROW * k}px`, onclick: () => choose(i),
-      }, make("span", { class: "place", text: place[i] + 1 }), make("span", { class: "sign", style: `color:${INK[kind]}`, text: SIGN[kind], title: kind }),
-      bar, make("span", { class: "words", text: answers.question[i] }));
-      spacer.append(row);
+  function drawRow(k) {
+    const i = shown[k], kind = truth(i);
+    const bar = make("span", { class: "bar-cell", "aria-hidden": "true" });
+    if (scorer.lower && scorer.lower[i] !== null) {
+      const from = across(scorer.lower[i]);
+      bar.append(make("i", { class: "whisker", style: `left:${from}%;width:${Math.max(0.5, across(scorer.upper[i]) - from)}%` }));
     }
-    list.setAttribute("aria-activedescendant", chosen >= 0 ? `${uid}-${chosen}` : "");
+    bar.append(make("i", { class: "dot", style: `left:${across(scorer.score[i])}%;background:${INK[kind]}` }));
+    return [[make("span", { class: "place", text: place[i] + 1 }), make("span", { class: "sign", style: `color:${INK[kind]}`, text: SIGN[kind], title: kind }),
+      bar, make("span", { class: "words", text: answers.question[i] })], place[i] < kept ? "kept" : ""];
   }
-  const uid = `wb${Math.random().toString(36).slice(2, 8)}`;
-  list.addEventListener("scroll", () => requestAnimationFrame(drawRows));
-  list.addEventListener("keydown", (event) => {
-    const page = Math.max(1, Math.floor(list.clientHeight / ROW) - 1);
-    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -N, End: N }[event.key];
-    if (step === undefined || !shown.length) return;
-    event.preventDefault();
-    const at = shown.indexOf(chosen);
-    choose(shown[Math.max(0, Math.min(shown.length - 1, (at < 0 ? (step > 0 ? -1 : 0) : at) + step))]);
-  });
 
   // ---- the threshold
   const X = (k) => 44 + (400 * k) / N, Y = (a) => 190 - 170 * a;
@@ -180,14 +138,14 @@ function render({ model, el, live = false }) {
     const all = N ? curve[N - 1] : null;
     const right = accuracy === null ? (kept ? "nobody knows how many are right" : "nothing is kept") : `${percent(accuracy)} of them right`;
     const border = kept && kept < N ? `, ${scorer.label} of ${number(scorer.score[order[kept - 1]])} and more` : "";
-    say.textContent = `${kept.toLocaleString("en")} of ${N.toLocaleString("en")} answers pass (${percent(N ? kept / N : 0)}${border}): ${right}`
+    say.textContent = `${counted(kept)} of ${counted(N)} answers pass (${percent(N ? kept / N : 0)}${border}): ${right}`
       + `${all === null ? "" : `; of all answers ${percent(all)}`}.`;
     range.setAttribute("aria-valuetext", say.textContent);
   }
   function keep(k, tell = true) {
     kept = wholeGroup(k);
     drawCut();
-    if (["kept", "not kept"].includes(which.value)) filter(); else drawRows();
+    if (["kept", "not kept"].includes(which.value)) filter(); else list.refresh();
     if (tell) { model.set("kept", kept); model.save_changes(); }
   }
   range.addEventListener("input", () => {
@@ -216,7 +174,7 @@ function render({ model, el, live = false }) {
       wins[a][b] += y; wins[b][a] += 1 - y; met[a][b] += 1; met[b][a] += 1;
     });
     const pen = matrix.getContext("2d"), side = Math.floor(240 / bins);
-    const ink = getComputedStyle(el).color;
+    const textColour = ink(el, "ink");
     pen.clearRect(0, 0, 460, 250);
     for (let a = 0; a < bins; a += 1) {
       for (let b = 0; b < bins; b += 1) {
@@ -226,12 +184,12 @@ function render({ model, el, live = false }) {
         pen.fillRect(b * side, a * side, side, side);
       }
     }
-    pen.fillStyle = ink;
+    pen.fillStyle = textColour;
     pen.font = "12px system-ui, sans-serif";
     ["row preferred", "evenly", "column preferred"].forEach((words, k) => {
       pen.fillStyle = ["rgba(0,114,178,.96)", "rgba(127,127,127,.2)", "rgba(213,94,0,.96)"][k];
       pen.fillRect(250, 20 + 24 * k, 14, 14);
-      pen.fillStyle = ink;
+      pen.fillStyle = textColour;
       pen.fillText(words, 272, 32 + 24 * k);
     });
     pen.fillText("most trusted: top and left", 250, 110);
@@ -250,12 +208,7 @@ function render({ model, el, live = false }) {
   if (matches) matches.left.forEach((left, m) => { games[left].push(m); games[matches.right[m]].push(m); });
   function choose(i, tell = true) {
     chosen = i;
-    const at = shown.indexOf(i);
-    if (at >= 0) {
-      if (ROW * at < list.scrollTop) list.scrollTop = ROW * at;
-      if (ROW * (at + 1) > list.scrollTop + list.clientHeight) list.scrollTop = ROW * (at + 1) - list.clientHeight;
-    }
-    drawRows();
+    list.mark(shown.indexOf(i));
     const kind = truth(i);
     const facts = make("p", { class: "soft" });
     facts.textContent = scorers.map((s) => {
@@ -283,21 +236,12 @@ function render({ model, el, live = false }) {
 
   // ---- export
   function csv(rows) {
-    // a cell that a spreadsheet would run as a formula is written as text
-    const quote = (x) => { const t = String(x ?? ""); return `"${(typeof x === "string" && /^[=+\-@\t\r]/.test(t) ? `'${t}` : t).replaceAll('"', '""')}"`; };
     const head = ["rank", "qid", "question", "answer", "correct", "score", "lower", "upper", "kept"];
-    const lines = rows.map((i) => [place[i] + 1, answers.qid[i], answers.question[i], answers.answer[i], answers.correct[i], scorer.score[i],
-      scorer.lower ? scorer.lower[i] : null, scorer.upper ? scorer.upper[i] : null, place[i] < kept].map(quote).join(","));
-    return [head.join(","), ...lines].join("\r\n") + "\r\n";
+    return csvLine(head) + rows.map((i) => csvLine([place[i] + 1, answers.qid[i], answers.question[i], answers.answer[i], answers.correct[i], scorer.score[i],
+      scorer.lower ? scorer.lower[i] : null, scorer.upper ? scorer.upper[i] : null, place[i] < kept])).join("");
   }
-  function save(name, text) {
-    const link = make("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name });
-    document.body.append(link);
-    link.click();
-    link.remove();
-  }
-  csvAll.addEventListener("click", () => save("ranking.csv", csv(order)));
-  csvKept.addEventListener("click", () => save("ranking-kept.csv", csv(order.slice(0, kept))));
+  csvAll.addEventListener("click", () => saveFile("ranking.csv", csv(order), "text/csv"));
+  csvKept.addEventListener("click", () => saveFile("ranking-kept.csv", csv(order.slice(0, kept)), "text/csv"));
 
   // ---- wiring
   function redraw() { scale(); drawCurve(); drawMatrix(); filter(); drawCut(); }
@@ -310,5 +254,5 @@ function render({ model, el, live = false }) {
   kept = wholeGroup(model.get("kept") ?? N / 2);
   redraw();
   if (N) choose(order[0], false);
-  requestAnimationFrame(() => { drawRows(); drawMatrix(); }); // sizes and colours are known once it stands in the document
+  requestAnimationFrame(() => { list.refresh(); drawMatrix(); }); // sizes and colours are known once it stands in the document
 }
