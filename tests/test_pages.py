@@ -1,6 +1,7 @@
 """Rendered pages and the scoreboard, without a browser (tests/browser opens them in one)."""
 
 import json
+import re
 import string
 from pathlib import Path
 from xml.etree import ElementTree
@@ -26,6 +27,16 @@ def page_of(tmp_path: Path, *outputs, markdown: str = "# A page", **options) -> 
 
 def live_scripts(page: BeautifulSoup) -> list:
     return [tag for tag in page("script") if tag.get("type") != "application/json"]
+
+
+def only_its_own_scripts(page: BeautifulSoup) -> list[str]:
+    """The scripts of a page, once it is sure that its policy lets each of them run and lets no other one."""
+    policy = page.find("meta", {"http-equiv": "Content-Security-Policy"})["content"]
+    allowed = re.search(r"script-src ([^;]*);", policy)[1]
+    scripts = live_scripts(page)
+    assert [tag.get("nonce") for tag in scripts] == [re.fullmatch(r"'nonce-([\w-]{20,})'", allowed)[1]] * len(scripts)
+    assert not [tag for tag in scripts if tag.has_attr("src")]
+    return [tag.text for tag in scripts]
 
 
 def finished(root: Path, system: str, scale: str = "tiny", name: str = "a", day: int = 1, records=None, **parameters):
@@ -178,7 +189,8 @@ def test_index_works_before_the_first_run(tmp_path):
     page = index_of(tmp_path / "not" / "there")
     assert "No finished run yet" in page.main.text
     assert not page("table")
-    assert not page("script")
+    assert not page.main("script")
+    assert len(only_its_own_scripts(page)) == 2  # which colours before anything is drawn, and the button for them
 
 
 def test_index_shows_the_newest_run_of_each_system_and_scale(tmp_path):
@@ -213,10 +225,14 @@ def test_index_counts_verdicts(tmp_path):
 
 def test_hostile_claims_stay_text_in_the_index(tmp_path):
     records = [{**record, "statement": HOSTILE, "paper": HOSTILE, "verdict": HOSTILE} for record in claim_records()]
+    harmless = index_of(tmp_path / "other")
     finished(tmp_path, "spin", records=records, model=HOSTILE)
     page = index_of(tmp_path)
-    assert not page("script")
+    assert not page.main("script")
+    assert only_its_own_scripts(page) == only_its_own_scripts(harmless)
     assert not page("img")
+    assert not page.select("[onerror]")
+    assert HOSTILE in page.select_one("table.claims").text
 
 
 # -------------------------------------------------------------------------------------------------------------- README

@@ -23,15 +23,16 @@ VIEW_MIME = "application/vnd.workbench.view+json"
 
 @cache
 def source(name: str, ending: str) -> str:
-    """The text of `js/<name>.<ending>`.
+    """The text of `js/<name>.<ending>`, behind that of its parts `js/<name>__<part>.<ending>` where it has some.
 
     Raises:
         ValueError: no view of that name.
     """
     if not re.fullmatch(r"[a-z_]+", name) or not (path := FOLDER / f"{name}.{ending}").is_file():
-        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.js") if path.stem != BASE))
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.js") if p.stem != BASE and "__" not in p.stem))
         raise ValueError(f"no view {name!r}; known: {known}")
-    return path.read_text(encoding="utf-8")
+    parts = [*sorted(FOLDER.glob(f"{name}__*.{ending}")), path]
+    return "\n".join(part.read_text(encoding="utf-8") for part in parts)
 
 
 def live(
