@@ -30,6 +30,7 @@ from workbench.config import Field, Presets, listed, strict
 from workbench.data import Row
 from workbench.kernels import Group
 from workbench.models import Policy
+from workbench.probes import Probe
 from workbench.runs import Run
 from workbench.tasks import PreferenceTask, TextTask
 from workbench.training import (
@@ -42,7 +43,7 @@ from workbench.training import (
     reference_logps,
     supervised_step,
 )
-from workbench.worlds.planted_chain import PlantedChain
+from workbench.worlds.planted_chain import LENGTH, PlantedChain
 
 ARMS = {
     "dpo": "DPO",
@@ -86,18 +87,28 @@ class Config(Presets):
     max_length: int = Field(default=512, ge=2)  # tokens of prompt and response; official code
     micro_batch_size: int = Field(default=0, ge=0)  # pairs held at once; 0: cut by tokens
     checkpoint_every: int = Field(default=0, ge=0)  # optimiser steps; 0: none
+    probe_every: int = Field(
+        default=0, ge=0
+    )  # optimiser steps between two looks at held-out pairs and samples; 0: none
     lora_rank: int = Field(default=0, ge=0)  # 0: all weights
     precision: Literal["no", "bf16"] = "no"  # autocast
     arms: list[str] = listed("dpo", "sft", "shuffled")
 
     PRESETS: ClassVar = {
-        "tiny": {"epochs": 2, "learning_rate": 1e-4, "n_pairs": 1_000, "max_length": 512, "test_size": 300},
-        "smoke": {"learning_rate": 1e-4, "n_pairs": 128, "max_length": 512, "test_size": 50},
-        "full": {"precision": "bf16"},
+        "tiny": {
+            "epochs": 2,
+            "learning_rate": 1e-4,
+            "n_pairs": 1_000,
+            "max_length": 512,
+            "test_size": 300,
+            "probe_every": 8,
+        },
+        "smoke": {"learning_rate": 1e-4, "n_pairs": 128, "max_length": 512, "test_size": 50, "probe_every": 1},
+        "full": {"precision": "bf16", "probe_every": 100},
     }
     ON_TEXT: ClassVar = {
-        "tiny": {"learning_rate": 3e-5, "n_pairs": 400, "max_length": 512, "test_size": 200},
-        "smoke": {"learning_rate": 3e-5, "n_pairs": 32, "max_length": 256, "test_size": 16},
+        "tiny": {"learning_rate": 3e-5, "n_pairs": 400, "max_length": 512, "test_size": 200, "probe_every": 3},
+        "smoke": {"learning_rate": 3e-5, "n_pairs": 32, "max_length": 256, "test_size": 16, "probe_every": 1},
     }
 
     def __post_init__(self):
@@ -146,17 +157,22 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
     before = np.array(run.cached("held_out_before", lambda: reference_logps(policy, test).tolist()))
     objective, average = objective_of(config), config.loss_type in AVERAGED
     lengths = np.array([[len(ids) for ids in group.responses_ids] for group in test]) if average else 1
+    probe = open_probe(task, policy, test, config, seed, run.child("round-1"))
 
     def make_round(policy: Policy, t: int) -> Round:
         rows = task.preferences("train", seed)
         groups = _groups(policy, rows, config)
+        if probe:
+            probe.start(policy)
         training = TrainConfig(
             learning_rate=config.learning_rate, epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
             warmup_ratio=config.warmup_ratio, max_steps=config.max_steps, micro_batch_size=config.micro_batch_size,
             checkpoint_every=config.checkpoint_every,
         )  # fmt: skip
         if arm == "sft":
-            return Round([Group(g.prompt_ids, g.responses_ids[:1]) for g in groups], supervised_step, training, None)
+            return Round(
+                [Group(g.prompt_ids, g.responses_ids[:1]) for g in groups], supervised_step, training, None, probe
+            )
         if arm == "shuffled":
             swap = np.random.default_rng([seed, 5]).random(len(groups)) < 0.5
             groups = [
@@ -165,9 +181,11 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
             ]
         pairs = pair_rows(policy, [f"row {i}" for i in range(len(groups))], groups)
         start_loss = None if config.loss_type in REFERENCE_FREE else _loss_where_nothing_moved(objective)
-        return Round(pairs, preference_step(objective, average=average), training, start_loss)
+        return Round(pairs, preference_step(objective, average=average), training, start_loss, probe)
 
     def evaluate(policy: Policy, t: int) -> dict[str, float]:
+        if probe and t:
+            probe.finish(policy)
         numbers, logged = pair_numbers(reference_logps(policy, test) / lengths, before / lengths, objective)
         if t:
             run.table("held_out_rewards", lambda: pd.DataFrame(
@@ -176,6 +194,31 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
         return {**task.evaluate(policy, seed), **numbers}
 
     return iterate(policy, 1, make_round, evaluate, run, seed=seed)
+
+
+def open_probe(
+    task: PreferenceTask, policy: Policy, test: Sequence[Group], config: Config, seed: int, run: Run
+) -> Probe | None:
+    """What looks at held-out pairs and at own samples while an arm trains; it changes no number of the training."""
+    if not config.probe_every:
+        return None
+    prompts = [row["prompt"] for row in task.preferences("test", seed)]
+    n_samples = 64 // len(set(map(str, prompts)))  # a world with few different prompts is asked the same again
+    return Probe(
+        policy, test, run, prompts, every=config.probe_every, seed=seed, n_rows=128, quality=_scorer(task),
+        n_samples=max(1, min(8, n_samples)),
+        max_new_tokens=min(getattr(task, "max_new_tokens", 64), 64),
+        beta=0.0 if config.loss_type in REFERENCE_FREE + AVERAGED else config.beta,
+    )  # fmt: skip
+
+
+def _scorer(task: Any) -> Any:
+    """What scores a response: the planted chain's share of symbols without a defect, a reward model, or None."""
+    if hasattr(task, "defects"):
+        return lambda prompts, texts: [
+            1 - task.defects(int(p[1:]), text) / LENGTH for p, text in zip(prompts, texts, strict=True)
+        ]
+    return task.score if getattr(task, "judge", "") and getattr(task, "judge_kind", "") == "reward" else None
 
 
 def _groups(policy: Policy, rows: Sequence[Row], config: Config) -> list[Group]:
