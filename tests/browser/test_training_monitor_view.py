@@ -184,7 +184,7 @@ def test_samples_over_time(opened):
 def test_diagnosis_of_both_trainings(opened):
     page = opened.page
     section = page.locator(".wb-monitor .diagnosis")
-    assert section.locator(".overview li").count() == 2
+    assert section.locator(".overview tbody tr").count() == 2
     run = page.get_by_label("training that is diagnosed")
     run.select_option("dpo · seed 0")
     assert "displacement, no sign of harm" in section.locator(".card").first.inner_text()

@@ -194,6 +194,9 @@ def test_of_run_reads_every_table_with_its_place(tmp_path):
         table.to_parquet(home / "generated.parquet")
         table.to_parquet(home / "generated-0.parquet")  # a shard of the one above
         pd.DataFrame({"x": [1]}).to_parquet(home / "policy.parquet")
+        pd.DataFrame({"prompt": ["p"], "responses": [["u", "v"]]}).to_parquet(home / "samples.parquet")  # nobody judged them
+        (home / "probe").mkdir()
+        table.to_parquet(home / "probe" / "rows.parquet")  # what a probe looked at, which the monitor shows
     lists = pd.DataFrame(
         {"list": [0, 0, 1], "prompt": "p", "response": ["u", "v", "w"], "score": [0.0, 1.0, 2.0], "before": 0.0}
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, blank, colour, pair_table
+from workbench.figures import Display, blank, colour
 from workbench.methods.align.dpo import ARMS
 
 
@@ -38,9 +38,3 @@ def accuracy_figure(table: pd.DataFrame) -> Display:
     )
     figure.update_layout(showlegend=False)
     return Display(rows, figure)
-
-
-def pairs(experiment: Any, *, seed: int | None = None) -> pd.DataFrame:
-    """Held-out pairs of one seed with their rewards after training, worst told apart first."""
-    part = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "dpo"
-    return pair_table(pd.read_parquet(part / "held_out_rewards.parquet"))

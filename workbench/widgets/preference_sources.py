@@ -19,6 +19,7 @@ from workbench.widgets.preference_rows import COLUMNS, PLACES, SOURCES, Origin, 
 
 LISTS = {"list", "prompt", "response", "score"}  # columns of rankings that have one row an answer
 UNKNOWN = ("margin", "score")  # a missing value of these stays, as unknown
+PROBES = "probe"  # the folder of `workbench.probes`, which brings torch
 
 
 def of_frame(frame: pd.DataFrame) -> list[Row]:
@@ -53,6 +54,7 @@ def of_run(folder: str | Path, tables: Sequence[str] = ()) -> Rows:
     """Rows of every Parquet table below a run folder that holds one of the three kinds.
 
     Two tables of one folder with the very same pairs (as `held_out` and `held_out_rewards`) are one, with the columns of both.
+    What a probe saw on the way (`probes`) belongs to `TrainingMonitor`: its pairs are held-out ones that stand elsewhere too.
 
     Args:
         tables: names of tables to read; all of them by default.
@@ -67,7 +69,7 @@ def of_run(folder: str | Path, tables: Sequence[str] = ()) -> Rows:
     names = sorted(
         (path.relative_to(folder) for path in folder.rglob("*.parquet")), key=lambda name: natural(str(name))
     )
-    paths = [folder / name for name in names if not any(part.startswith(".") for part in name.parts)]
+    paths = [folder / name for name in names if not any(part.startswith(".") or part == PROBES for part in name.parts)]
     raw: list[Row] = []
     origins: list[Origin] = []
     owner: list[int] = []
@@ -96,8 +98,7 @@ def _tables(paths: Sequence[Path], wanted: Sequence[str]) -> dict[str, pd.DataFr
         shard = re.fullmatch(r"(.+)-[0-9]+", path.stem)
         if (wanted and path.stem not in wanted) or (shard and shard[1] in stems):
             continue
-        columns = set(pq.read_schema(path).names)
-        if not (kind_of(dict.fromkeys(_named(columns), 0)) or columns >= LISTS):
+        if not _holds_rows(_named(set(pq.read_schema(path).names))):
             continue
         table = pd.read_parquet(path)
         same = next((name for name, other in parts.items() if _same_pairs(table, other)), None)
@@ -113,6 +114,11 @@ def _tables(paths: Sequence[Path], wanted: Sequence[str]) -> dict[str, pd.DataFr
 def _named(names: set[str]) -> set[str]:
     """Column names, and ours for what goes by another project's name."""
     return names | {column for column, aliases in data.ALIASES.items() if names & set(aliases)}
+
+
+def _holds_rows(columns: set[str]) -> bool:
+    kind = kind_of(dict.fromkeys(columns, 0))
+    return bool(columns & {"scores", "ranks"}) if kind == "ranking" else bool(kind) or columns >= LISTS
 
 
 def _same_pairs(table: pd.DataFrame, other: pd.DataFrame) -> bool:

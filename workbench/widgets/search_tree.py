@@ -126,10 +126,10 @@ def tree_of(rows: Any) -> Display:
 
 
 def pairs(experiment: Any, *, seed: int | None = None, arm: str = "") -> pd.DataFrame:
-    """The training pairs of one seed, one kind after the other."""
+    """The training pairs of one seed; `source` is the kind of pair."""
     arm = arm or experiment.config.arms[0]
     part = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "search"
     name = prm_name(experiment.config, ARMS[arm])
     tables = [pd.read_parquet(part / f"{name}-pairs{stage}.parquet") for stage in ARMS[arm].stages]
     joined: Any = pd.concat(tables, ignore_index=True)
-    return joined[["kind", "prompt", "chosen", "rejected"]]
+    return joined.rename(columns={"kind": "source"})[["source", "prompt", "chosen", "rejected"]]

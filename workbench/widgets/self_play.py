@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.figures import COLOURS, Display, blank, lines_over_rounds, pair_table, reward_histogram
+from workbench.figures import COLOURS, Display, blank, lines_over_rounds, reward_histogram
 from workbench.methods.align.spin import ARMS
 
 AXES = {
@@ -47,11 +47,6 @@ def rounds_figure(table: pd.DataFrame, what: str, start: str = "sft") -> Display
     return lines_over_rounds(
         rows, x="round", y=what, title=title, x_title="rounds finished", y_title=AXES[what], labels=titles
     )
-
-
-def answers(experiment: Any, *, seed: int | None = None, round: int = -1) -> pd.DataFrame:
-    """Held-out pairs of one seed after one round (the last by default), worst told apart first."""
-    return pair_table(_held_out(experiment, seed)[round])
 
 
 def rewards_figure(experiment: Any, *, seed: int | None = None) -> Display:

@@ -42,7 +42,7 @@ function render({ model, el, live = false }) {
   const csvButton = make("button", { type: "button", text: "CSV, curves" });
   const csvMeasures = make("button", { type: "button", text: "CSV, diagnosis" });
   const run = make("select", { "aria-label": "training that is diagnosed" });
-  const overview = make("ul", { class: "overview" });
+  const overview = make("div", { class: "overview scroll", tabindex: 0, role: "region", "aria-label": "verdicts of all arms" });
   const cards = make("div", { class: "cards" });
   const lists = make("div", { class: "lists" });
   const runNotes = make("ul", { class: "notes" });
@@ -267,14 +267,19 @@ function render({ model, el, live = false }) {
     const key = JSON.stringify([found, told.map((r) => r.diagnosis.verdicts.map((v) => v.verdict))]);
     if (!told.length || (!force && key === shown.diagnosis)) return;
     shown.diagnosis = key;
-    overview.replaceChildren(...data.arms.flatMap((arm, k) => {
+    const questions = [...new Set(told.flatMap((r) => r.diagnosis.verdicts.map((v) => v.question)))];
+    const armRows = told.length < 2 ? [] : data.arms.flatMap((arm, k) => {
       const own = told.filter((r) => r.arm === k);
-      if (!own.length || told.length < 2) return [];
-      const count = new Map();
-      for (const r of own) for (const v of r.diagnosis.verdicts) count.set(v.verdict, (count.get(v.verdict) ?? 0) + 1);
-      const words = [...count].map(([text, n]) => verdictOf(own.length > 1 ? `${text} (${n} of ${own.length} seeds)` : text));
-      return [make("li", {}, make("i", { class: "swatch", style: `--c:${arm.colour}` }), make("b", { text: `${visible(arm.name)} ` }), ...words)];
-    }));
+      const cells = questions.map((question) => {
+        const count = new Map();
+        for (const r of own) for (const v of r.diagnosis.verdicts) if (v.question === question) count.set(v.verdict, (count.get(v.verdict) ?? 0) + 1);
+        return make("td", {}, ...[...count].map(([text, n]) => make("div", {}, verdictOf(own.length > 1 ? `${text} (${n} of ${own.length} seeds)` : text))));
+      });
+      return own.length ? [make("tr", {}, make("th", { scope: "row" }, make("i", { class: "swatch", style: `--c:${arm.colour}` }), ` ${visible(arm.name)}`), ...cells)] : [];
+    });
+    overview.hidden = !armRows.length;
+    overview.replaceChildren(make("table", {}, make("thead", {}, make("tr", {}, ...["arm", ...questions].map((text) => make("th", { scope: "col", text })))),
+      make("tbody", {}, ...armRows)));
     if (!found) { cards.replaceChildren(make("p", { class: "soft", text: "Nothing to diagnose this training from." })); lists.replaceChildren(); runNotes.replaceChildren(); return; }
     cards.replaceChildren(...found.verdicts.map((verdict) => card(found, verdict)));
     const nats = (row) => `chosen ${fmt(row.change)}, rejected ${fmt(row.rejected_change)}`;
