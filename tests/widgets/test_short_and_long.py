@@ -71,7 +71,8 @@ def test_margins_are_log_ratios(experiment):
 
 def test_answers_are_one_row_a_turn_and_escaped(experiment):
     found = short_and_long.answers(experiment)
-    assert found["from the short text"].tolist() == ["a", "b"]
+    assert found["chosen"].tolist() == ["a", "b"]
+    assert found["margin"].tolist() == (found["chosen_ratio"] - found["rejected_ratio"]).tolist()
     assert "<b>" not in found.to_html()
 
 

@@ -116,14 +116,15 @@ def margins_figure(experiment: Any, arms: Sequence[str] = ("longpo", "lam1", "sw
 
 
 def answers(experiment: Any, *, seed: int | None = None, arm: str = "longpo") -> pd.DataFrame:
-    """Held-out turns of one seed: what the start answers from the short and from the long text, and the log-ratios of their
-    documents after the last round."""
+    """Held-out turns of one seed: what the start answers from the short text (`chosen`) and from the long one (`rejected`), and
+    the log-ratios of their documents after the last round."""
     folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
     last = sorted(folder.glob("ratios-*.parquet"))[-1]
     table: Any = pd.read_parquet(last)
-    rows = table.explode(["questions", "chosen", "rejected"])
-    named = {"questions": "question", "chosen": "from the short text", "rejected": "from the long text"}
-    return rows.rename(columns=named).reset_index(drop=True).round(3)
+    rows = table.assign(margin=table["chosen_ratio"] - table["rejected_ratio"]).explode(
+        ["questions", "chosen", "rejected"]
+    )
+    return rows.rename(columns={"questions": "prompt"}).reset_index(drop=True).round(3)
 
 
 def made(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:
