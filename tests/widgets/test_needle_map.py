@@ -79,7 +79,7 @@ def test_retrieval_and_recall_apart():
 
 
 def test_rows_and_counts(experiment):
-    assert list(needle_map.rows_made(experiment)) == ["question", "chosen", "rejected", "scores"]
+    assert needle_map.rows_made(experiment).rows.kinds[0] == "ranking"
     results = [{"counts": {"rows": 3}}, {"counts": {"rows": 4, "empty chosen answer": 1}}]
     table = needle_map.synthesis(experiment, results)
     assert table.loc["empty chosen answer"].tolist() == [0, 1]

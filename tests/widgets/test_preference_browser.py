@@ -99,6 +99,18 @@ def test_repeated_rows_are_counted():
     assert browser.filter(state="duplicate").order.tolist() == [0, 1]
 
 
+def test_one_chosen_answer_and_several_rejected_ones_are_a_ranking():
+    rows = [
+        {"question": "q", "chosen": "a", "rejected": ["b", "c"], "scores": [0.5] * 6}
+    ]  # scores of chunks, not of answers
+    browser = PreferenceBrowser(rows)
+    assert browser.rows.kinds == ["ranking"]
+    row = browser.rows.raw[0]
+    assert (row["responses"], row["ranks"], row["scores given"]) == (["a", "b", "c"], [1, 2, 2], [0.5] * 6)
+    browser.relabel(0, 2)
+    assert browser.frame()["ranks"][0] == [2, 1, 2]
+
+
 def test_an_empty_set_is_drawn_as_one():
     browser = PreferenceBrowser([])
     assert len(browser.frame()) == 0
@@ -194,7 +206,9 @@ def test_of_run_reads_every_table_with_its_place(tmp_path):
         table.to_parquet(home / "generated.parquet")
         table.to_parquet(home / "generated-0.parquet")  # a shard of the one above
         pd.DataFrame({"x": [1]}).to_parquet(home / "policy.parquet")
-        pd.DataFrame({"prompt": ["p"], "responses": [["u", "v"]]}).to_parquet(home / "samples.parquet")  # nobody judged them
+        pd.DataFrame({"prompt": ["p"], "responses": [["u", "v"]]}).to_parquet(
+            home / "samples.parquet"
+        )  # nobody judged them
         (home / "probe").mkdir()
         table.to_parquet(home / "probe" / "rows.parquet")  # what a probe looked at, which the monitor shows
     lists = pd.DataFrame(

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 from workbench.figures import TEMPLATE, Display, blank, colour, lines_in_panels, plain
 from workbench.methods.align.logo import ARMS
 from workbench.runs import Run
+from workbench.widgets.preference_browser import PreferenceBrowser
 
 TITLES = {name: arm.title for name, arm in ARMS.items()}
 PARTS = {"start": "from a clean start", "misaligned": "from a start that finds and does not tell"}
@@ -152,13 +153,13 @@ def margins_figure(experiment: Any, arms: Sequence[str] = ("b_one", "b_logo", "b
     return Display(table, figure)
 
 
-def rows_made(experiment: Any, *, seed: int | None = None) -> pd.DataFrame | str:
+def rows_made(experiment: Any, *, seed: int | None = None) -> PreferenceBrowser | str:
     """Training rows of one seed: question, answer from all evidence, answers from less, and the overlap of every chunk."""
     table = _pairs_table(experiment, seed, "train-rows")
     if table is None:
         return "This run made no rows."
     columns: Any = table[["question", "chosen", "rejected", "scores"]]
-    return columns
+    return PreferenceBrowser(columns, name="rows")
 
 
 def synthesis(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:

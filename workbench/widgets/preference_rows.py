@@ -303,6 +303,15 @@ def _checked(given: Mapping[str, Any], index: int) -> Row:
     for column, names in data.ALIASES.items():
         if row.get(column) is None and (alias := next((name for name in names if row.get(name) is not None), "")):
             row[column] = row.pop(alias)
+    rejected = row.get("rejected")
+    if (
+        isinstance(row.get("chosen"), str)
+        and isinstance(rejected, list)
+        and all(isinstance(text, str) for text in rejected)
+    ):
+        if "scores" in row:  # of something else, such as the chunks that LOGO answers from
+            row["scores given"] = row.pop("scores")
+        row |= {"responses": [row.pop("chosen"), *row.pop("rejected")], "ranks": [1, *[2] * len(rejected)]}
     for side in ("chosen", "rejected"):
         if isinstance(row.get(side), list):
             turns = _chat(row[side], index, side)
