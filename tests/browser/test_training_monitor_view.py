@@ -51,7 +51,7 @@ def page_file(tmp_path_factory):
             part = folder / f"seed-{seed}" / arm / "round-1"
             rng = np.random.default_rng([seed, number])
             lines = [
-                {"step": k, "loss": 0.7 * 0.995**k + 0.02 * rng.random() + 5 * (k == 333), "margins": k / STEPS + seed, "accuracies": 0.5,
+                {"step": k, "loss": 0.7 * 0.995**k + 0.02 * rng.random() + 5 * (k == 333), "margins": k / STEPS + seed, "accuracies": 0.5, "policy_clipped": 0.0,
                  "kl": float("nan") if 100 < k < 200 else k / 1e6}
                 for k in range(STEPS)
             ]  # fmt: skip
@@ -217,6 +217,17 @@ def test_exports(opened, page_file):
     ours = page_file[1].diagnosis("dpo").table
     assert [row["measure"] for row in rows if row["training"] == "dpo · seed 0"] == ours["measure"].tolist()
     assert float(rows[-1]["n"]) > 0
+
+
+def test_a_chart_that_says_0_from_end_to_end_is_opened_on_request(opened):
+    page = opened.page
+    titles = page.locator(".wb-monitor .panel h5")
+    before = titles.all_inner_texts()
+    assert not [title for title in before if title.startswith("Clipped")]
+    page.locator(".wb-monitor .picker summary").click()
+    page.get_by_label("Clipped all 0").check()
+    assert len(titles.all_inner_texts()) == len(before) + 1
+    assert titles.get_by_text("Clipped").count() == 1
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

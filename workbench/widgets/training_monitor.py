@@ -252,8 +252,9 @@ class TrainingMonitor:
             return {
                 "arms": [{"name": arm, "colour": colours[arm], "seeds": sum(p.arm == arm for p in parts)} for arm in colours],
                 "panels": [
-                    {"title": p.title, "unit": p.unit, "names": list(p.names), "log": p.log}
-                    for p in panels
+                    {"title": p.title, "unit": p.unit, "names": list(p.names), "log": p.log,
+                     "quiet": not any(np.nan_to_num(line["y"]).any() for line in whole if line["panel"] == k)}
+                    for k, p in enumerate(panels)
                 ],
                 "lines": [{**line, "arm": numbers[line["arm"]], "x": short(line["x"]), "y": short(line["y"]),
                            "t": None if line["t"] is None else short(line["t"] / 60)} for line in lines],

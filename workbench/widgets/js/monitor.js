@@ -6,6 +6,7 @@ function render({ model, el, live = false }) {
 
   // ---- state: everything that is drawn follows from these
   const hidden = new Set(), closed = new Set(); // arms switched off by name, panels by title
+  const met = new Map(); // panels that were all 0 when they were first seen, and whether they still are
   let cursor = null; // place on the x axis; null is the end
   let places = [], charts = [];
   let shown = {}; // what the lower sections drew last
@@ -204,9 +205,16 @@ function render({ model, el, live = false }) {
     else where.textContent = "";
   }
 
+  function closeQuiet() { // a chart that says 0 from end to end starts closed, and opens when it says more
+    for (const panel of data.panels) {
+      if (panel.quiet && !met.has(panel.title)) { closed.add(panel.title); met.set(panel.title, true); }
+      if (!panel.quiet && met.get(panel.title)) { closed.delete(panel.title); met.set(panel.title, false); }
+    }
+  }
+
   // ---- legend and switches
   function drawControls() {
-    const key = JSON.stringify([data.arms, data.panels.map((panel) => panel.title), data.lines.some((line) => line.t)]);
+    const key = JSON.stringify([data.arms, data.panels.map((panel) => [panel.title, panel.quiet]), data.lines.some((line) => line.t)]);
     if (key === shown.controls) return; // a control that is made anew loses the focus, and news come every second
     shown.controls = key;
     legend.replaceChildren(...data.arms.map((arm) => make("button", {
@@ -220,7 +228,7 @@ function render({ model, el, live = false }) {
     picker.replaceChildren(...data.panels.map((panel) => {
       const box = make("input", { type: "checkbox", onchange: () => { if (!closed.delete(panel.title)) closed.add(panel.title); drawCharts(); } });
       box.checked = !closed.has(panel.title);
-      return make("label", {}, box, ` ${panel.title}`);
+      return make("label", {}, box, ` ${panel.title}`, panel.quiet ? make("span", { class: "soft", text: " all 0" }) : "");
     }));
     el.querySelector(".seeds").hidden = !data.arms.some((arm) => arm.seeds > 1);
     const timed = data.lines.some((line) => line.t && line.t.some((t) => t !== null));
@@ -325,6 +333,7 @@ function render({ model, el, live = false }) {
   }
   function draw() {
     drawState();
+    closeQuiet();
     drawControls();
     drawCharts();
     drawDiagnosis();
