@@ -121,6 +121,13 @@ def test_length_gives_the_label_away_only_when_it_does(words):
     assert np.isnan(few.share)
 
 
+def test_a_list_that_is_in_no_order_contradicts_nothing(words):
+    rows = encoded(words, [("p", ["a b c", "d e f"]), ("p", ["d e f", "a b c"])])
+    assert found(rows)["conflicting"] == [0, 1]
+    rows.ordered = False
+    assert "conflicting" not in found(rows)
+
+
 @pytest.mark.parametrize(
     ("one", "two", "expected"), [([1, 2], [1, 2], 2), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([], [1], 0)]
 )

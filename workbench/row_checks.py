@@ -167,7 +167,12 @@ def shared_start(one: Sequence[int], two: Sequence[int]) -> int:
 
 
 def conflicting(rows: Rows) -> list[int]:
-    """Rows whose first two responses stand in the other order in another row with the same prompt."""
+    """Rows whose first two responses stand in the other order in another row with the same prompt.
+
+    A list in any order, with scores, prefers nothing by its order.
+    """
+    if not rows.ordered:
+        return []
     seen: dict[tuple, list[int]] = defaultdict(list)
     for same in rows.by_prompt.values():
         for row in same if len(same) > 1 else ():

@@ -11,10 +11,13 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.feedback.rankings import as_lists
 from workbench.figures import Display, blank, dots_in_panels, lines_in_panels, plain
 from workbench.methods.align.pro import ARMS
+from workbench.ranked_lists import rank_rows
 from workbench.runs import Run
 from workbench.widgets.paging import Paged
+from workbench.widgets.training_preview import TrainingPreview
 
 TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {
@@ -72,6 +75,17 @@ def training_figure(experiment: Any, arm: str = "pro_5") -> Display | str:
     table = steps.reset_index()
     return lines_in_panels(table, panel="measure", x="step", y="value", title=f"{TITLES[arm]}: the loss of each rank",
                            x_title="step", y_title="nats")  # fmt: skip
+
+
+def preview(experiment: Any, *, arm: str = "") -> TrainingPreview:
+    """What an arm that ranks (the first one) will be trained on, of the first seed: its lists, ordered and cut to length."""
+    config, seed = experiment.config, experiment.seeds[0]
+    rule = ARMS[arm or next((arm for arm in config.arms if ARMS[arm].learns in ("lists", "hinge")), config.arms[0])]
+    lists, _ = as_lists(experiment.task.rankings("train", seed), n=rule.n, strict=config.strict)
+    policy = experiment.task.start(seed)
+    return TrainingPreview(
+        policy, rank_rows(policy, lists, max_length=config.max_length, answer_room=config.answer_room)
+    )
 
 
 def counts(experiment: Any) -> pd.DataFrame:
