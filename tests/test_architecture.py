@@ -17,13 +17,15 @@ FLOORS = {
     "games": 1, "latency": 1, "simultaneous": 2, "bradley_terry_fit": 1, "ranking": 2, "metrics": 1, "selective": 1,
     "claims": 1, "published_confidence": 2, "confidence_scores": 2, "confidence_grid": 4,
     "text_overlap": 1, "resampling": 1, "partition_tests": 2, "calibration": 2,
-    "runs": 1, "run_names": 2, "seeds": 2, "data": 1, "models": 1, "token_text": 1, "row_checks": 2,
+    "provenance": 1, "runs": 1, "run_names": 2, "seeds": 2, "data": 1, "models": 1, "token_text": 1, "row_checks": 2,
     "batches": 1, "bleu": 1, "distributed": 1, "checkpoints": 1, "reference": 1,
     "diagnosis": 1, "probes": 2, "training": 2, "ppo": 3,
     "evidence": 3, "tasks": 3, "feedback": 3, "worlds": 3, "leaderboard": 4, "arena": 4, "from_scratch": 4,
     "rounds": 4, "long_rows": 4, "ranked_lists": 4, "follow_up_reward": 4,
-    "figures": 3, "methods": 4, "widgets": 5, "pages": 5,
-    "notebook_job": 6, "executors": 6, "reproduce": 6, "confidence_report": 6, "cli": 7, "__main__": 8, "": 9,
+    "formulas": 1, "notebook_story": 2, "figures": 3, "methods": 4, "launches": 5, "widgets": 5, "pages": 5,
+    "sendable": 2, "run_facts": 5, "page_frame": 5, "scoreboard": 5, "published": 5, "exports": 6,
+    "notebook_job": 6, "executors": 6, "reproduce": 6,
+    "comparison": 6, "rerun": 6, "doctor": 6, "confidence_report": 6, "cli": 7, "__main__": 8, "": 9,
 }  # fmt: skip
 
 

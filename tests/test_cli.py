@@ -39,7 +39,9 @@ def test_help_is_quick_and_loads_nothing_heavy():
     assert not {"torch", "transformers", "papermill", "pandas", "plotly"} & set(re.findall(r"'(\w+)'", done.stdout))
 
 
-@pytest.mark.parametrize("command", ["list", "reproduce", "report", "serve-pages", "doctor", "bench"])
+@pytest.mark.parametrize(
+    "command", ["list", "reproduce", "rerun", "compare", "report", "serve-pages", "doctor", "bench"]
+)
 def test_every_command_explains_itself(command, capsys):
     assert cli.main([command, "--help"]) == 0
     assert len(capsys.readouterr().out) > 200
@@ -61,12 +63,22 @@ def test_parameters_keep_their_types(asked):
     assert type(asked["overrides"]["flag"]) is bool
 
 
+def test_values_with_commas_between_them_are_a_sweep(asked):
+    words = ["reproduce", "dpo", "-p", "beta=0.1,0.5", "-p", "loss_type", "sigmoid,ipo", "-p", "arms=[\"a\"],[\"b\",\"c\"]",
+             "-p", "flags", "true, false", "-p", 'name="x,y"', "-p", "list=[[1],[2,3]]"]  # fmt: skip
+    assert cli.main(words) == 0
+    assert asked["sweep"] == {
+        "beta": [0.1, 0.5], "loss_type": ["sigmoid", "ipo"], "arms": [["a"], ["b", "c"]], "flags": [True, False],
+    }  # fmt: skip
+    assert asked["overrides"] == {"name": "x,y", "list": [[1], [2, 3]]}
+
+
 def test_options_reach_the_batch(asked):
     words = "reproduce --scale smoke --seeds 3 --model m --dataset d --device cpu --workers 1 --force --timeout 9"
     assert cli.main(words.split()) == 0
     assert asked == {
         "names": [], "scale": "smoke", "seeds": range(3), "model": "m", "dataset": "d", "device": "cpu",
-        "overrides": {}, "workers": 1, "force": True, "timeout_s": 9.0,
+        "overrides": {}, "sweep": {}, "workers": 1, "executor": "local", "force": True, "timeout_s": 9.0,
     }  # fmt: skip
 
 
@@ -80,6 +92,11 @@ def test_failed_notebook_is_exit_code_1(asked):
     [
         (["reproduce", "god"], "error: unknown system 'god'; known: spin"),
         (["reproduce", "-p", "beta"], "error: -p takes a key and a value, as in -p beta 0.1; got 'beta'"),
+        (
+            ["reproduce", "-p", "beta=1", "-p", "beta=2"],
+            "error: -p beta is given twice; for a sweep put its values behind",
+        ),
+        (["reproduce", "spin", "--executor", "slurm"], "error: executor must be local or ray; got 'slurm'"),
         (["bench", "nothing"], "error: unknown benchmark 'nothing'"),
         (["reproduce", "--dataset", "x/none.jsonl"], "error: no file or folder 'x/none.jsonl'"),
     ],
@@ -134,25 +151,6 @@ def test_bench_runs_files_and_reports_the_failed_one(tmp_path, monkeypatch, capf
     assert capfd.readouterr().out == "1.7 times --full --device cuda\n"
     assert cli.main(["bench"]) == 1
     assert capfd.readouterr().err == "failed: bad\n"
-
-
-@pytest.mark.slow
-def test_doctor_names_what_is_wrong_and_how_to_mend_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
-    (tmp_path / "constraints.txt").write_text(
-        "# pins\ntyper==0.0.1\nnobody-has-this==1.0\npytest==" + pytest.__version__
-    )
-    assert cli.main(["doctor"]) == 1
-    out = capsys.readouterr().out
-    assert re.search(r"WRONG packages: typer \S+, pinned 0\.0\.1\n +-> pip install", out)
-    assert "nobody-has-this" not in out
-    assert {"python", "kernel", "browser", "gpu", "disk"} <= set(re.findall(r"^\w+ +(\w+):", out, re.MULTILINE))
-
-
-def test_pins_ignore_the_local_part_of_a_version(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.importlib.metadata, "version", lambda name: {"torch": "2.13.0+cpu", "x": "1.1"}[name])
-    (tmp_path / "constraints.txt").write_text("torch==2.13.0\nx==1.0 ; python_version > '3'\n")
-    assert cli._wrong_pins(tmp_path / "constraints.txt") == ["x 1.1, pinned 1.0"]
 
 
 def hear_ctrl_c():

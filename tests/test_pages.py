@@ -1,7 +1,6 @@
-"""Rendered pages and the scoreboard, without a browser (tests/browser opens them in one)."""
+"""Rendered pages, without a browser (tests/browser opens them in one)."""
 
 import json
-import re
 import string
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,45 +8,20 @@ from xml.etree import ElementTree
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from finished_runs import HOSTILE, finished, live_scripts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_output
-from toy_notebooks import claim_records, display, stdout, stored, toy, write_notebook
+from toy_notebooks import display, stdout, stored
 
-from workbench import methods, pages, runs
+from workbench import methods, pages
 
-HOSTILE = "</pre></script><script>window.pwned=1</script><img src=http://x.invalid/a onerror=alert(1)>&lt;b"
 PLOT = {"application_vnd.plotly.v1+json": {"data": [{"y": [1, 2]}], "layout": {"title": {"text": HOSTILE}}}}
 
 
 def page_of(tmp_path: Path, *outputs, markdown: str = "# A page", **options) -> BeautifulSoup:
     nbformat.write(stored(*outputs, markdown=markdown), tmp_path / "x.ipynb")
     return BeautifulSoup(pages.render(tmp_path / "x.ipynb", tmp_path / "x.html", **options).read_text(), "html.parser")
-
-
-def live_scripts(page: BeautifulSoup) -> list:
-    return [tag for tag in page("script") if tag.get("type") != "application/json"]
-
-
-def only_its_own_scripts(page: BeautifulSoup) -> list[str]:
-    """The scripts of a page, once it is sure that its policy lets each of them run and lets no other one."""
-    policy = page.find("meta", {"http-equiv": "Content-Security-Policy"})["content"]
-    allowed = re.search(r"script-src ([^;]*);", policy)[1]
-    scripts = live_scripts(page)
-    assert [tag.get("nonce") for tag in scripts] == [re.fullmatch(r"'nonce-([\w-]{20,})'", allowed)[1]] * len(scripts)
-    assert not [tag for tag in scripts if tag.has_attr("src")]
-    return [tag.text for tag in scripts]
-
-
-def finished(root: Path, system: str, scale: str = "tiny", name: str = "a", day: int = 1, records=None, **parameters):
-    """A run folder as a finished run leaves it."""
-    given = {"config": {}, "model": "", "dataset": "", "device": "auto", "seeds": [0, 1, 2], "inputs": ["", ""]}
-    run = runs.open_run(system, "toy", scale, given | parameters, str(root / system / f"{scale}-{name}"))
-    runs.write_json(run.folder / "claims.json", claim_records(scale=scale) if records is None else records)
-    run.update_manifest(
-        status="done", started=f"2026-01-0{day}T10:00:00+00:00", finished=f"2026-01-0{day}T10:02:05+00:00"
-    )
-    return run
 
 
 # -------------------------------------------------------------------------------------------------------- one notebook
@@ -180,107 +154,133 @@ def test_what_is_not_a_notebook_is_named(tmp_path):
     assert not (tmp_path / "x.html").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------- scoreboard
-def index_of(root: Path) -> BeautifulSoup:
-    return BeautifulSoup(pages.index(root).read_text(), "html.parser")
+def test_markup_that_the_policy_cannot_stop_is_shown_as_text(tmp_path):
+    attacks = [
+        "<meta http-equiv=refresh content='0;url=http://x.invalid'>", "<LINK rel=dns-prefetch href=//x.invalid>",
+        "<base href=x>", "<iframe srcdoc=x></iframe>", "<form action=x>", "<object data=x>", "<embed src=x>",
+        "</script ><script>1</script>",
+    ]  # fmt: skip
+    text = "".join(attacks)
+    page = page_of(tmp_path, display(text_html=f"<table><tr><td>{text}</td></tr></table>"), markdown=f"# A\n\n{text}")
+    assert page.main.find(["meta", "link", "base", "iframe", "form", "object", "embed", "script"]) is None
+    assert page.main.td.text == text
+    assert page.main.find("td") is not None  # a table of ours stays a table
+    assert (
+        page_of(tmp_path, display(text_html="<metadata-x>a</metadata-x><linked>b</linked>")).main.find("linked")
+        is not None
+    )
 
 
-def test_index_works_before_the_first_run(tmp_path):
-    page = index_of(tmp_path / "not" / "there")
-    assert "No finished run yet" in page.main.text
-    assert not page("table")
-    assert not page.main("script")
-    assert len(only_its_own_scripts(page)) == 2  # which colours before anything is drawn, and the button for them
+def test_a_view_that_this_version_cannot_draw_is_shown_as_its_text(tmp_path):
+    for data in ({"view": "../../x", "state": {}}, {"view": "nobody", "state": {}}, {"view": None}, {}, "text"):
+        page = page_of(tmp_path, display(**{"application_vnd.workbench.view+json": data, "text_plain": "its <text>"}))
+        assert page.select_one("div.output pre").text == "its <text>"
+        assert not page.select("div.view")
+    page = page_of(tmp_path, display(text_html='<div class="view" data-view="nobody"></div><div class="figure"></div>'))
+    assert len(str(page)) < 100_000  # markup that says it is a figure brings no plotly
 
 
-def test_index_shows_the_newest_run_of_each_system_and_scale(tmp_path):
-    finished(tmp_path, "spin", name="old", day=1, records=claim_records("what the old run says"))
-    new = finished(tmp_path, "spin", name="new", day=2, records=claim_records("what the new run says"))
-    (new.folder / "page.html").write_text("page")
-    finished(tmp_path, "spin", "smoke", name="s", day=3)
-    finished(tmp_path, "spin", name="data", day=1, dataset="hub/data")
-    unfinished = runs.open_run("spin", "toy", "tiny", {"seeds": [0]}, str(tmp_path / "spin" / "tiny-half"))
-    runs.write_json(unfinished.folder / "claims.json", claim_records("what nobody may see"))
-
-    page = index_of(tmp_path)
-    assert [h.text for h in page("h2")][:2] == ["Scale: tiny", "Scale: smoke"]
-    tiny, smoke = page.select("table.claims")
-    assert "what the new run says" in tiny.text
-    assert "what the old run says" not in tiny.text
-    assert "spin · hub/data" in tiny.text  # another input is another experiment, not a newer version
-    assert {a["href"] for a in tiny("a")} == {"spin/tiny-new/page.html"}
-    assert "smoke run, no verdict" in smoke.text
-    assert "what nobody may see" not in page.text
-    others = page.select("table.runs")[1].text
-    assert "tiny-old" in others
-    assert "tiny-half" in others
-    assert "not finished" in others
+def test_what_no_file_can_hold_is_replaced(tmp_path):
+    book = stored(stdout("before \ud800 \x00 after"), markdown="# A\n\n\udfff")
+    (tmp_path / "x.ipynb").write_text(json.dumps(book))
+    page = BeautifulSoup(pages.render(tmp_path / "x.ipynb", tmp_path / "x.html").read_text(), "html.parser")
+    assert page.select_one("div.output pre").text == "before ? \x00 after"
 
 
-def test_index_counts_verdicts(tmp_path):
-    finished(tmp_path, "spin")
-    tally = [span.text for span in index_of(tmp_path).select(".tally span")]
-    assert tally == ["1 shown in small", "1 not shown", "1 needs full scale"]
+def test_a_page_holds_no_folder_of_this_machine_and_no_key(tmp_path):
+    run = finished(
+        tmp_path, "spin", dataset=str(tmp_path / "mine" / "pairs.jsonl"), model="http://host/v1?key=abcdef#m"
+    )
+    spot = f"{run.folder}/seed-0/x.json and sk-abcdefgh0123456789xyz"
+    book = stored(stdout(spot), display(text_html=f"<p>{spot}</p>"), display(**PLOT), markdown=f"# {spot}")
+    nbformat.write(book, run.folder / "notebook.ipynb")
+    text = pages.render(run.folder / "notebook.ipynb", run.folder / "page.html", root=tmp_path).read_text()
+    assert str(tmp_path) not in text
+    assert "sk-abcdef" not in text
+    assert "key=abcdef" not in text
+    assert "…/seed-0/x.json" in text
 
 
-def test_hostile_claims_stay_text_in_the_index(tmp_path):
-    records = [{**record, "statement": HOSTILE, "paper": HOSTILE, "verdict": HOSTILE} for record in claim_records()]
-    harmless = index_of(tmp_path / "other")
-    finished(tmp_path, "spin", records=records, model=HOSTILE)
-    page = index_of(tmp_path)
-    assert not page.main("script")
-    assert only_its_own_scripts(page) == only_its_own_scripts(harmless)
-    assert not page("img")
-    assert not page.select("[onerror]")
-    assert HOSTILE in page.select_one("table.claims").text
+# ---------------------------------------------------------------------------------------------------------- provenance
+NEW_MANIFEST = {
+    "provenance": {"python": "3.12.1", "machine": "x86_64", "system": "Linux", "cores": "8", "processor": "A <b>chip</b>",
+                   "memory_gib": "31.2", "gpu": "", "torch": "2.13.0", "workbench": "0.2.0"},
+    "code": {"hash": "abc123", "commit": "0123456789abcdef", "changed": ["workbench/dpo.py", "<x>"], "diff": "code.diff"},
+    "inputs": [{"kind": "dataset", "source": "/home/me/pairs.jsonl", "fingerprint": "f00", "revision": ""},
+               {"kind": "model", "source": "org/name", "fingerprint": "org/name", "revision": "9e1c"}],
+}  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------------------------- README
-@pytest.fixture
-def registry(tmp_path, monkeypatch):
-    notebook = write_notebook(tmp_path / "toy.ipynb")
-    systems = {name: toy(name, notebook, cost="1 min") for name in ("left", "right", "other")}
-    monkeypatch.setattr(methods, "REGISTRY", systems)
-    return systems
+def provenance_of(tmp_path: Path, diff: str = "-old\n+new <script>\n", asked=None, **manifest) -> BeautifulSoup:
+    run = finished(tmp_path, "spin", config={"beta": 0.1, "arms": ["a", "b"], "name": HOSTILE}, model="org/name")
+    run.update_manifest(**manifest)
+    (run.folder / "code.diff").write_text(diff)
+    book = stored()
+    book.metadata["papermill"] = {"parameters": {"overrides": asked or {}}}
+    nbformat.write(book, run.folder / "notebook.ipynb")
+    text = pages.render(run.folder / "notebook.ipynb", run.folder / "page.html", root=tmp_path).read_text()
+    return BeautifulSoup(text, "html.parser").select_one("details.provenance")
 
 
-def default_run(root: Path, system: str, **options):
-    return finished(root, system, **{**json.loads(json.dumps(methods.Experiment(system).parameters)), **options})
+def pairs(part: BeautifulSoup) -> dict[str, str]:
+    return {dt.text: dt.find_next("dd").text for dt in part("dt")}
 
 
-def test_only_default_tiny_runs_are_published(tmp_path, registry):
-    scoreboard = tmp_path / "scoreboard.json"
-    runs.write_json(scoreboard, [{"system": "other", "scale": "tiny", "claims": []}, {"system": "gone", "claims": []}])
-    default_run(tmp_path, "left")
-    default_run(tmp_path, "left", name="newer", day=2, records=claim_records("newer"))
-    default_run(tmp_path, "right", config={"beta": 9.0, "name": "plain", "flag": True, "steps": 1})
-    default_run(tmp_path, "right", scale="smoke", name="s")
-    notes = pages.publish(scoreboard, tmp_path)
-    entries = {entry["system"]: entry for entry in runs.read_json(scoreboard)}
-    assert list(entries) == ["left", "other"]
-    assert entries["left"]["claims"][0]["statement"] == "newer"
-    assert [note.split(":")[0] for note in notes] == ["right", "other"]
-    assert "not in the table" in notes[0]
-    assert "kept" in notes[1]
+def test_provenance_says_what_a_run_was_made_with_and_how_to_repeat_it(tmp_path):
+    part = provenance_of(tmp_path, asked={"beta": 0.1}, **NEW_MANIFEST)
+    assert not part.has_attr("open")
+    assert part.code.text == "workbench rerun spin/tiny-a"
+    said = pairs(part)
+    assert said["beta"] == "0.1 set for this run"
+    assert said["arms"] == "a, b"
+    assert said["name"] == HOSTILE
+    assert said["seeds"] == "0, 1, 2"
+    assert said["commit"] == "0123456789abcdef"
+    assert said["hash of the code"] == "abc123"
+    assert said["changed since the commit"] == "workbench/dpo.py, <x>"
+    assert said["processor"] == "A <b>chip</b>"
+    assert said["took"] == "2 min 5 s"
+    assert said["torch"] == "2.13.0"
+    assert "GPU" not in said
+    assert [[td.text for td in row("td")] for row in part.select("tbody tr")] == [
+        ["dataset", "pairs.jsonl", "f00", "not recorded"],
+        ["model", "org/name", "by name only", "9e1c"],
+    ]
+    assert part.pre.text == "-old\n+new <script>"
+    assert not part("script")
+    assert not part("img")
 
 
-def test_readme_table_is_written_between_the_markers_and_only_there(tmp_path, registry):
-    scoreboard, readme = tmp_path / "scoreboard.json", tmp_path / "README.md"
-    default_run(tmp_path, "left")
-    pages.publish(scoreboard, tmp_path)
-    readme.write_text("# top\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\nbottom\n")
-    assert pages.update_readme(readme, scoreboard)
-    assert not pages.update_readme(readme, scoreboard)
-    text = readme.read_text()
-    assert text.startswith("# top\n<!-- scoreboard -->\n| system |")
-    assert text.endswith("|\n<!-- /scoreboard -->\nbottom\n")
-    assert "shown in small: C1; not shown: C2; needs full scale: C3" in text
-    assert "1 min" in text
+def test_provenance_of_an_older_run_says_what_is_known(tmp_path):
+    part = provenance_of(tmp_path, provenance={"python": "3.11.7"}, code=None, inputs=None)
+    said = pairs(part)
+    assert said["python"] == "3.11.7"
+    assert "commit" not in said
+    assert "hash of code and settings" in said
+    assert not part("pre")
+    assert [[td.text for td in row("td")] for row in part.select("tbody tr")] == [
+        ["model", "org/name", "by name only", "not recorded"]
+    ]
+    assert "Set for this run" not in part.text
 
 
-def test_readme_without_markers_is_refused(tmp_path, registry):
-    runs.write_json(tmp_path / "scoreboard.json", [])
-    (tmp_path / "README.md").write_text("# nothing here\n")
-    with pytest.raises(ValueError, match="0 pairs of markers"):
-        pages.update_readme(tmp_path / "README.md", tmp_path / "scoreboard.json")
-    assert (tmp_path / "README.md").read_text() == "# nothing here\n"
+def test_a_run_without_inputs_lives_in_the_embedded_world(tmp_path):
+    run = finished(tmp_path, "spin")
+    nbformat.write(stored(), run.folder / "notebook.ipynb")
+    text = pages.render(run.folder / "notebook.ipynb", run.folder / "page.html", root=tmp_path).read_text()
+    assert "The embedded world: made by the code, from the seeds." in text
+
+
+def test_a_long_diff_is_cut_and_says_so(tmp_path):
+    part = provenance_of(tmp_path, "".join(f"+line {i}\n" for i in range(1, 1001)), **NEW_MANIFEST)
+    assert part.pre.text.splitlines()[-1] == "+line 400"
+    assert "Shown are the first 400 of 1000 lines; all of it is code.diff of the run folder." in part.text
+    wide = provenance_of(tmp_path, "+" + "x" * 90_000, **NEW_MANIFEST)
+    assert len(wide.pre.text) == 40_000
+    assert "Shown are the first 1 of 1 lines" in wide.text
+
+
+def test_a_manifest_cannot_show_a_file_outside_of_its_run(tmp_path):
+    (tmp_path / "secret.txt").write_text("what nobody may see")
+    part = provenance_of(tmp_path, **(NEW_MANIFEST | {"code": {"diff": "../../secret.txt"}}))
+    assert "what nobody may see" not in part.text

@@ -1,7 +1,6 @@
 """Run folders: nothing half-written is ever read as finished, and what is there is never computed twice."""
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -75,6 +74,24 @@ def test_metrics_survive_a_torn_last_line_and_rewind(tmp_path):
     assert [row["step"] for row in run.metrics()] == [0, 1, 2]
 
 
+def test_half_a_row_does_not_swallow_the_next_one(tmp_path):
+    """A full disk leaves half a row; the process that goes on appends behind it."""
+    run = Run(tmp_path)
+    run.log({"step": 0})
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 1, "lo')
+    run.log({"step": 1})
+    run.log({"step": 2})
+    assert [row["step"] for row in run.metrics()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_manifest_that_cannot_be_read_is_named_with_the_remedy(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"manifest\.json cannot be read as a manifest; delete .* and run it again"):
+        _ = Run(tmp_path).manifest
+
+
 def test_only_the_manifest_says_done(runs_root):
     run = runs.open_run("x", "workbench.claims", "tiny", {"a": 1})
     assert not run.is_done
@@ -121,9 +138,3 @@ def test_two_writers_are_refused(tmp_path):
     run = Run(tmp_path)
     with run.locked(), pytest.raises(RuntimeError, match="is being written by another process"), Run(tmp_path).locked():
         pass
-
-
-def test_provenance_tells_versions_and_no_names():
-    text = json.dumps(runs.provenance())
-    assert "torch" in text
-    assert os.environ.get("HOSTNAME", "no-such-host") not in text

@@ -61,7 +61,7 @@ def test_arms_of_a_seed_are_units_of_their_own(tmp_path, workers):
     run = Run(tmp_path)
     results = over_seeds(gather, None, {}, [2, 3], run, workers=workers, run_arm=cube, arms=["cube", "minus"])
     assert results == [{"cube": 8, "minus": -2}, {"cube": 27, "minus": -3}]
-    assert run.read_progress()["total"] == 4
+    assert run.read_progress() == {"done": 4, "total": 4, "stage": "done"}
 
 
 @pytest.mark.slow

@@ -5,6 +5,9 @@ What may live here: what more than one test file needs to make and run a noteboo
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,7 @@ import nbformat
 import psutil
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from workbench import methods
+from workbench import methods, runs
 from workbench.claims import Claims
 from workbench.config import Presets, strict
 
@@ -39,6 +42,24 @@ CLAIM = """claims = Claims("toy", scale, seeds)
 claims.test("C1", "one is more than nothing", paper="Table 1", measured=[1.0 + 0.1 * s for s in seeds],
             control=[0.1 * (-1.0) ** s for s in seeds], control_is="sign flipped", unit="nat")
 claims"""
+
+# a notebook of two halves, of which a killed run keeps what is finished
+FIRST = """import os, random
+def compute():
+    open(output + "/first.count", "a").write("x")
+    return random.Random(7).random()
+first = run.cached("first", compute)"""
+# the second half is slow only while the file `slow` lies beside the notebook
+SLOW = """import time
+def compute_slowly():
+    open(output + "/second.count", "a").write("x")
+    open(output + "/pids", "a").write(f"{os.getppid()} {os.getpid()}\\n")
+    while os.path.exists("slow"):
+        time.sleep(0.05)
+    return first + random.Random(8).random()
+second = run.cached("second", compute_slowly)"""
+RESULT = CLAIM.replace("[1.0 + 0.1 * s for s in seeds]", "[second + 0.1 * s for s in seeds]")
+HALVES = (OPEN, FIRST, SLOW, RESULT, "run.finish(claims)")
 
 
 @strict
@@ -119,3 +140,39 @@ def ends(pid: int, within_s: float = 5.0) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def batch(root: Path, *notebooks: Path, executor: str = "local", **variables: str) -> subprocess.Popen:
+    """`workbench reproduce` on toy notebooks, each named after its file, in a process of its own."""
+    names = {path.stem: str(path) for path in notebooks}
+    driver = f"""import pathlib, sys
+from toy_notebooks import toy
+from workbench import methods, reproduce
+methods.REGISTRY = {{name: toy(name, pathlib.Path(path)) for name, path in {names!r}.items()}}
+try:
+    jobs = reproduce.reproduce({list(names)!r}, root=pathlib.Path({str(root)!r}), executor={executor!r})
+except KeyboardInterrupt:
+    sys.exit(130)
+sys.exit(any(job.status == "failed" for job in jobs))"""
+    path = os.pathsep.join([str(Path(__file__).parent), str(runs.PACKAGE.parent)])
+    return subprocess.Popen(
+        [sys.executable, "-c", driver], env=os.environ | {"PYTHONPATH": path} | variables, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen, within_s: float = 120.0) -> str:
+    """What a batch that has to end well printed."""
+    printed, _ = process.communicate(timeout=within_s)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def appears(root: Path, name: str, within_s: float = 60.0) -> Path:
+    """The first file of this name in a run folder under `root` that holds something."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if found := [path for path in root.glob(f"*/*/{name}") if path.stat().st_size]:
+            return found[0]
+        time.sleep(0.05)
+    raise TimeoutError(f"no {name} under {root}")

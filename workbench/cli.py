@@ -7,13 +7,12 @@ call; that is in the module which a command names. Heavy modules load inside the
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +52,9 @@ def list_methods() -> None:
 
 @app.command()
 def reproduce(
-    names: Annotated[list[str] | None, typer.Argument(help="Systems or groups; none takes the quick set.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Systems, groups, studies or all; none takes the quick set.")
+    ] = None,
     scale: Annotated[
         str, typer.Option(help="smoke (a minute, no verdicts), tiny (minutes), full (the paper's)")
     ] = "tiny",
@@ -63,9 +64,17 @@ def reproduce(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     parameter: Annotated[
         list[str] | None,
-        typer.Option("-p", "--parameter", metavar="KEY VALUE", help="A field of the method's Config; repeatable."),
+        typer.Option(
+            "-p",
+            "--parameter",
+            metavar="KEY VALUE",
+            help="A field of the method's Config; repeatable. Values with commas between them are a sweep: a run each.",
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Notebooks at once.")] = 2,
+    executor: Annotated[
+        str, typer.Option(help="local, or ray: the nodes of a Ray cluster ($RAY_ADDRESS) that share the runs folder")
+    ] = "local",
     force: Annotated[bool, typer.Option("--force", help="Throw stored results away and start again.")] = False,
     timeout: Annotated[float, typer.Option(help="Limit for one notebook, in seconds.")] = 6 * 3600,
 ) -> None:
@@ -78,16 +87,69 @@ def reproduce(
     - `workbench reproduce` runs the quick set in minutes on two cores
     - `workbench reproduce align --scale smoke` runs every method of the group align, briefly
     - `workbench reproduce spin --seeds 3 -p beta 0.5` changes a field of the method's Config
+    - `workbench reproduce dpo -p beta=0.1,0.5 -p loss_type=sigmoid,ipo` runs all four combinations
     - `workbench reproduce dpo --dataset my/pairs.jsonl.gz --model my/folder --device cuda` takes your own input
+    - `RAY_ADDRESS=10.0.0.1:6379 workbench reproduce all --executor ray --workers 16` uses the nodes of a cluster
     """
     from workbench.reproduce import reproduce
 
+    overrides, sweep = _overrides(parameter or ())
     jobs = reproduce(
-        names or (), scale=scale, seeds=range(seeds), model=model, dataset=dataset, device=device,
-        overrides=_overrides(parameter or ()), workers=workers, force=force, timeout_s=timeout,
+        names or (), scale=scale, seeds=range(seeds), model=model, dataset=dataset, device=device, overrides=overrides,
+        sweep=sweep, workers=workers, executor=executor, force=force, timeout_s=timeout,
     )  # fmt: skip
     if any(job.status == "failed" for job in jobs):
         raise typer.Exit(1)
+
+
+@app.command()
+def rerun(
+    run: Annotated[str, typer.Argument(help="A run's folder, system/scale-hash, or the start of such a name.")],
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also if the model or data set is not what it was.")] = False,
+    executor: Annotated[str, typer.Option(help="local or ray, as in `workbench reproduce`")] = "local",
+    timeout: Annotated[float, typer.Option(help="Limit in seconds.")] = 6 * 3600,
+) -> None:
+    """Repeat a finished run from its record, in a folder beside it, and say whether the same comes out.
+
+    System, scale, seeds, model, data set, device and config are those of the run's manifest. Ctrl-C is safe: the same
+    command goes on.
+
+    Examples:
+
+    - `workbench rerun dpo/tiny-0f3a52c1b7de` repeats that run in runs/dpo/tiny-0f3a52c1b7de-again-1
+    - `workbench rerun 0f3a` does the same, as long as one run's hash begins so
+    - `workbench rerun my/runs/dpo/tiny-0f3a52c1b7de --anyway` takes the data set as it is now
+    """
+    from workbench.rerun import rerun
+    from workbench.run_names import find_run
+
+    if rerun(find_run(run), anyway=anyway, executor=executor, timeout_s=timeout).comparison is None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="RUN", help="Folder, system/scale-hash, or the start of such a name.")],
+    b: Annotated[str, typer.Argument(metavar="RUN", help="The other one.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Show what differs between two runs: parameters, code, packages, machine, inputs, claims and results.
+
+    Examples:
+
+    - `workbench compare dpo/tiny-0f3a52c1b7de dpo/tiny-77ab01c4e2f0`
+    - `workbench compare 0f3a 77ab --json`
+    """
+    from rich.console import Console
+
+    from workbench import comparison
+    from workbench.run_names import find_run
+
+    found = comparison.compare(find_run(a), find_run(b))
+    if as_json:
+        typer.echo(json.dumps(found.record(), indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        comparison.show(found, Console())
 
 
 @app.command()
@@ -170,22 +232,50 @@ def new_model(
     typer.echo(f"{output}: " + ", ".join(f"{name} {value:.4g}" for name, value in facts.items()))
 
 
-def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as Config fields: a value is JSON where it reads as JSON, else text; Config checks it."""
+def _overrides(pairs: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """`key=value` texts as Config fields, and those with several values as a sweep.
+
+    A value is JSON where it reads as JSON, else text; Config checks it. `0.1,0.5` is two values, `[1,2]` and `"a,b"` are one.
+    """
     overrides: dict[str, Any] = {}
+    sweep: dict[str, list[Any]] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ValueError(f"-p takes a key and a value, as in -p beta 0.1; got {pair!r}")
-        try:
-            overrides[key] = json.loads(value)
-        except json.JSONDecodeError:
-            overrides[key] = value
-    return overrides
+        if key in overrides or key in sweep:
+            raise ValueError(f"-p {key} is given twice; for a sweep put its values behind one, as in -p {key}=0.1,0.5")
+        values = _values(value)
+        if len(values) == 1:
+            overrides[key] = values[0]
+        else:
+            sweep[key] = values
+    return overrides, sweep
+
+
+def _values(text: str) -> list[Any]:
+    """What stands between the commas outside of brackets and quotation marks."""
+    with suppress(json.JSONDecodeError):
+        return [json.loads(text)]
+    parts = re.findall(r'(?:"(?:[^"\\]|\\.)*"|\[[^\]]*\]|\{[^}]*\}|[^,])+', text)
+    if len(parts) < 2:
+        return [text]
+    return [value for part in parts for value in _values(part.strip())]
 
 
 @app.command()
 def report(
+    run: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Folder, system/scale-hash or the start of it; none takes all runs."),
+    ] = None,
+    to: Annotated[str, typer.Option(help="page, notebook (one file to send) or figures (images and tables)")] = "page",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write to; pages stay with their runs unless given.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help="Of figures: svg, png, pdf, csv, with commas between them.")
+    ] = "svg,png,csv",
     readme: Annotated[
         bool, typer.Option("--readme", help="Also write README's table from figures/scoreboard.json.")
     ] = False,
@@ -193,17 +283,28 @@ def report(
         bool, typer.Option("--publish", help="First write figures/ from the newest finished tiny runs.")
     ] = False,
 ) -> None:
-    """Render all pages and the index again from what runs left on disk; runs nothing."""
-    from workbench import pages
+    """Render pages and the index again from what runs left on disk, or write what is sent; runs nothing.
 
+    Examples:
+
+    - `workbench report` renders all pages and the index
+    - `workbench report dpo/tiny-0f3a --to notebook --output to-send` writes the executed notebook, clean of this machine
+    - `workbench report dpo/tiny-0f3a --to figures --format svg,csv` writes every figure and its data
+    """
+    from workbench import exports, pages, published, run_names
+
+    if to not in ("page", "notebook", "figures"):
+        raise ValueError(f"--to must be page, notebook or figures; got {to!r}")
     root = runs.default_root()
-    for run, _ in pages.collect(root):
-        if (run.folder / "notebook.ipynb").is_file():
-            pages.render(run.folder / "notebook.ipynb", run.folder / "page.html", root=root)
+    chosen = [run_names.find_run(text, root) for text in run or ()]
+    for path in exports.write(chosen, to, output, root, [name.strip() for name in format.split(",")]):
+        typer.echo(str(path))
+    if to != "page":
+        return
     typer.echo(f"pages: {pages.index(root)}")
     scoreboard = ROOT / "figures" / "scoreboard.json"
     if publish:
-        for note in pages.publish(scoreboard, root):
+        for note in published.publish(scoreboard, root):
             typer.echo(note)
         from workbench import figures
 
@@ -213,7 +314,7 @@ def report(
         paths = figures.claims_forest(records).save(scoreboard.parent, "claims", ("svg", "csv"))
         typer.echo(f"published: {', '.join(str(path) for path in [scoreboard, *paths])}")
     if readme:
-        changed = pages.update_readme(ROOT / "README.md", scoreboard)
+        changed = published.update_readme(ROOT / "README.md", scoreboard)
         typer.echo("README.md: " + ("table written" if changed else "unchanged"))
 
 
@@ -257,62 +358,35 @@ def bench(
 
 # ------------------------------------------------------------------------------------------------------------ doctor
 @app.command()
-def doctor() -> None:
-    """Check this machine: Python, pinned packages, kernel, browser, GPU, disk; say how to mend what is wrong."""
-    broken = False
-    for name, (needed, fine, found, fix) in _examine().items():
-        broken |= needed and not fine
-        mark = "ok" if fine else "WRONG" if needed else "none"
-        typer.echo(f"{mark:<6}{name}: {found}" + ("" if fine else f"\n      -> {fix}"))
-    if broken:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+    no_self_test: Annotated[bool, typer.Option("--no-self-test", help="Look only, compute nothing.")] = False,
+) -> None:
+    """Check this machine: what is installed, which routes the kernels take, GPU, disk, and a self-test in seconds.
+
+    Each problem comes with its remedy. Exit code 1 says that something which is needed does not work; what is marked
+    "none" is only not there.
+
+    Examples: `workbench doctor` and `workbench doctor --json --no-self-test`
+    """
+    import itertools
+
+    from workbench import doctor
+
+    tests = () if no_self_test else doctor.self_test()
+    found = []
+    for check in itertools.chain(doctor.examine(), tests):
+        found.append(check)
+        if not as_json:  # each as it is found: loading torch and the self-test take seconds
+            typer.echo(
+                f"{check.mark:<6}{check.name}: {check.found}" + ("" if check.fine else f"\n      -> {check.remedy}")
+            )
+    if as_json:
+        typer.echo(json.dumps([check.record() for check in found], indent=1, ensure_ascii=False))
+    wrong = [check.name for check in found if check.mark == "WRONG"]
+    if wrong:
+        typer.echo(f"wrong: {', '.join(wrong)}", err=True)
         raise typer.Exit(1)
-
-
-def _examine() -> dict[str, tuple[bool, bool, str, str]]:
-    """For each part: is it needed, is it fine, what was found, how to mend it."""
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-    constraints = ROOT / "constraints.txt"
-    wrong = _wrong_pins(constraints) if constraints.is_file() else []
-    pins = "as pinned" if constraints.is_file() else "no constraints.txt beside the package: versions not compared"
-    try:
-        launcher = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
-        # a bare "python" stands for this interpreter; a path left over from another environment does not
-        kernel_fine = not launcher.is_absolute() or launcher.resolve() == Path(sys.executable).resolve()
-        kernel = f"python3 starts {launcher}"
-    except NoSuchKernel:
-        kernel, kernel_fine = "no kernel named python3", False
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
-    import torch
-
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
-    root = runs.default_root()
-    free_gib = shutil.disk_usage(next(path for path in (root, *root.parents) if path.is_dir())).free / 2**30
-    python = ".".join(map(str, sys.version_info[:3]))
-    return {
-        "python": (True, sys.version_info >= (3, 11), python, "make the environment with Python 3.11 or newer"),
-        "packages": (True, not wrong, "; ".join(wrong) or pins, "pip install -c constraints.txt -e '.[dev]'"),
-        "kernel": (True, kernel_fine, kernel, f"{sys.executable} -m ipykernel install --sys-prefix --name python3"),
-        "browser": (False, bool(browser), browser or "no chromium",
-                    "only browser tests and png export need it: install chromium with the system's packages"),
-        "gpu": (False, bool(gpu), gpu or f"torch {torch.__version__} sees none", "not needed at scale tiny"),
-        "disk": (True, free_gib > 2, f"{free_gib:.0f} GiB free for {root}",
-                 "free 2 GiB, or set WORKBENCH_RUNS to a folder on another disk"),
-    }  # fmt: skip
-
-
-def _wrong_pins(constraints: Path) -> list[str]:
-    """Pinned packages that are installed in another version; what is not installed is an extra nobody asked for."""
-    wrong = []
-    for line in constraints.read_text(encoding="utf-8").splitlines():
-        if match := re.match(r"([A-Za-z0-9._-]+)==([^\s;#]+)", line):
-            try:
-                installed = importlib.metadata.version(match[1])
-            except importlib.metadata.PackageNotFoundError:
-                continue
-            if installed.split("+")[0] != match[2].split("+")[0]:  # 2.13.0+cpu is torch 2.13.0 for a CPU
-                wrong.append(f"{match[1]} {installed}, pinned {match[2]}")
-    return wrong
 
 
 # -------------------------------------------------------------------------------------------------------------- main

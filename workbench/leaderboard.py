@@ -340,7 +340,8 @@ def strengths_figure(strengths: pd.DataFrame) -> go.Figure:
     names, middle = [html.escape(str(name)) for name in strengths["model"]], strengths["strength"]
     overlap = strengths["lower"].iloc[0] <= strengths["upper"].iloc[1]
     colours = ["#d55e00" if name == BASELINE else "#0072b2" for name in names]
-    bar = {"type": "data", "array": strengths["upper"] - middle, "arrayminus": middle - strengths["lower"]}
+    # a colour of its own: the dots have a colour each, which bars cannot take over
+    bar = {"array": strengths["upper"] - middle, "arrayminus": middle - strengths["lower"], "color": "#666"}
     figure = go.Figure(go.Scatter(x=middle, y=names, mode="markers", marker={"size": 8, "color": colours}, error_x=bar))
     figure.update_layout(
         template="plotly_white",

@@ -16,17 +16,18 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from workbench import provenance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
-_PROVENANCE = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scipy", "pandas", "plotly")
+DIFF = "code.diff"  # in a run folder: what turns the recorded commit into the code of the run
 
 
 # ---------------------------------------------------------------------------------------------- files, whole or not
@@ -117,7 +118,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-# ------------------------------------------------------------------------------------------------- code and machine
+# ------------------------------------------------------------------------------------------------- code and inputs
 def code_hash(module: str) -> str:
     """Hash of the source of `module` and of every workbench module it imports, directly or not.
 
@@ -158,16 +159,6 @@ def _source_of(module: str) -> Path | None:
         return None
     stem = PACKAGE.parent.joinpath(*module.split("."))
     return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
-
-
-def provenance() -> dict[str, str]:
-    """Versions and machine that a reader needs to judge a number; no host name, user name or environment variable."""
-    versions = {}
-    for package in ("workbench", *_PROVENANCE):
-        with suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system(),
-            "cores": str(os.cpu_count()), **versions}  # fmt: skip
 
 
 def fingerprint(source: str) -> str:
@@ -231,8 +222,12 @@ class Run:
     # -- metrics: one row a step, appended and flushed
     def log(self, row: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(row)) + "\n")
+        with open(self.folder / "metrics.jsonl", "ab+") as file:
+            if size := file.tell():
+                file.seek(size - 1)
+                # a killed process or a full disk left half a row: it must not swallow this one
+                file.write(b"" if file.read(1) == b"\n" else b"\n")
+            file.write((json.dumps(plain(row)) + "\n").encode())
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole metrics row; the torn last line of a killed process is left out."""
@@ -261,8 +256,21 @@ class Run:
     # -- the manifest
     @property
     def manifest(self) -> dict[str, Any]:
+        """What is known about the run; empty where nothing has started yet.
+
+        Raises:
+            ValueError: the file is not a manifest.
+        """
         path = self.folder / "manifest.json"
-        return read_json(path) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            value = read_json(path)
+        except ValueError:  # of JSON and of text alike
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"{path} cannot be read as a manifest; delete {self.folder} and run it again")
+        return value
 
     def update_manifest(self, **values: Any) -> None:
         write_json(self.folder / "manifest.json", {**self.manifest, **values})
@@ -282,16 +290,25 @@ class Run:
         return read_json(path) if path.is_file() else []
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the folder for this process; a second process gets an error instead of a mixed-up run."""
+    def locked(self, wait_s: float = 0.0) -> Iterator[None]:
+        """Holds the folder for this process; a second process gets an error instead of a mixed-up run.
+
+        Args:
+            wait_s: how long to wait for the other process: one whose parent was killed takes a moment to notice.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + wait_s
         with open(self.folder / ".lock", "w", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RuntimeError(
-                    f"{self.folder} is being written by another process; wait for it or stop it"
-                ) from None
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise RuntimeError(
+                            f"{self.folder} is being written by another process; wait for it or stop it"
+                        ) from None
+                    time.sleep(0.2)
             yield
 
 
@@ -299,6 +316,11 @@ def run_folder(system: str, module: str, scale: str, parameters: Mapping[str, An
     """Where the run with these parameters and this code lives: `<root>/<system>/<scale>-<hash>`."""
     key = _digest([system, scale, parameters, code_hash(module)])
     return (root or default_root()) / system / f"{scale}-{key}"
+
+
+def key_of(folder: Path) -> str:
+    """The key in the name of a computed run folder."""
+    return folder.name.rpartition("-")[2]
 
 
 def open_run(system: str, module: str, scale: str, parameters: Mapping[str, Any], output: str = "") -> Run:
@@ -323,9 +345,15 @@ def open_run(system: str, module: str, scale: str, parameters: Mapping[str, Any]
             f"(key {manifest.get('key')}, asked {key}); choose another output folder or delete this one"
         )
     if not manifest:
+        code = provenance.code()
+        if code.diff:
+            with atomic(run.folder / DIFF) as file:
+                file.write(code.diff.encode(errors="replace"))
         run.update_manifest(
-            system=system, scale=scale, parameters=plain(parameters), key=key, status="running",
-            started=_now(), provenance=provenance(),
+            system=system, scale=scale, parameters=plain(parameters), key=key, status="running", started=_now(),
+            provenance=provenance.machine(), inputs=provenance.inputs(parameters),
+            code={"hash": code_hash(module), "commit": code.commit, "changed": list(code.changed),
+                  "diff": DIFF if code.diff else ""},
         )  # fmt: skip
     return run
 

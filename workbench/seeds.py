@@ -71,6 +71,8 @@ def over_seeds(
             for number, job in enumerate(units):
                 run.progress(number, len(units), f"seed {job.seed} {job.arm}".strip())
                 job.function(*job.arguments)
+        if units:
+            run.progress(len(units), len(units), "done")
     for job in whole if jobs else []:  # every arm is stored: this only gathers them
         job.function(*job.arguments)
     return [read_json(part.folder / "result.json") for part in parts.values()]

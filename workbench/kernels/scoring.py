@@ -132,6 +132,18 @@ def score(
     return _scores(groups, logps)
 
 
+def route_taken(policy: Any, groups: Sequence[Group], route: str = "auto") -> str:
+    """What `score` does with these groups: "padded", or the shared route's attention: "segments", "blocks", "flex".
+
+    Args:
+        route: as in `score`; "shared" comes back as "padded" where the model's attention cannot be shared.
+    """
+    model = policy if isinstance(policy, nn.Module) else policy.model
+    body, _ = body_and_head(model)
+    can_share = route != "padded" and _can_share(model, body, groups)
+    return _layout(groups, route, model) if can_share else "padded"
+
+
 def check_groups(groups: Sequence[Group]) -> None:
     """Refuses what has no log-probability: nothing to score, a prompt or a response without tokens, wrong positions."""
     if not groups:

@@ -107,7 +107,7 @@ REGISTRY: dict[str, Method] = {
 
 
 def find(names: Sequence[str]) -> list[Method]:
-    """Methods by name or by group ("align"); nothing asked means the quick set.
+    """Methods by name or by group ("align"), "studies", or "all"; nothing asked means the quick set.
 
     Raises:
         ValueError: a name is neither; the known ones are listed.
@@ -116,10 +116,12 @@ def find(names: Sequence[str]) -> list[Method]:
         return [method for method in REGISTRY.values() if method.in_quick_set]
     found: dict[str, Method] = {}
     for name in names:
-        matches = {key: m for key, m in REGISTRY.items() if name in (key, m.group)}
+        matches = {key: m for key, m in REGISTRY.items() if name in (key, m.group or "studies", "all")}
         if not matches:
-            groups = sorted({m.group for m in REGISTRY.values() if m.group})
-            raise ValueError(f"unknown system {name!r}; known: {', '.join(REGISTRY)}; groups: {', '.join(groups)}")
+            groups = sorted({m.group or "studies" for m in REGISTRY.values()})
+            raise ValueError(
+                f"unknown system {name!r}; known: {', '.join(REGISTRY)}; groups: {', '.join([*groups, 'all'])}"
+            )
         found |= matches
     return list(found.values())
 

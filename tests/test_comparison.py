@@ -1,0 +1,168 @@
+"""Two runs side by side: what differs is named, what is the same is called so, and manifests are only text."""
+
+import json
+import math
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from toy_notebooks import claim_records
+
+from workbench import cli, comparison, runs
+from workbench.runs import Run
+
+
+def make(folder: Path, *, results=None, claims=None, **manifest) -> Run:
+    """A finished run folder: `results` by seed."""
+    facts = {
+        "system": "toy", "scale": "tiny", "status": "done", "started": "1", "key": "k", "notebook": "n",
+        "parameters": {"config": {"beta": 0.1, "arms": ["a", "b"], "inner": {"lr": 1e-3}}, "seeds": [0, 1], "model": "",
+                       "dataset": "", "device": "cpu", "inputs": ["", ""]},
+        "provenance": {"python": "3.11.7", "torch": "2.13.0", "cores": "2"},
+        "code": {"hash": "h", "commit": "c", "changed": [], "diff": ""}, "inputs": [],
+    }  # fmt: skip
+    runs.write_json(folder / "manifest.json", facts | manifest)
+    runs.write_json(folder / "claims.json", claim_records() if claims is None else claims)
+    for seed, result in (results or {0: {"win": [0.5, 0.75], "text": "x"}, 1: {"win": [0.25, 1], "text": "y"}}).items():
+        runs.write_json(folder / f"seed-{seed}" / "result.json", result)
+    return Run(folder)
+
+
+def shown(found: comparison.Comparison) -> str:
+    console = Console(file=StringIO(), width=200)
+    comparison.show(found, console)
+    return console.file.getvalue()
+
+
+def test_a_copy_is_identical_and_said_so(tmp_path):
+    found = comparison.compare(make(tmp_path / "a"), make(tmp_path / "b", started="2", key="other"))
+    assert found.same_results
+    assert (found.parameters, found.made_with, found.only) == ([], [], [])
+    text = shown(found)
+    assert "Parameters: identical" in text
+    assert "Made with: identical" in text
+    assert "Results: 2 seeds, identical" in text
+    assert text.splitlines()[-1] == "identical: 3 claims and 4 numbers of 2 seeds are the same"
+
+
+def test_parameters_and_what_a_run_was_made_with_are_named_by_dotted_keys(tmp_path):
+    a = make(tmp_path / "a")
+    parameters = a.manifest["parameters"]
+    other = {
+        **parameters,
+        "config": {"beta": 0.5, "arms": ["a"], "inner": {"lr": 1e-2}, "new": None},
+        "inputs": ["m", ""],
+    }
+    b = make(
+        tmp_path / "b", parameters=other, provenance={"python": "3.11.7", "torch": "2.14.0", "gpu": "H200", "cores": "2"},
+        code={"hash": "h2", "commit": "c", "changed": ["workbench/x.py"], "diff": "code.diff"},
+        inputs=[{"kind": "model", "source": "m", "fingerprint": "m", "revision": "r"}],
+    )  # fmt: skip
+    found = comparison.compare(a, b)
+    assert {row.name: (row.a, row.b) for row in found.parameters} == {
+        "config.beta": (0.1, 0.5), "config.arms": (["a", "b"], ["a"]), "config.inner.lr": (1e-3, 1e-2),
+        "config.new": (comparison.MISSING, None),
+    }  # fmt: skip
+    made = {row.name: (row.a, row.b) for row in found.made_with}
+    assert made["provenance.torch"] == ("2.13.0", "2.14.0")
+    assert made["provenance.gpu"] == (comparison.MISSING, "H200")
+    assert made["code.hash"] == ("h", "h2")
+    assert made["code.changed"] == ([], ["workbench/x.py"])
+    assert made["code.diff"] == (comparison.MISSING, "lost")
+    assert "code.commit" not in made
+    assert made["inputs.model.revision"][1] == "r"
+    assert "config.inner.lr" in shown(found)
+
+
+def test_claims_stand_side_by_side_with_means_and_verdicts(tmp_path):
+    ours, theirs = claim_records(), claim_records()
+    theirs[0] |= {"measured": [2.0, 2.2, 2.4], "verdict": "not shown"}
+    del theirs[1]
+    found = comparison.compare(make(tmp_path / "a", claims=ours), make(tmp_path / "b", claims=theirs))
+    first, second, third = found.claims
+    assert (first.id, first.verdict_a, first.verdict_b, first.same) == ("C1", "shown in small", "not shown", False)
+    assert first.mean_a == pytest.approx(1.1)
+    assert first.mean_b == pytest.approx(2.2)
+    assert (second.id, second.verdict_b, second.same) == ("C2", "", False)
+    assert math.isnan(second.mean_b)
+    assert third.same
+    assert not found.same_results
+    text = shown(found)
+    assert "shown in small → not shown" in text
+    assert "not shown → (none)" in text
+    assert text.splitlines()[-1] == "not identical: 2 of 3 claims, 0 of 2 seeds, 2 verdicts differ"
+
+
+def test_results_tell_the_largest_relative_difference_and_where(tmp_path):
+    a = make(tmp_path / "a", results={0: {"x": {"loss": [1.0, 2.0], "n": 3}, "t": "a"}, 2: {}})
+    b = make(tmp_path / "b", results={0: {"x": {"loss": [1.1, 4.0], "n": 3}, "t": "b", "new": 1}, 10: {}})
+    found = comparison.compare(a, b)
+    (row,) = found.seeds
+    assert row == ("seed-0", 3, 2, 0.5, "x.loss.1", 2)
+    assert found.only == [("seed-2", "a"), ("seed-10", "b")]
+    text = shown(found)
+    assert "seed-2: only in A" in text
+    assert text.splitlines()[-1] == "not identical: 0 of 3 claims, 1 of 1 seeds differ; 2 in one only"
+
+
+def test_nan_equals_nan_and_never_hides_a_difference(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    same = {0: {"x": [nan, inf, -inf, 0.0]}}
+    assert comparison.compare(make(tmp_path / "a", results=same), make(tmp_path / "b", results=same)).same_results
+    other = {0: {"x": [1.0, inf, inf, 1e-9]}}
+    found = comparison.compare(make(tmp_path / "a", results=same), make(tmp_path / "c", results=other))
+    assert found.seeds[0] == ("seed-0", 4, 3, inf, "x.0", 0)
+    claims = claim_records()
+    claims[0]["measured"] = [nan, 1.0, 2.0]
+    found = comparison.compare(make(tmp_path / "d", claims=claims), make(tmp_path / "e"))
+    assert math.isnan(found.claims[0].mean_a)
+    text = json.dumps(found.record(), allow_nan=False)
+    assert json.loads(text)["claims"][0]["mean_a"] is None
+
+
+def test_true_and_one_differ_but_one_and_one_point_zero_do_not():
+    assert comparison.differences({"a": 1, "b": 1, "c": []}, {"a": 1.0, "b": True, "c": {}}) == [
+        ("b", 1, True), ("c", [], {}),
+    ]  # fmt: skip
+
+
+def test_hostile_text_is_neither_markup_nor_a_terminal_command(tmp_path):
+    evil = "[/bold][red]x[/red] \x1b[2J\x07 [/INST]"
+    claims = claim_records()
+    claims[0] |= {"statement": evil, "verdict": evil, "id": "[/C1]"}
+    parameters = {"config": {"[/k]": evil, "long": "y" * 5000}, "seeds": [0]}
+    b = make(
+        tmp_path / "[/b]", claims=claims, parameters=parameters, provenance={evil: evil}, results={0: {"[/r]": 1.0}}
+    )
+    text = shown(comparison.compare(make(tmp_path / "a"), b))
+    assert "[/bold][red]x[/red]" in text
+    assert "config.[/k]" in text
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "y" * 200 not in text
+
+
+def test_runs_without_results_are_not_called_identical(tmp_path):
+    for name in "ab":
+        runs.write_json(tmp_path / name / "manifest.json", {"system": "x", "scale": "tiny", "parameters": {}})
+    found = comparison.compare(Run(tmp_path / "a"), Run(tmp_path / "b"))
+    assert not found.same_results
+    assert shown(found).splitlines()[-1] == "nothing to compare: neither run holds claims or results"
+    with pytest.raises(ValueError, match=r"nothing is no run: it holds no manifest\.json"):
+        comparison.compare(Run(tmp_path / "a"), Run(tmp_path / "nothing"))
+
+
+def test_the_command_finds_runs_by_name_and_prints_json(runs_root, capsys):
+    make(runs_root / "toy" / "tiny-aaaa")
+    make(runs_root / "toy" / "tiny-bbbb", scale="smoke")
+    assert cli.main(["compare", "toy/tiny-aaaa", "bbbb"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("A: toy/tiny-aaaa\nB: toy/tiny-bbbb\n")
+    assert "Parameters: 1 differ" in out
+    assert cli.main(["compare", "aaaa", "bbbb", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["parameters"] == [{"name": "scale", "a": "tiny", "b": "smoke"}]
+    assert record["same_results"] is True
+    assert cli.main(["compare", "aaaa", "cccc"]) == 2
+    assert capsys.readouterr().err.startswith("error: no run 'cccc'")

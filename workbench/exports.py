@@ -1,0 +1,318 @@
+"""What a run can be sent as, beside its page: the executed notebook as one file, and its figures as images and tables.
+
+What may live here: copying out of run folders. What may not: changing one, the page of a run (`pages`), any number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import html
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from workbench import pages, runs, sendable
+from workbench.pages import PLOTLY_MIME, read_notebook
+from workbench.widgets import scripted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
+IMAGES = ("svg", "png", "pdf")
+FORMATS = (*IMAGES, "csv")
+_LARGE = 200_000  # bytes of one fallback image; a figure with more keeps its interactive form alone
+
+
+class Figure(NamedTuple):
+    """One plotly figure of an executed notebook, and the file name it gets, without an ending."""
+
+    name: str
+    spec: dict[str, Any]
+
+
+def executed(run: runs.Run) -> Path:
+    """The run's executed notebook; of a run that failed, as far as it came.
+
+    Raises:
+        ValueError: the run has none, and how to get one.
+    """
+    if found := _notebooks(run):
+        return found[0]
+    system = run.manifest.get("system", "")
+    raise ValueError(f"{run.folder} holds no executed notebook; `workbench reproduce {system}` makes one")
+
+
+def file_name(run: runs.Run) -> str:
+    """`system-scale-hash`: a name that says which run a file came from, wherever it ends up."""
+    return f"{run.folder.parent.name}-{run.folder.name}"
+
+
+def write(
+    chosen: Sequence[runs.Run],
+    to: str,
+    output: Path | None,
+    root: Path,
+    formats: Collection[str] = ("svg", "png", "csv"),
+) -> list[Path]:
+    """Writes what these runs are sent as, and returns what was written outside of the run folders.
+
+    Args:
+        chosen: none takes every run that has an executed notebook.
+        to: "page", "notebook" or "figures".
+        output: folder; None leaves pages in their run folders and puts the others into `exports`.
+        root: folder of all runs.
+
+    Raises:
+        ValueError: a run has no executed notebook.
+    """
+    found = list(chosen) or [run for run, _ in pages.collect(root) if _notebooks(run)]
+    written = []
+    for run in found:
+        executed(run)  # says what is missing
+        place, name = output or Path("exports"), file_name(run)
+        if to == "notebook":
+            written.append(notebook(run, place / f"{name}.ipynb"))
+        elif to == "figures":
+            written += figures(run, place / name, formats)
+        else:
+            for source in _notebooks(run):
+                page = run.folder / f"{'page' if source.stem == 'notebook' else source.stem}.html"
+                pages.render(source, page, root=root)
+            if output is not None:
+                written.append(pages.render(executed(run), output / f"{name}.html", root=root))
+    return written
+
+
+def _notebooks(run: runs.Run) -> list[Path]:
+    return [path for path in (run.folder / "notebook.ipynb", run.folder / "failed.ipynb") if path.is_file()]
+
+
+# --------------------------------------------------------------------------------------------------------- a notebook
+def notebook(run: runs.Run, target: Path) -> Path:
+    """Writes the run's executed notebook as one file to send: outputs in it, nothing of this machine, no widget state.
+
+    A plotly figure keeps its interactive form and, where a browser is there to draw it, gets an image beside it: sites
+    that show notebooks know images only. A live view has no place outside of JupyterLab and our pages; its text stays.
+
+    Raises:
+        ValueError: the run has no executed notebook.
+    """
+    import nbformat
+
+    book = sendable.cleaned(read_notebook(executed(run)), run.folder, run.folder.parent.parent)
+    for cell in book.cells:
+        for output in cell.get("outputs", []):
+            view = output.get("data", {}).pop(scripted.VIEW_MIME, None)
+            output.get("data", {}).pop(WIDGET_MIME, None)
+            if view is not None:
+                output.data.setdefault("text/plain", "")
+                output.data["text/plain"] += (
+                    "\n(an interactive view; it is alive in the page of this run, and after running the cell)"
+                )
+    if browser():
+        holders = [output.data for output in _outputs(book) if PLOTLY_MIME in output.get("data", {})]
+        drawn = draw([(data[PLOTLY_MIME], "png") for data in holders], scale=1)
+        for data, image in zip(holders, drawn, strict=True):
+            if len(image) <= _LARGE:
+                data.setdefault("image/png", base64.b64encode(image).decode())
+    nbformat.validate(book)
+    with runs.atomic(target) as file:
+        file.write((nbformat.writes(book) + "\n").encode(errors="replace"))
+    return target
+
+
+def _outputs(book: Any) -> Iterator[Any]:
+    for cell in book.cells:
+        yield from cell.get("outputs", [])
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+def figures(run: runs.Run, folder: Path, formats: Collection[str] = ("svg", "png", "csv")) -> list[Path]:
+    """Writes every plotly figure of the run's executed notebook, as images and its data as a table.
+
+    Args:
+        folder: where the files go; they are named after the cell and the figure's title.
+        formats: of svg, png, pdf and csv.
+
+    Raises:
+        ValueError: the run has no executed notebook, or a format is unknown.
+        RuntimeError: an image is asked for and no browser is there to draw it; nothing was written.
+    """
+    if wrong := [name for name in formats if name not in FORMATS]:
+        raise ValueError(f"--format takes {', '.join(FORMATS)}, with commas between them; got {', '.join(wrong)}")
+    found = list(figures_of(read_notebook(executed(run)), sendable.cleaner(run.folder, run.folder.parent.parent)))
+    wanted = [(figure, ending) for figure in found for ending in dict.fromkeys(formats)]
+    drawn = iter(draw([(figure.spec, ending) for figure, ending in wanted if ending in IMAGES]))
+    paths = []
+    for figure, ending in wanted:
+        path = folder / f"{figure.name}.{ending}"
+        content = next(drawn) if ending in IMAGES else table(figure.spec).to_csv(index=False).encode(errors="replace")
+        with runs.atomic(path) as file:
+            file.write(content)
+        paths.append(path)
+    return paths
+
+
+def figures_of(book: Any, clean: Any = str) -> Iterator[Figure]:
+    """Every plotly figure of a notebook, in its order, each with a name of its own."""
+    used: set[str] = set()
+    for number, cell in enumerate(book.cells):
+        for output in cell.get("outputs", []):
+            spec = output.get("data", {}).get(PLOTLY_MIME)
+            if spec is not None:
+                spec = json.loads(clean(json.dumps(spec)))
+                stem = _slug(f"{cell.get('id') or f'cell-{number}'}-{_title(spec)}")
+                name, again = stem, 2
+                while name in used:
+                    name, again = f"{stem}-{again}", again + 1
+                used.add(name)
+                yield Figure(name, spec)
+
+
+def _title(spec: dict[str, Any]) -> str:
+    title = (spec.get("layout") or {}).get("title") or ""
+    text = title.get("text") or "" if isinstance(title, dict) else title
+    return html.unescape(re.sub(r"<[^<>]*>", " ", str(text)))
+
+
+def _slug(text: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return words[:80].rstrip("-") or "figure"
+
+
+def table(spec: dict[str, Any]) -> pd.DataFrame:
+    """A figure's data as one long table: a row for each point, with its trace's number, name and type.
+
+    Text that a spreadsheet would run as a formula gets a quotation mark in front.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for number, trace in enumerate(spec.get("data") or []):
+        about = {"trace": number, "name": trace.get("name", ""), "type": trace.get("type", "scatter")}
+        columns = {key: _values(value) for key, value in _arrays(trace)}
+        grids = {
+            key: value for key, value in columns.items() if value and isinstance(value[0], list) and key != "customdata"
+        }
+        for key, grid in grids.items():  # a heat map: rows go with y, columns with x
+            x, y = columns.get("x") or [], columns.get("y") or []
+            rows += [
+                {**about, "x": x[j] if j < len(x) else j, "y": y[i] if i < len(y) else i, key: value}
+                for i, line in enumerate(grid)
+                for j, value in enumerate(line)
+            ]
+        if not grids:
+            length = max(map(len, columns.values()), default=0)
+            rows += [
+                {**about, **{key: values[i] for key, values in columns.items() if i < len(values)}}
+                for i in range(length)
+            ]
+    frame = pd.DataFrame([{key: _cell(value) for key, value in row.items()} for row in rows])
+    return frame if len(frame) else pd.DataFrame(columns=["trace", "name", "type"])
+
+
+_DRAWN = (
+    "x",
+    "y",
+    "z",
+    "text",
+    "customdata",
+    "labels",
+    "values",
+    "ids",
+    "parents",
+    "r",
+    "theta",
+    "open",
+    "high",
+    "low",
+    "close",
+    "base",
+)
+
+
+def _arrays(trace: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a trace holds a value a point of, by the names of plotly."""
+    for key in _DRAWN:
+        if isinstance(trace.get(key), (list, dict)):
+            yield key, trace[key]
+    for key in ("error_x", "error_y"):
+        for side in ("array", "arrayminus"):
+            if isinstance((trace.get(key) or {}).get(side), (list, dict)):
+                yield f"{key}.{side}", trace[key][side]
+
+
+def _values(given: Any) -> list[Any]:
+    """A list, or what plotly packs as bytes with a type and, for a grid, a shape."""
+    if isinstance(given, list):
+        return given
+    import numpy as np
+
+    packed = np.frombuffer(base64.b64decode(given.get("bdata", "")), dtype=np.dtype(given.get("dtype", "f8")))
+    shape = [int(part) for part in str(given.get("shape", "")).split(",") if part.strip()]
+    return (packed.reshape(shape) if shape else packed).tolist()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, (list, dict)):
+        value = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return f"'{value}" if re.match(r"[=+\-@\t\r]", value) else value
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+def browser() -> str:
+    """The Chromium that draws images, or "" where there is none (or no kaleido)."""
+    try:
+        from choreographer.browsers.chromium import Chromium
+    except ImportError:
+        return ""
+    return Chromium.find_browser(skip_local=False) or ""
+
+
+def draw(wanted: Sequence[tuple[dict[str, Any], str]], *, scale: float = 0) -> list[bytes]:
+    """Images of figures, (specification, format) each, all drawn by one browser: its start takes most of the time.
+
+    Args:
+        scale: pixels a unit; 0 takes 2 for png and 1 for the others.
+
+    Raises:
+        RuntimeError: no browser, no kaleido, or the browser could not draw a figure.
+    """
+    if not wanted:
+        return []
+    if not browser():
+        raise RuntimeError(
+            "images are drawn by kaleido in a Chromium, and this machine lacks one of them: install chromium and the extra "
+            "[lab], or ask for --format csv"
+        )
+    # in a thread of its own, because a notebook has a loop running already
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, _drawn(wanted, scale)).result()
+
+
+async def _drawn(wanted: Sequence[tuple[dict[str, Any], str]], scale: float) -> list[bytes]:
+    import kaleido
+
+    images = []
+    # no MathJax: kaleido would fetch it from the network
+    async with kaleido.Kaleido(n=1, mathjax=False) as server:
+        for spec, ending in wanted:
+            layout = dict(spec.get("layout") or {})
+            # a picture from the network in a figure would be fetched; one that the figure carries stays
+            layout["images"] = [i for i in layout.get("images") or [] if str(i.get("source", "")).startswith("data:")]
+            options: Any = {
+                "format": ending, "scale": scale or (2 if ending == "png" else 1),
+                "width": layout.get("width") or 820, "height": layout.get("height") or 420,
+            }  # fmt: skip
+            try:
+                images.append(await server.calc_fig({"data": spec.get("data") or [], "layout": layout}, opts=options))
+            except Exception as error:  # kaleido's errors share no base class
+                raise RuntimeError(f"the browser could not draw {_title(spec) or 'a figure'!r}: {error}") from error
+    return images
