@@ -51,3 +51,14 @@ def runs_root(tmp_path, monkeypatch) -> Path:
     """An empty folder that stands for runs/ during one test."""
     monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def shared_starts(runs_root, tmp_path_factory) -> Path:
+    """`runs_root` with the starting checkpoints of all tests and their workers, which are kept by content: each is trained once."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "starts"
+    cache.mkdir(exist_ok=True)
+    runs_root.mkdir()
+    (runs_root / ".cache").symlink_to(cache)
+    return runs_root

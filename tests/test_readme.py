@@ -1,11 +1,13 @@
 """README says what runs wrote: its table, its figure, and commands that exist."""
 
+import ast
+import gzip
 import re
 from pathlib import Path
 
 from typer.testing import CliRunner
 
-from workbench import cli, methods, pages, runs
+from workbench import cli, methods, published, runs
 from workbench.figures import claims_forest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,7 +17,7 @@ SCOREBOARD = ROOT / "figures" / "scoreboard.json"
 
 def test_table_is_the_published_scoreboard():
     entries = runs.read_json(SCOREBOARD)
-    assert pages.readme_table(entries) in README
+    assert published.readme_table(entries) in README
     assert [entry["system"] for entry in entries] == list(methods.REGISTRY)
 
 
@@ -74,17 +76,31 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
-def test_use_the_parts_example_runs(tmp_path, monkeypatch):
-    """The Python block of README, on a small random model."""
+def test_python_examples_run(tmp_path, monkeypatch):
+    """The Python blocks of README, on a small random model, a small data set and a run folder that is written to."""
     from workbench.models import Policy, new_llama
     from workbench.worlds.language import bpe_tokenizer
 
-    tokenizer = bpe_tokenizer(["Name a river in Peru. The Ucayali is one."] * 3, vocab_size=300)
+    tokenizer = bpe_tokenizer(["Name a river in Peru. The Ucayali is one. 2+2? 4 5"] * 3, vocab_size=300)
     model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=128, seed=0)
     Policy(model, tokenizer).save(tmp_path / "my-model")
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    with gzip.open("pairs.jsonl.gz", "wt") as file:
+        file.write('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
+    inspect, parts = (
+        block.replace('"my-model"', '"./my-model"') for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    )
+    run = runs.Run(tmp_path / re.search(r'"(runs/[^"]+)"', inspect)[1])
+    run.child("seed-0/dpo").log({"step": 0, "loss": 0.69})
+    run.update_manifest(status="done")
     found: dict = {}
-    exec(block.replace('"my-model"', '"./my-model"'), found)  # our own page
+    statements = ast.parse(inspect).body  # our own page
+    exec(compile(ast.Module([x for x in statements if not isinstance(x, ast.Expr)], []), "README", "exec"), found)
+    shown = [
+        eval(compile(ast.Expression(x.value), "README", "eval"), found) for x in statements if isinstance(x, ast.Expr)
+    ]
+    assert [type(view).__name__ for view in shown] == ["PreferenceBrowser", "TrainingPreview", "TrainingMonitor"]
+    found = {}
+    exec(parts, found)
     assert found["losses"].shape == (1,)
     assert len(found["ratings"].scores) == 3

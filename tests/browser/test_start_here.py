@@ -12,12 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("start-here")
+@pytest.fixture
+def executed(shared_starts, tmp_path):
     source = ROOT / "notebooks" / "start-here.ipynb"
-    papermill.execute_notebook(str(source), str(folder / "out.ipynb"), progress_bar=False, cwd=str(source.parent))
-    return pages.render(folder / "out.ipynb", folder / "page.html", title="start here")
+    papermill.execute_notebook(str(source), str(tmp_path / "out.ipynb"), progress_bar=False, cwd=str(source.parent))
+    return pages.render(tmp_path / "out.ipynb", tmp_path / "page.html", title="start here")
 
 
 @pytest.mark.browser

@@ -51,8 +51,8 @@ def page_file(tmp_path_factory):
             part = folder / f"seed-{seed}" / arm / "round-1"
             rng = np.random.default_rng([seed, number])
             lines = [
-                {"step": k, "loss": 0.7 * 0.995**k + 0.02 * rng.random() + 5 * (k == 333), "margins": k / STEPS + seed, "accuracies": 0.5, "policy_clipped": 0.0,
-                 "kl": float("nan") if 100 < k < 200 else k / 1e6}
+                {"step": k, "loss": 0.7 * 0.995**k + 0.02 * rng.random() + 5 * (k == 333), "margins": k / STEPS + seed, "accuracies": 0.5,
+                 "policy_clipped": 0.0, "kl": float("nan") if 100 < k < 200 else k / 1e6}
                 for k in range(STEPS)
             ]  # fmt: skip
             part.mkdir(parents=True)

@@ -123,9 +123,9 @@ def test_verdicts_follow_the_numbers():
 
 
 @pytest.mark.slow
-def test_swapped_labels_are_not_shown(runs_root, monkeypatch):
+def test_swapped_labels_are_not_shown(shared_starts, monkeypatch):
     """Sabotage: chosen and rejected swapped where the rows are read; the held-out pairs stay as they are."""
-    overrides = {"arms": ["dpo", "shuffled"], "n_pairs": 300, "test_size": 100}
+    overrides = {"arms": ["dpo", "shuffled"], "n_pairs": 300, "test_size": 100, "probe_every": 0}
     experiment = methods.Experiment("dpo", scale="tiny", seeds=[0, 1, 2], overrides=overrides)
     from workbench.worlds.planted_chain import PlantedChain
 

@@ -1,7 +1,6 @@
 """SPIN: the closed form of Theorem 5.4, faithful data steps, bad input, and what sabotage does to the verdicts."""
 
 import logging
-import os
 from dataclasses import replace
 from functools import partial
 
@@ -208,17 +207,6 @@ def verdicts(arms, needed, patch=None, **changes):
             for seed in experiment.seeds
         ]
         return spin.claims(experiment, results).verdicts()
-
-
-@pytest.fixture
-def shared_starts(tmp_path_factory, monkeypatch):
-    """Sabotage runs share the starting checkpoints, over the test workers too, but not their results."""
-    base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sabotage" / ".cache"
-    cache.mkdir(parents=True, exist_ok=True)
-    fresh = tmp_path_factory.mktemp("sabotage-runs")
-    monkeypatch.setenv("WORKBENCH_RUNS", str(fresh))
-    (fresh / ".cache").symlink_to(cache)
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Every notebook of the registry runs to its end at `scale="smoke"`, through the same batch runner that a reader calls."""
 
-import os
 from io import StringIO
 
 import pytest
@@ -11,13 +10,9 @@ from workbench import methods, reproduce, runs
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", methods.REGISTRY)
-def test_notebook_runs_at_smoke(tmp_path_factory, name):
-    screen, root = Console(file=StringIO(), width=160), tmp_path_factory.getbasetemp()
-    if (
-        "PYTEST_XDIST_WORKER" in os.environ
-    ):  # one folder for all workers: systems that share a world train its start once
-        root = root.parent
-    (job,) = reproduce.reproduce([name], scale="smoke", workers=1, root=root / "runs", console=screen)
+def test_notebook_runs_at_smoke(shared_starts, name):
+    screen = Console(file=StringIO(), width=160)
+    (job,) = reproduce.reproduce([name], scale="smoke", workers=1, root=shared_starts, console=screen)
     assert job.status == "done", screen.file.getvalue()
     path = job.run.folder / "claims.json"
     claims = runs.read_json(path) if path.is_file() else []

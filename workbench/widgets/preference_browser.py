@@ -30,7 +30,7 @@ from workbench.widgets import preference_labels, preference_rows, preference_sou
 from workbench.widgets.preference_labels import Labels
 from workbench.widgets.preference_rows import PLACES, SOURCES, VIEW, Origin, Row, Rows, plain_value
 
-PAGE_LIMIT = 1_000_000  # characters of rows that a page carries
+PAGE_LIMIT = 400_000  # characters of rows that a page carries
 WINDOW = 200  # rows that travel at once to JupyterLab
 SNIPPET = 160  # characters of a prompt in the list
 ASKED_FIRST = 200  # rows whose log-ratios are computed unless others are named

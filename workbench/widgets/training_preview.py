@@ -28,7 +28,7 @@ from workbench.token_text import TokenText
 from workbench.widgets import scripted
 
 LISTED = 20_000  # rows whose lengths and warnings the view lists
-CARRIED = 1_100_000  # characters of token ids that the view carries; JupyterLab asks Python for the others
+CARRIED = 400_000  # characters of token ids that the view carries; JupyterLab asks Python for the others
 OF_EACH = 20  # rows of every warning that are carried before any other
 POINTS = 3_000  # different pairs of lengths that the figure draws
 KINDS = ("preference", "ranking", "demonstration")
