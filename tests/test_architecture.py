@@ -22,10 +22,8 @@ FLOORS = {
     "diagnosis": 1, "probes": 2, "training": 2, "ppo": 3,
     "evidence": 3, "tasks": 3, "feedback": 3, "worlds": 3, "leaderboard": 4, "arena": 4, "from_scratch": 4,
     "rounds": 4, "long_rows": 4, "ranked_lists": 4, "follow_up_reward": 4,
-    "formulas": 1, "notebook_story": 2, "figures": 3, "methods": 4, "launches": 5, "widgets": 5, "pages": 5,
-    "sendable": 2, "run_facts": 5, "page_frame": 5, "scoreboard": 5, "published": 5, "exports": 6,
-    "notebook_job": 6, "executors": 6, "reproduce": 6,
-    "comparison": 6, "rerun": 6, "doctor": 6, "confidence_report": 6, "cli": 7, "__main__": 8, "": 9,
+    "figure_images": 1, "figures": 3, "methods": 4, "widgets": 5, "share": 5, "pages": 5,
+    "batch": 6, "reproduce": 6, "doctor": 6, "confidence_report": 6, "cli": 7, "__main__": 8, "": 9,
 }  # fmt: skip
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from workbench import cli, methods, published, runs
+from workbench import cli, methods, runs
 from workbench.figures import claims_forest
+from workbench.share import published
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 from toy_notebooks import CLAIM, OPEN, ends, toy, write_notebook
 
-from workbench import methods, notebook_job, reproduce, runs
+from workbench import methods, reproduce, runs
+from workbench.batch import notebook_job
 
 FINISH = "run.finish(claims)"
 CHECK = """import os, json

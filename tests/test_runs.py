@@ -4,6 +4,8 @@ import errno
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -138,3 +140,18 @@ def test_two_writers_are_refused(tmp_path):
     run = Run(tmp_path)
     with run.locked(), pytest.raises(RuntimeError, match="is being written by another process"), Run(tmp_path).locked():
         pass
+
+
+def test_who_wants_what_another_one_builds_waits_for_it(tmp_path):
+    built = []
+
+    def build(folder):
+        built.append(folder)
+        time.sleep(0.3)
+        (folder / "x").write_text("whole")
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: runs.cached_folder({"kind": "k"}, build, root=tmp_path), range(3)))
+    assert len(built) == len({*found}) == 1
+    assert (found[0] / "x").read_text() == "whole"
+    assert [path.name for path in tmp_path.glob("[!.]*")] == [found[0].name]

@@ -39,6 +39,7 @@ VERDICTS = {
     "smoke": ("smoke run, no verdict",),
 }
 FOLLOWS, DIFFERS = "follows from the published data", "does not follow"
+_YES, _NO = ("shown in small", "reproduced", FOLLOWS), ("not shown", "not reproduced", DIFFERS)
 
 
 @dataclass(frozen=True)
@@ -395,12 +396,16 @@ def _unit(record: Mapping[str, Any]) -> str:
     return f" {record['unit']}" if record["unit"] else ""
 
 
+def kind_of(verdict: str) -> str:
+    """ "yes" (shown, reproduced, follows), "no", or "open" for what is not decided here; views give each a sign of its own."""
+    return "yes" if verdict in _YES else "no" if verdict in _NO else "open"
+
+
 def table_html(records: Sequence[Mapping[str, Any]], *, links: Mapping[str, str] | None = None) -> str:
     """The claims as an HTML table; everything in it is escaped. `links` maps a system to the page of its run."""
     rows = []
     for row in frame(records).to_dict("records"):
-        yes, no = ("shown in small", "reproduced", FOLLOWS), ("not shown", "not reproduced", DIFFERS)
-        kind = "yes" if row["verdict"] in yes else "no" if row["verdict"] in no else "open"
+        kind = kind_of(row["verdict"])
         system = html.escape(row["system"])
         if links and row["system"] in links:
             system = f'<a href="{html.escape(links[row["system"]])}">{system}</a>'

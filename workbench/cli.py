@@ -120,7 +120,7 @@ def rerun(
     - `workbench rerun 0f3a` does the same, as long as one run's hash begins so
     - `workbench rerun my/runs/dpo/tiny-0f3a52c1b7de --anyway` takes the data set as it is now
     """
-    from workbench.rerun import rerun
+    from workbench.batch.rerun import rerun
     from workbench.run_names import find_run
 
     if rerun(find_run(run), anyway=anyway, executor=executor, timeout_s=timeout).comparison is None:
@@ -142,7 +142,7 @@ def compare(
     """
     from rich.console import Console
 
-    from workbench import comparison
+    from workbench.batch import comparison
     from workbench.run_names import find_run
 
     found = comparison.compare(find_run(a), find_run(b))
@@ -291,7 +291,8 @@ def report(
     - `workbench report dpo/tiny-0f3a --to notebook --output to-send` writes the executed notebook, clean of this machine
     - `workbench report dpo/tiny-0f3a --to figures --format svg,csv` writes every figure and its data
     """
-    from workbench import exports, pages, published, run_names
+    from workbench import pages, run_names
+    from workbench.share import exports, published
 
     if to not in ("page", "notebook", "figures"):
         raise ValueError(f"--to must be page, notebook or figures; got {to!r}")

@@ -18,6 +18,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench import figure_images
+
 # Okabe and Ito's colours: told apart by all common kinds of colour blindness. One colour an arm in the whole project.
 COLOURS = {
     "spin": "#0072B2", "long": "#E69F00", "frozen": "#009E73", "frozen_reference": "#56B4E9", "hinge": "#CC79A7",
@@ -69,15 +71,21 @@ class Display:
         return self.drawing
 
     def save(self, folder: str | Path, name: str, endings: Sequence[str] = ("svg", "png", "csv")) -> list[Path]:
-        """Writes `name`.svg, .png and .csv, or those asked for; svg and png need a Chromium on the machine (kaleido)."""
+        """Writes `name`.svg, .png and .csv, or those asked for; svg and png need a Chromium on the machine (kaleido).
+
+        Raises:
+            RuntimeError: an image is asked for and no browser is there to draw it; nothing was written.
+        """
         folder = Path(folder)
+        spec = json.loads(self.drawing.to_json() or "{}")
+        images = iter(figure_images.draw([(spec, ending) for ending in endings if ending != "csv"]))
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{name}.{ending}" for ending in endings]
         for path in paths:
             if path.suffix == ".csv":
                 self.table.to_csv(path, index=False)
             else:
-                self.drawing.write_image(path, scale=1 if path.suffix == ".svg" else 2)
+                path.write_bytes(next(images))
         return paths
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:

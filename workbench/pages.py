@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from workbench import page_frame, run_facts, runs, sendable
-from workbench.formulas import mathml
-from workbench.scoreboard import collect, index, newest
+from workbench import runs
+from workbench.share import page_frame, run_facts, sendable
+from workbench.share.formulas import mathml
+from workbench.share.scoreboard import collect, index, newest
 from workbench.widgets import scripted
 
 __all__ = ["collect", "index", "mathml", "newest", "read_notebook", "render"]

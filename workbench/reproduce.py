@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from workbench import executors, methods, runs
-from workbench.notebook_job import DEAD_KERNEL, DISK_FULL, NO_SPACE, explain, keep_failure, source_hash
+from workbench import methods, runs
+from workbench.batch import executors
+from workbench.batch.notebook_job import DEAD_KERNEL, DISK_FULL, NO_SPACE, explain, keep_failure, source_hash
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -72,7 +72,7 @@ def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically. NaN and infinities are kept, as Python's reader understands them; claims write null instead."""
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=True)
     with atomic(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="replace"))  # half a character of a model's text must not lose a run its results
 
 
 def read_json(path: Path) -> Any:
@@ -97,20 +97,26 @@ def plain(value: Any) -> Any:
 def cached_folder(key: Mapping[str, Any], build: Callable[[Path], None], *, root: Path | None = None) -> Path:
     """A folder whose content is a function of `key`; `build(folder)` fills it when it is not there yet.
 
-    Two processes may build the same key at once: each fills its own temporary folder and the first rename wins.
+    A process that wants what another one is building waits for it; where the disk knows no locks both build, and the first
+    rename wins.
     """
     digest = _digest(key)
     target = (root or default_root() / ".cache") / f"{key.get('kind', 'item')}-{digest}"
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        build(temporary)
-        with suppress(OSError):  # somebody else was first: theirs is as good
-            os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with open(target.parent / f".{target.name}.lock", "w", encoding="utf-8") as lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.is_dir():
+            return target
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            build(temporary)
+            with suppress(OSError):  # somebody else was first: theirs is as good
+                os.rename(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

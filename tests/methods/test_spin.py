@@ -192,32 +192,41 @@ def test_model_and_dataset_come_together():
 ENOUGH = {"rounds": 2, "epochs": 2, "n_prompts": 500, "test_size": 8, "world": {"test_draws": 1_000}}
 
 
-def verdicts(arms, needed, patch=None, **changes):
-    """Verdicts of a run that is large enough to show C1, with one thing broken."""
-    experiment = methods.Experiment(
-        "spin", scale="tiny", seeds=[0, 1, 2], overrides={**ENOUGH, "arms": needed, **changes}
-    )
+def played_with(arms, needed, seeds):
+    """Experiment and results of a run that is large enough for SPIN to gain, with one thing broken."""
+    experiment = methods.Experiment("spin", scale="tiny", seeds=range(seeds), overrides={**ENOUGH, "arms": needed})
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, arm in arms.items():
             monkeypatch.setitem(spin.ARMS, name, arm)
-        if patch:
-            patch(monkeypatch)
-        results = [
+        return experiment, [
             spin.run(experiment.task, experiment.config, seed, experiment.run.child(f"seed-{seed}"))
             for seed in experiment.seeds
         ]
-        return spin.claims(experiment, results).verdicts()
+
+
+def gains(arms=()):
+    """Quality after two rounds minus that of the start, one number a seed, of SPIN and of SPIN with shuffled labels.
+
+    Not the verdict of C1: the gain of one round in two seeds is so near its noise that the rounding of a processor decides. The
+    rule of the verdict is tested on given numbers below.
+    """
+    _, results = played_with(dict(arms), ["spin", "shuffled"], seeds=2)
+    return {
+        arm: [r["arms"][arm][-1]["quality"] - r["arms"][arm][0]["quality"] for r in results]
+        for arm in ("spin", "shuffled")
+    }
 
 
 @pytest.mark.slow
-def test_unbroken_shows_c1(shared_starts):
-    assert verdicts({}, ["spin", "shuffled"])["C1"] == "shown in small"
+def test_two_rounds_gain_in_every_seed_and_shuffled_labels_do_not(shared_starts):
+    found = gains()
+    assert min(found["spin"]) > 0.05
+    assert max(found["shuffled"]) < 0.02
 
 
 @pytest.mark.slow
-def test_swapped_labels_are_not_shown(shared_starts):
-    swapped = replace(spin.ARMS["spin"], labels="swapped")
-    assert verdicts({"spin": swapped}, ["spin", "shuffled"])["C1"] == "not shown"
+def test_swapped_labels_lose_in_every_seed(shared_starts):
+    assert max(gains({"spin": replace(spin.ARMS["spin"], labels="swapped")})["spin"]) < -0.02
 
 
 class Told:
@@ -266,7 +275,8 @@ def test_verdicts_of_a_broken_method(broken, lost):
 def test_reference_and_opponent_never_updated_gains_less(shared_starts):
     """The same two rounds with theta_0 as opponent and reference: C4 is not shown, since method and control are one."""
     never = replace(spin.ARMS["spin"], opponent="first", reference="first")
-    assert verdicts({"spin": never}, ["spin", "shuffled", "long", "frozen"])["C4"] == "not shown"
+    experiment, results = played_with({"spin": never}, ["spin", "shuffled", "long", "frozen"], seeds=3)
+    assert spin.claims(experiment, results).verdicts()["C4"] == "not shown"
 
 
 @pytest.mark.slow

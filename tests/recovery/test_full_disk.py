@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 from toy_notebooks import CLAIM, FIRST, OPEN, toy, write_notebook
 
-from workbench import methods, notebook_job, reproduce, runs
+from workbench import methods, reproduce, runs
+from workbench.batch import notebook_job
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from toy_notebooks import HALVES, OPEN, appears, batch, ends, finish, toy, write_notebook
 
-from workbench import notebook_job, pages, reproduce, runs
+from workbench import pages, reproduce, runs
+from workbench.batch import notebook_job
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 from toy_notebooks import HALVES, OPEN, batch, ends, finish, toy, write_notebook
 
-from workbench import executors, methods, pages, reproduce, runs
+from workbench import methods, pages, reproduce, runs
+from workbench.batch import executors
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,10 @@ import time
 import pytest
 from toy_notebooks import OPEN, claim_records, toy, write_notebook
 
-from workbench import launches, methods, runs
+from workbench import methods, runs
+from workbench.claims import kind_of
 from workbench.widgets import launcher as module
-from workbench.widgets import scripted
-from workbench.widgets.last_verdicts import kind_of
+from workbench.widgets import launches, scripted
 from workbench.widgets.launcher import Launcher
 
 HOSTILE = "<img src=x onerror='window.pwned=1'></script><script>window.pwned=2</script>"

@@ -16,7 +16,6 @@ from typing import Any
 from workbench import claims, runs
 
 SOURCES = 4  # finished runs of a system that are told of
-KINDS = {"yes": ("shown in small", "reproduced", claims.FOLLOWS), "no": ("not shown", "not reproduced", claims.DIFFERS)}
 _NEEDED = ("id", "statement", "paper", "verdict")
 
 
@@ -46,7 +45,9 @@ class Verdicts:
         shown = []
         for record in self.records:
             told = {"here": claims.describe(record), "control": claims.describe_control(record)}
-            shown.append({key: str(record[key]) for key in _NEEDED} | told | {"kind": kind_of(str(record["verdict"]))})
+            shown.append(
+                {key: str(record[key]) for key in _NEEDED} | told | {"kind": claims.kind_of(str(record["verdict"]))}
+            )
         return shown
 
 
@@ -71,11 +72,6 @@ def verdicts_of(name: str, root: Path, scoreboard: Path) -> list[Verdicts]:
 def decisive(known: Sequence[Verdicts]) -> Verdicts | None:
     """The first that is no smoke run, because those decide nothing; else the first."""
     return next((one for one in known if one.scale != "smoke"), next(iter(known), None))
-
-
-def kind_of(verdict: str) -> str:
-    """ "yes", "no" or "open"."""
-    return next((kind for kind, words in KINDS.items() if verdict in words), "open")
 
 
 def _finished(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:

@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import launches, methods, notebook_story, runs
-from workbench.launches import State
-from workbench.widgets import scripted
+from workbench import methods, runs
+from workbench.share import notebook_story
+from workbench.widgets import launches, scripted
 from workbench.widgets.last_verdicts import Verdicts, decisive, verdicts_of
+from workbench.widgets.launches import State
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,6 +25,7 @@ from workbench.training import TrainConfig, reference_logps, supervised_step, tr
 from workbench.worlds.language import draw, word_tokenizer
 
 TOPICS, SYMBOLS, LENGTH = 8, 16, 10
+OF_THE_BASE = ("noise", "pretrain_steps", "width", "layers")  # worlds that agree in these share the pretrained policy
 PROBABILITIES = (0.4, 0.3, 0.2, 0.1)
 
 
@@ -164,10 +165,14 @@ class PlantedChain:
         law[:, -1, policy.tokenizer.eos_token_id] = 1.0
         return -(law * logps).sum(-1).mean(-1), {}
 
-    def _train_start(self, seed: int) -> Policy:
+    def _train_base(self, seed: int) -> Policy:
         policy, rng = self._new(seed), np.random.default_rng([seed, 0])
         noisy = self._groups(policy, *self.walks(64 * self.pretrain_steps, rng, noise=self.noise))
         train(policy, noisy, supervised_step, TrainConfig(learning_rate=2e-3, schedule="constant"), seed=seed)
+        return policy
+
+    def _train_start(self, seed: int) -> Policy:
+        policy = self._cached("base", seed, self._train_base)
         config = TrainConfig(learning_rate=3e-4, epochs=self.sft_epochs, schedule="constant")
         train(policy, self._own_groups(policy, "train", seed), supervised_step, config, seed=seed)
         return policy
@@ -214,7 +219,8 @@ class PlantedChain:
         return Policy.load(folder, device=self.device)
 
     def _key(self, kind: str, seed: int) -> dict:
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("device", "test_draws")}
+        names = [f.name for f in fields(self) if f.name not in ("device", "test_draws")]
+        settings = {name: getattr(self, name) for name in (OF_THE_BASE if kind == "base" else names)}
         return {"kind": f"planted-chain-{kind}", "code": runs.code_hash(__name__), "seed": seed, **settings}
 
 

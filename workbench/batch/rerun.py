@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workbench import comparison, methods, provenance, run_names, runs
-from workbench.notebook_job import source_hash
+from workbench import methods, provenance, run_names, runs
+from workbench.batch import comparison
+from workbench.batch.notebook_job import source_hash
 from workbench.reproduce import Job, plan, run_jobs
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from bs4 import BeautifulSoup
 from finished_runs import HOSTILE, finished, only_its_own_scripts
 from toy_notebooks import claim_records
 
-from workbench import methods, runs, scoreboard
+from workbench import methods, runs
+from workbench.share import scoreboard
 
 
 def index_of(root: Path) -> BeautifulSoup:

@@ -7,7 +7,8 @@ import pytest
 from finished_runs import finished
 from toy_notebooks import claim_records, toy, write_notebook
 
-from workbench import methods, published, runs
+from workbench import methods, runs
+from workbench.share import published
 
 
 @pytest.fixture

@@ -5,18 +5,16 @@ What may live here: copying out of run folders. What may not: changing one, the 
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import html
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workbench import pages, runs, sendable
+from workbench import figure_images, pages, runs
 from workbench.pages import PLOTLY_MIME, read_notebook
+from workbench.share import sendable
 from workbench.widgets import scripted
 
 if TYPE_CHECKING:
@@ -114,9 +112,9 @@ def notebook(run: runs.Run, target: Path) -> Path:
                 output.data["text/plain"] += (
                     "\n(an interactive view; it is alive in the page of this run, and after running the cell)"
                 )
-    if browser():
+    if figure_images.browser():
         holders = [output.data for output in _outputs(book) if PLOTLY_MIME in output.get("data", {})]
-        drawn = draw([(data[PLOTLY_MIME], "png") for data in holders], scale=1)
+        drawn = figure_images.draw([(data[PLOTLY_MIME], "png") for data in holders], scale=1)
         for data, image in zip(holders, drawn, strict=True):
             if len(image) <= _LARGE:
                 data.setdefault("image/png", base64.b64encode(image).decode())
@@ -147,7 +145,7 @@ def figures(run: runs.Run, folder: Path, formats: Collection[str] = ("svg", "png
         raise ValueError(f"--format takes {', '.join(FORMATS)}, with commas between them; got {', '.join(wrong)}")
     found = list(figures_of(read_notebook(executed(run)), sendable.cleaner(run.folder, run.folder.parent.parent)))
     wanted = [(figure, ending) for figure in found for ending in dict.fromkeys(formats)]
-    drawn = iter(draw([(figure.spec, ending) for figure, ending in wanted if ending in IMAGES]))
+    drawn = iter(figure_images.draw([(figure.spec, ending) for figure, ending in wanted if ending in IMAGES]))
     paths = []
     for figure, ending in wanted:
         path = folder / f"{figure.name}.{ending}"
@@ -166,18 +164,12 @@ def figures_of(book: Any, clean: Any = str) -> Iterator[Figure]:
             spec = output.get("data", {}).get(PLOTLY_MIME)
             if spec is not None:
                 spec = json.loads(clean(json.dumps(spec)))
-                stem = _slug(f"{cell.get('id') or f'cell-{number}'}-{_title(spec)}")
+                stem = _slug(f"{cell.get('id') or f'cell-{number}'}-{figure_images.title_of(spec)}")
                 name, again = stem, 2
                 while name in used:
                     name, again = f"{stem}-{again}", again + 1
                 used.add(name)
                 yield Figure(name, spec)
-
-
-def _title(spec: dict[str, Any]) -> str:
-    title = (spec.get("layout") or {}).get("title") or ""
-    text = title.get("text") or "" if isinstance(title, dict) else title
-    return html.unescape(re.sub(r"<[^<>]*>", " ", str(text)))
 
 
 def _slug(text: str) -> str:
@@ -264,55 +256,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str):
         return f"'{value}" if re.match(r"[=+\-@\t\r]", value) else value
     return value
-
-
-# ------------------------------------------------------------------------------------------------------------ drawing
-def browser() -> str:
-    """The Chromium that draws images, or "" where there is none (or no kaleido)."""
-    try:
-        from choreographer.browsers.chromium import Chromium
-    except ImportError:
-        return ""
-    return Chromium.find_browser(skip_local=False) or ""
-
-
-def draw(wanted: Sequence[tuple[dict[str, Any], str]], *, scale: float = 0) -> list[bytes]:
-    """Images of figures, (specification, format) each, all drawn by one browser: its start takes most of the time.
-
-    Args:
-        scale: pixels a unit; 0 takes 2 for png and 1 for the others.
-
-    Raises:
-        RuntimeError: no browser, no kaleido, or the browser could not draw a figure.
-    """
-    if not wanted:
-        return []
-    if not browser():
-        raise RuntimeError(
-            "images are drawn by kaleido in a Chromium, and this machine lacks one of them: install chromium and the extra "
-            "[lab], or ask for --format csv"
-        )
-    # in a thread of its own, because a notebook has a loop running already
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, _drawn(wanted, scale)).result()
-
-
-async def _drawn(wanted: Sequence[tuple[dict[str, Any], str]], scale: float) -> list[bytes]:
-    import kaleido
-
-    images = []
-    # no MathJax: kaleido would fetch it from the network
-    async with kaleido.Kaleido(n=1, mathjax=False) as server:
-        for spec, ending in wanted:
-            layout = dict(spec.get("layout") or {})
-            # a picture from the network in a figure would be fetched; one that the figure carries stays
-            layout["images"] = [i for i in layout.get("images") or [] if str(i.get("source", "")).startswith("data:")]
-            options: Any = {
-                "format": ending, "scale": scale or (2 if ending == "png" else 1),
-                "width": layout.get("width") or 820, "height": layout.get("height") or 420,
-            }  # fmt: skip
-            try:
-                images.append(await server.calc_fig({"data": spec.get("data") or [], "layout": layout}, opts=options))
-            except Exception as error:  # kaleido's errors share no base class
-                raise RuntimeError(f"the browser could not draw {_title(spec) or 'a figure'!r}: {error}") from error
-    return images

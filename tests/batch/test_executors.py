@@ -14,7 +14,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from toy_notebooks import OPEN, ends, write_notebook
 
-from workbench import executors, runs
+from workbench import runs
+from workbench.batch import executors
 
 SLEEPS = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 SLEEPS += "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
@@ -48,7 +49,7 @@ def test_local_child_ends_with_its_code_and_says_why(tmp_path):
 def test_a_log_without_room_does_not_hide_how_the_child_ended(tmp_path):
     """Python ends with a code of its own, 120, when it cannot write what was printed."""
     with open("/dev/full", "w") as log:
-        words = [sys.executable, "-m", "workbench.notebook_job", str(tmp_path / "no.json")]
+        words = [sys.executable, "-m", "workbench.batch.notebook_job", str(tmp_path / "no.json")]
         environment = os.environ | executors.environment(tmp_path)
         assert subprocess.run(words, env=environment, stdout=log, stderr=log, timeout=60).returncode == 1
 
@@ -73,7 +74,7 @@ def test_a_child_whose_parent_is_gone_already_touches_nothing(tmp_path):
     job = {"notebook": notebook, "folder": tmp_path / "run", "root": tmp_path, "force": False, "timeout_s": 60,
            "parameters": {"output": str(tmp_path / "run")}}  # fmt: skip
     runs.write_json(tmp_path / "job.json", job)
-    words = [sys.executable, "-m", "workbench.notebook_job", str(tmp_path / "job.json"), str(gone.pid)]
+    words = [sys.executable, "-m", "workbench.batch.notebook_job", str(tmp_path / "job.json"), str(gone.pid)]
     environment = os.environ | executors.environment(tmp_path)
     assert subprocess.run(words, env=environment, capture_output=True, timeout=30).returncode == 1
     assert not (tmp_path / "run" / "manifest.json").exists()

@@ -3,7 +3,7 @@
 What may live here: starting, polling and stopping a child whose job file is written. What may not: which jobs there
 are, what they mean, and how they ended; that is read from the run folder (`reproduce`).
 
-Both start the same child, `python -m workbench.notebook_job job.json`, in a process group of its own, so a notebook's
+Both start the same child, `python -m workbench.batch.notebook_job job.json`, in a process group of its own, so a notebook's
 numbers do not depend on where it ran. A Ray cluster must see the runs folder, the same code and the same packages on
 every node; that is asked before anything starts.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from workbench import provenance, runs
-from workbench.notebook_job import source_hash
+from workbench.batch.notebook_job import source_hash
 
 NAMES = ("local", "ray")
 GRACE_S = 10.0  # a kernel gets this long to shut down before it is killed
@@ -59,7 +59,7 @@ def spawn(job_file: Path, log: Path, variables: Mapping[str, str]) -> subprocess
     """The child process. It is told who its parent is, so that it ends even if that is gone before it can ask."""
     with open(log, "ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "workbench.notebook_job", str(job_file), str(os.getpid())],
+            [sys.executable, "-m", "workbench.batch.notebook_job", str(job_file), str(os.getpid())],
             stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=variables, start_new_session=True,
         )  # fmt: skip
 

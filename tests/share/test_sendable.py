@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from toy_notebooks import display, stdout, stored
 
-from workbench import runs, sendable
+from workbench import runs
+from workbench.share import sendable
 
 CHECKOUT, HOME = str(runs.PACKAGE.parent), str(Path.home())
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from toy_notebooks import CLAIM, OPEN, toy, write_notebook
 
 from workbench import cli, methods, provenance, reproduce, runs
-from workbench.rerun import changed_inputs, rerun
+from workbench.batch.rerun import changed_inputs, rerun
 
 NUMBERS = """import random
 for seed in seeds:
@@ -166,15 +166,15 @@ def test_another_snapshot_of_a_hub_id_is_a_changed_input(runs_root, tmp_path, mo
 def test_anyway_and_other_code_go_on_and_say_so(runs_root, tmp_path, book, quiet, monkeypatch):
     """Nothing is executed: the job is caught where it would start."""
     planned = []
-    monkeypatch.setattr("workbench.rerun.run_jobs", lambda jobs, root, **_: planned.extend(jobs))
+    monkeypatch.setattr("workbench.batch.rerun.run_jobs", lambda jobs, root, **_: planned.extend(jobs))
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}")
     run = recorded(
         runs_root, code={"hash": "h", "commit": "abc123", "changed": ["workbench/x.py"], "diff": "code.diff"}
     )
     run.update_manifest(parameters={**run.manifest["parameters"], "dataset": str(rows), "inputs": ["", "other"]})
-    monkeypatch.setattr("workbench.rerun.comparison.show", lambda *_: None)
-    monkeypatch.setattr("workbench.rerun.comparison.compare", lambda *_: None)
+    monkeypatch.setattr("workbench.batch.rerun.comparison.show", lambda *_: None)
+    monkeypatch.setattr("workbench.batch.rerun.comparison.compare", lambda *_: None)
     rerun(run, anyway=True, console=quiet)
     text = quiet.file.getvalue()
     assert "rows.jsonl has changed since" in text

@@ -17,7 +17,7 @@ from typing import Any
 
 from workbench.widgets import scripted
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 # a tag begins with "<" and a letter, nothing between; `meta` may redirect, `link` may look hosts up, `base` moves every
 # link; the rest is read by rules of its own
 _ACTIVE = re.compile(

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 from toy_notebooks import claim_records
 
-from workbench import cli, comparison, runs
+from workbench import cli, runs
+from workbench.batch import comparison
 from workbench.runs import Run
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from toy_notebooks import CLAIM, OPEN, claim_records, ends, toy, write_notebook
 
-from workbench import launches, methods, runs
+from workbench import methods, runs
+from workbench.widgets import launches
 
 TESTS = Path(__file__).resolve().parent
 SLOW = """import time, pathlib

@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from workbench import methods, run_names, runs, sendable
+from workbench import methods, run_names, runs
+from workbench.share import sendable
 
 DIFF_LINES, DIFF_CHARACTERS = 400, 40_000  # of a diff, on a page
 _VALUE_CHARACTERS = 1_000

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench import formulas, runs
+from workbench import runs
+from workbench.share import formulas
 
 Piece = list[Any]
 _INLINE = re.compile(

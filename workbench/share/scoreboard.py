@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from workbench import claims, methods, page_frame, run_facts, runs
+from workbench import claims, methods, runs
+from workbench.share import page_frame, run_facts
 
 _SCALES = ("full", "tiny", "smoke")
 VERDICTS = (
@@ -20,7 +21,6 @@ VERDICTS = (
     claims.FOLLOWS,
     claims.DIFFERS,
 )
-_GOOD, _BAD = ("shown in small", "reproduced", claims.FOLLOWS), ("not shown", "not reproduced", claims.DIFFERS)
 MARKS = 12  # verdicts of earlier runs beside a claim; what is older is counted
 EMBEDDED = "embedded world"
 
@@ -106,7 +106,7 @@ def index(root: Path | None = None) -> Path:
         "claims": [{k: v for k, v in row.items() if k != "kind"} for row in rows],
         "runs": [r for _, t in tables for r in t],
     }
-    runs.write_json(root / "index.json", _encodable(data))
+    runs.write_json(root / "index.json", data)
     return root / "index.html"
 
 
@@ -130,7 +130,7 @@ def _history(
                     "finished": run_facts.moment(manifest.get("finished")),
                     "measured": measured(record),
                     "verdict": record["verdict"],
-                    "kind": kind_of(record["verdict"]),
+                    "kind": claims.kind_of(record["verdict"]),
                     "same_settings": config == settings[key],
                 },
             )
@@ -146,10 +146,6 @@ def measured(record: Mapping[str, Any]) -> str:
     if record["test"] in ("none", "rederived") or record["effect"] is None:
         return ""
     return f"{record['effect']:+.3g}" + (f" {record['unit']}" if record["unit"] else "")
-
-
-def kind_of(verdict: str) -> str:
-    return "yes" if verdict in _GOOD else "no" if verdict in _BAD else "open"
 
 
 def _claim_rows(
@@ -171,7 +167,7 @@ def _claim_rows(
             "here": claims.describe(record),
             "control": claims.describe_control(record),
             "verdict": record["verdict"],
-            "kind": kind_of(record["verdict"]),
+            "kind": claims.kind_of(record["verdict"]),
             "history": history[str(record["id"])][-MARKS:],
             "older": max(0, len(history[str(record["id"])]) - MARKS),
         }
@@ -219,12 +215,3 @@ def _choices(rows: Sequence[Mapping[str, Any]], tables: Sequence[Mapping[str, An
         "verdicts": [verdict for verdict in VERDICTS if verdict in verdicts] + sorted(verdicts - set(VERDICTS)),
         "inputs": sorted(inputs),
     }
-
-
-def _encodable(value: Any) -> Any:
-    """The same without lone surrogates, which no file can hold."""
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
-    if isinstance(value, Mapping):
-        return {key: _encodable(item) for key, item in value.items()}
-    return [_encodable(item) for item in value] if isinstance(value, list) else value

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import methods, runs
-from workbench.scoreboard import VERDICTS, collect
+from workbench.share.scoreboard import VERDICTS, collect
 
 
 def publish(scoreboard: Path, root: Path | None = None) -> list[str]:

@@ -7,8 +7,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from toy_notebooks import write_notebook
 
-from workbench import formulas, methods, notebook_story
+from workbench import methods
 from workbench.runs import PACKAGE
+from workbench.share import formulas, notebook_story
 
 
 def story(tmp_path, *cells, first="# Why?\n\nBecause."):

@@ -3,7 +3,7 @@
 What may live here: papermill, and what is left behind when a notebook ends, fails or is killed. What may not: which
 notebooks are run, where, and how many at once (`reproduce`, `executors`); any number, any verdict.
 
-`python -m workbench.notebook_job <job.json>` needs only the job file: it locks the run folder, executes the notebook,
+`python -m workbench.batch.notebook_job <job.json>` needs only the job file: it locks the run folder, executes the notebook,
 renames it into place when whole and renders its page. It ends when its parent is gone, and its kernel when it is gone
 itself, so a SIGKILL leaves nothing running.
 """
