@@ -92,7 +92,8 @@ time.sleep(300)"""
 TOY = """import pathlib, sys
 sys.path.insert(0, {tests!r})
 from toy_notebooks import toy
-from workbench import launches, methods
+from workbench import methods
+from workbench.widgets import launches
 from workbench.widgets.launcher import Launcher
 methods.REGISTRY = {{"toy": toy("toy", pathlib.Path({book!r}))}}
 launches.COMMAND = [sys.executable, {program!r}]

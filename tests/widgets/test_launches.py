@@ -14,7 +14,7 @@ from toy_notebooks import CLAIM, OPEN, claim_records, ends, toy, write_notebook
 from workbench import methods, runs
 from workbench.widgets import launches
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parent.parent
 SLOW = """import time, pathlib
 for k in range(3):
     run.progress(k, 3, f"part {k}")
@@ -242,7 +242,7 @@ def test_it_outlives_the_process_that_started_it_and_is_found_again(register, ro
 sys.path.insert(0, {str(TESTS)!r})
 from pathlib import Path
 from toy_notebooks import toy
-from workbench import launches, methods
+from workbench import methods\nfrom workbench.widgets import launches
 methods.REGISTRY = {{"toy": toy("toy", Path({str(tmp_path / "toy.ipynb")!r}))}}
 launches.COMMAND = [sys.executable, {str(program)!r}]
 print(launches.start("toy", Path({str(root)!r}), seeds=3))"""

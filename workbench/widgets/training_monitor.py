@@ -39,9 +39,9 @@ from workbench.widgets.metric_files import CLOCKS, Files, Part, folders, is_lock
 log = logging.getLogger(__name__)
 
 POINTS = 400  # of a line, at most; the lowest and highest of each stretch stay
-ALL_POINTS = 60_000  # of all lines together, about 1 MB
+ALL_POINTS = 30_000  # of all lines together, about 0.5 MB
 LINES = 1_200  # beyond this many, only means over seeds are drawn
-TEXT_LIMIT = 500_000  # characters of samples and rows that a view carries
+TEXT_LIMIT = 250_000  # characters of samples and rows that a view carries
 REWARDS = "held_out_rewards.parquet"  # what finished runs of some methods leave
 REFERENCE_FREE, AVERAGED = (
     ("simpo", "orpo"),
