@@ -37,8 +37,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# the server's root is the checkout, not the notebook's folder: pages under runs/ can be opened from the launcher
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks/start-here.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/start-here.ipynb $(ARGS)
 
 bench: $(READY)
 	@$(BIN)/python -c 'from importlib.metadata import version as v; v("choix"), v("kaleido"), v("trl")' 2>/dev/null \
