@@ -139,7 +139,10 @@ def route_taken(policy: Any, groups: Sequence[Group], route: str = "auto") -> st
         route: as in `score`; "shared" comes back as "padded" where the model's attention cannot be shared.
     """
     model = policy if isinstance(policy, nn.Module) else policy.model
-    body, _ = body_and_head(model)
+    return _route_taken(model, body_and_head(model)[0], groups, route)
+
+
+def _route_taken(model: nn.Module, body: nn.Module, groups: Sequence[Group], route: str) -> str:
     can_share = route != "padded" and _can_share(model, body, groups)
     return _layout(groups, route, model) if can_share else "padded"
 
@@ -168,11 +171,10 @@ def check_groups(groups: Sequence[Group]) -> None:
 def _logps(model: nn.Module, groups: Sequence[Group], route: str, temperature: float) -> Float[Tensor, " tok"]:
     """One after the other: group by group, response by response, token by token."""
     body, head = body_and_head(model)
-    if route != "padded" and _can_share(model, body, groups):
-        layout = _layout(groups, route, model)
-        if layout != "padded":
-            return _shared(model, body, head, groups, layout, temperature)
-    return _padded(model, body, head, groups, temperature)
+    taken = _route_taken(model, body, groups, route)
+    if taken == "padded":
+        return _padded(model, body, head, groups, temperature)
+    return _shared(model, body, head, groups, taken, temperature)
 
 
 # ------------------------------------------------------------------------------------------------------------ the choice
