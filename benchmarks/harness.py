@@ -35,15 +35,22 @@ import results
 ROOT = Path(__file__).resolve().parent.parent
 
 # Prepares a case (imports, model, data) and returns what a round runs. That returns the numbers or vectors on which the
-# sides must agree, by name, or a function that computes them once the clock has stopped. `close`, if it has one, is called
-# before the next case.
+# sides must agree, by name, or a function that computes them once the clock has stopped. `close`, if it has one, is
+# called before the next case.
 Side = Callable[[dict], Callable[[], Any]]
 
 QUIET = {
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-    "TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error",
-    "TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore", "KINETO_LOG_LEVEL": "99",
-}  # fmt: skip
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "KINETO_LOG_LEVEL": "99",
+}
 MEASURES_MEMORY = Path("/proc/self/clear_refs").exists()
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
@@ -113,7 +120,8 @@ class Contest:
             result = contest.run({"name": "long", "prompt": 512}, rounds=5)
 
     Args:
-        sides: top-level functions (or `functools.partial` of them) by name; the first is what the others are checked against.
+        sides: top-level functions (or `functools.partial` of them) by name; the first is what the others are checked
+            against.
         memory: measure peaks instead of times.
         device: "cpu", or "cuda" to time with events of the GPU.
     """
@@ -259,8 +267,8 @@ def _status_kib(name: str) -> int:
 class Loop:
     """A training loop that stands still between its steps, so that a round is one real step of it.
 
-    `run(pause)` calls `pause()` wherever a step begins. It runs in a thread; each call of the `Loop` lets one step go and
-    returns when the next one begins, or the loop ends.
+    `run(pause)` calls `pause()` wherever a step begins. It runs in a thread; each call of the `Loop` lets one step go
+    and returns when the next one begins, or the loop ends.
     """
 
     def __init__(self, run: Callable[[Callable[[], None]], Any]):

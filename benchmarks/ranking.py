@@ -4,8 +4,9 @@
     python benchmarks/ranking.py --full     minutes: more sizes, and the largest that choix finishes in 60 s
 
 All sides minimise the same objective and must agree; every round has other matches. choix keeps one Python loop over
-matches for clarity, so it is the reference for the numbers; the fit by scipy's L-BFGS with a numpy gradient is the fairer
-opponent for speed. It stops at a gradient of 1e-5, ours at 1e-8, and ours also checks the table and the match graph.
+matches for clarity, so it is the reference for the numbers; the fit by scipy's L-BFGS with a numpy gradient is the
+fairer opponent for speed. It stops at a gradient of 1e-5, ours at 1e-8, and ours also checks the table and the match
+graph.
 """
 
 from __future__ import annotations
@@ -103,15 +104,28 @@ def compare(contest: harness.Contest, players: int, matches: int, rounds: int, *
     result = contest.run(case, rounds=rounds, limit_s=4 * LIMIT_S)
     worst = result.check({"strengths": 1e-3})
     rows = [
-        {"case": case["name"], "side": side, "seconds": result.seconds[side], "difference": worst,
-         "ratio": result.ratios(side, OURS) if side != OURS else None}
+        {
+            "case": case["name"],
+            "side": side,
+            "seconds": result.seconds[side],
+            "difference": worst,
+            "ratio": result.ratios(side, OURS) if side != OURS else None,
+        }
         for side in result.sides
-    ]  # fmt: skip
+    ]
     results.print_table(
-        [{"case": row["case"], "side": row["side"], "CPU s": f"{median(row['seconds']):.4f}",
-          "ratio (range)": results.spread(row["ratio"]) if row["ratio"] else "", "differ": f"{worst:.0e}"} for row in rows]
+        [
+            {
+                "case": row["case"],
+                "side": row["side"],
+                "CPU s": f"{median(row['seconds']):.4f}",
+                "ratio (range)": results.spread(row["ratio"]) if row["ratio"] else "",
+                "differ": f"{worst:.0e}",
+            }
+            for row in rows
+        ]
         + [{"case": case["name"], "side": side, "CPU s": reason} for side, reason in result.missing.items()]
-    )  # fmt: skip
+    )
     return rows
 
 
@@ -123,8 +137,11 @@ def largest() -> list[dict]:
             rows = compare(contest, round(300 * 1.5**step), round(10_000 * 1.5**step), rounds=1)
             if not any(row["side"] == CHOIX and median(row["seconds"]) <= LIMIT_S for row in rows):
                 return found
-            found = [{**row, "case": f"the most that choix does in {LIMIT_S:.0f} s: {row['case']}", "must": 20.0}
-                     for row in rows if row["side"] == CHOIX]  # fmt: skip
+            found = [
+                {**row, "case": f"the most that choix does in {LIMIT_S:.0f} s: {row['case']}", "must": 20.0}
+                for row in rows
+                if row["side"] == CHOIX
+            ]
     return found
 
 

@@ -31,9 +31,14 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
         name = torch.cuda.get_device_name(0)
     facts: dict[str, Any] = {
-        "machine": name, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "threads": 1, "dtype": "float32",
-        "device": device, "python": platform.python_version(),
-    }  # fmt: skip
+        "machine": name,
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "threads": 1,
+        "dtype": "float32",
+        "device": device,
+        "python": platform.python_version(),
+    }
     for package in ("torch", "transformers", "trl", "choix", "numpy", "scipy"):
         with suppress(metadata.PackageNotFoundError):
             facts[package] = metadata.version(package)
@@ -88,14 +93,22 @@ def _plot(rows: Sequence[Mapping[str, Any]], title: str, axis: str) -> Any:
         low, middle, high = zip(*((min(r["ratio"]), median(r["ratio"]), max(r["ratio"])) for r in part), strict=True)
         spread = {"array": np.subtract(high, middle), "arrayminus": np.subtract(middle, low), "thickness": 1}
         figure.add_scatter(
-            x=middle, y=[row["case"] for row in part], mode="markers", name=side, marker={"size": 9, "color": colour},
+            x=middle,
+            y=[row["case"] for row in part],
+            mode="markers",
+            name=side,
+            marker={"size": 9, "color": colour},
             error_x=spread,
-        )  # fmt: skip
+        )
         goals = [row for row in part if row.get("must")]
         figure.add_scatter(
-            x=[row["must"] for row in goals], y=[row["case"] for row in goals], mode="markers", name=f"{side}: to reach",
-            marker={"symbol": "line-ns-open", "size": 14, "color": colour, "line": {"width": 2}}, showlegend=bool(goals),
-        )  # fmt: skip
+            x=[row["must"] for row in goals],
+            y=[row["case"] for row in goals],
+            mode="markers",
+            name=f"{side}: to reach",
+            marker={"symbol": "line-ns-open", "size": 14, "color": colour, "line": {"width": 2}},
+            showlegend=bool(goals),
+        )
     figure.add_vline(x=1, line={"color": "#444", "width": 1})
     figure.update_xaxes(type="log", tickvals=[0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16])
     figure.update_yaxes(autorange="reversed")

@@ -3,8 +3,8 @@
     python benchmarks/sampling.py            K=1 with skewed lengths, K=8 on eight prompts, about a minute
     python benchmarks/sampling.py --full     all cases; `generate` alone takes half a minute a round in the largest
 
-A random Llama (4 layers, width 256) answers random prompts. How long each response becomes is drawn beforehand, log-normal
-and capped, and no token ends one, so every side writes the same number of useful tokens:
+A random Llama (4 layers, width 256) answers random prompts. How long each response becomes is drawn beforehand,
+log-normal and capped, and no token ends one, so every side writes the same number of useful tokens:
 - `workbench`: the loop below `sample`, which takes a length for each row;
 - `generate`: one batch, left-padded; it runs until the longest response is done, because it has one limit for all;
 - `generate_batch`: continuous batching, a request for each response with its own limit; prompts share their blocks.
@@ -28,12 +28,19 @@ OURS, GENERATE, BATCH = "workbench", "generate", "generate_batch"
 SHORT, LONG = {"prompt": (16, 64), "k": 1}, {"prompt": (128, 256), "k": 8}
 # `must`: the ratio to reach, per peer (issue 3); the ratio is the peer's time over that of workbench
 CASES: dict[str, dict] = {
-    "K=1, 64 prompts, greedy": {**SHORT, "n": 64, "cap": 256, "median": 50, "greedy": True, "must": {GENERATE: 2.2, BATCH: 1.5}},
+    "K=1, 64 prompts, greedy": {
+        **SHORT,
+        "n": 64,
+        "cap": 256,
+        "median": 50,
+        "greedy": True,
+        "must": {GENERATE: 2.2, BATCH: 1.5},
+    },
     "K=1, 64 prompts": {**SHORT, "n": 64, "cap": 256, "median": 50, "must": {GENERATE: 2.2, BATCH: 1.5}},
     "K=8, 8 prompts": {**LONG, "n": 8, "cap": 64, "median": 20, "must": {BATCH: 3.0}},
     "K=8, 32 prompts": {**LONG, "n": 32, "cap": 64, "median": 20, "rounds": 3, "must": {GENERATE: 7.0, BATCH: 3.0}},
     "K=8, 64 prompts": {**LONG, "n": 64, "cap": 96, "median": 25, "rounds": 2, "must": {GENERATE: 7.0, BATCH: 3.0}},
-}  # fmt: skip
+}
 DEFAULTS = {"vocab": 4096, "width": 256, "layers": 4, "seed": 0, "greedy": False, "must": {}}
 QUICK = ("K=1, 64 prompts, greedy", "K=8, 8 prompts")
 SMOKE = {"smoke": {"prompt": (4, 9), "n": 3, "k": 2, "cap": 6, "median": 4, "vocab": 64, "width": 32, "layers": 2}}
@@ -57,17 +64,26 @@ def make_model(case: dict) -> Any:
 
     torch.manual_seed(case["seed"])
     config = LlamaConfig(
-        vocab_size=case["vocab"], hidden_size=case["width"], intermediate_size=8 * case["width"] // 3,
-        num_hidden_layers=case["layers"], num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False,
-        max_position_embeddings=case["prompt"][1] + case["cap"], bos_token_id=0, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=case["vocab"],
+        hidden_size=case["width"],
+        intermediate_size=8 * case["width"] // 3,
+        num_hidden_layers=case["layers"],
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+        max_position_embeddings=case["prompt"][1] + case["cap"],
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     model = LlamaForCausalLM(config).to(case["device"]).eval()
     model.generation_config.eos_token_id = None
     return model
 
 
 def side(case: dict, *, draw: Callable[..., list[list[int]]], sabotage: int = 0) -> Callable[[], Any]:
-    """`draw(model, prompts, lengths, greedy)` gives the tokens of all rows, prompt by prompt. `sabotage` changes some."""
+    """`draw(model, prompts, lengths, greedy)` gives the tokens of all rows, prompt by prompt. `sabotage` changes
+    some."""
     import torch
 
     model = make_model(case)
@@ -164,13 +180,24 @@ def time_rows(result: harness.Result) -> list[dict]:
     for name in result.sides:
         ratio = result.ratios(name, OURS)
         must = result.case["must"].get(name)
-        rows.append({"case": result.case["name"], "side": name, "seconds": result.seconds[name], "must": must,
-                     "ratio": ratio if name != OURS else None})  # fmt: skip
-        table.append({
-            "side": name, "CPU s": results.spread(result.seconds[name]),
-            "tokens/s": f"{useful / np.median(result.seconds[name]):.0f}",
-            "over workbench": results.spread(ratio), "must": must or "",
-        })  # fmt: skip
+        rows.append(
+            {
+                "case": result.case["name"],
+                "side": name,
+                "seconds": result.seconds[name],
+                "must": must,
+                "ratio": ratio if name != OURS else None,
+            }
+        )
+        table.append(
+            {
+                "side": name,
+                "CPU s": results.spread(result.seconds[name]),
+                "tokens/s": f"{useful / np.median(result.seconds[name]):.0f}",
+                "over workbench": results.spread(ratio),
+                "must": must or "",
+            }
+        )
     results.print_table(table)
     for name, reason in result.missing.items():
         print(f"  {name}: {reason}")

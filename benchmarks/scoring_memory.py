@@ -90,21 +90,30 @@ def time_rows(result: harness.Result) -> list[dict]:
     worst, case = check(result), result.case
     rows = [
         {
-            "case": case["name"], "side": side, "ratio": result.ratios(side, OURS), "must": case["must"].get(side),
-            "seconds": result.seconds[side], "ours_s": result.seconds[OURS], "difference": worst,
+            "case": case["name"],
+            "side": side,
+            "ratio": result.ratios(side, OURS),
+            "must": case["must"].get(side),
+            "seconds": result.seconds[side],
+            "ours_s": result.seconds[OURS],
+            "difference": worst,
         }
         for side in result.sides[1:]
-    ]  # fmt: skip
+    ]
     results.print_table(
         [
             {
-                "case": row["case"], "side": row["side"], "CPU s": f"{median(row['seconds']):.4f}",
-                "workbench": f"{median(row['ours_s']):.4f}", "ratio (range)": results.spread(row["ratio"]),
-                "to reach": row["must"] or "", "differ": f"{worst:.0e}",
+                "case": row["case"],
+                "side": row["side"],
+                "CPU s": f"{median(row['seconds']):.4f}",
+                "workbench": f"{median(row['ours_s']):.4f}",
+                "ratio (range)": results.spread(row["ratio"]),
+                "to reach": row["must"] or "",
+                "differ": f"{worst:.0e}",
             }
             for row in rows
         ]
-    )  # fmt: skip
+    )
     return rows
 
 
@@ -113,20 +122,28 @@ def memory_rows(result: harness.Result) -> list[dict]:
     peaks = {side: result.peak_mib[side][0] for side in result.sides}
     rows = [
         {
-            "case": result.case["name"], "side": side, "peak_mib": peaks[side], "ours_mib": peaks[OURS],
-            "of peer": peaks[OURS] / peaks[side], "at most": result.case["must"].get(side),
+            "case": result.case["name"],
+            "side": side,
+            "peak_mib": peaks[side],
+            "ours_mib": peaks[OURS],
+            "of peer": peaks[OURS] / peaks[side],
+            "at most": result.case["must"].get(side),
         }
         for side in result.sides[1:]
-    ]  # fmt: skip
+    ]
     results.print_table(
         [
             {
-                "case": row["case"], "side": row["side"], "MiB": f"{row['peak_mib']:.0f}", "workbench": f"{row['ours_mib']:.0f}",
-                "of peer": f"{row['of peer']:.2f}", "at most": row["at most"] or "",
+                "case": row["case"],
+                "side": row["side"],
+                "MiB": f"{row['peak_mib']:.0f}",
+                "workbench": f"{row['ours_mib']:.0f}",
+                "of peer": f"{row['of peer']:.2f}",
+                "at most": row["at most"] or "",
             }
             for row in rows
         ]
-    )  # fmt: skip
+    )
     return rows
 
 

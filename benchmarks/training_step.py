@@ -4,7 +4,8 @@
     python benchmarks/training_step.py --full     all cases, K = 4 and 8, memory
     python benchmarks/training_step.py --grid     shapes from 16 to 1,024 prompt tokens: is it ever slower?
 
-Forward, loss, backward, clipping and AdamW of a random Llama on random tokens, with reference log-probs computed before.
+Forward, loss, backward, clipping and AdamW of a random Llama on random tokens, with reference log-probs computed
+before.
 Sides:
 - `workbench`: `training.train` with `preference_step(dpo)`, as a method calls it; on a CPU it holds 2,048 tokens
   at a time, so that a step with more is cut into parts;
@@ -15,8 +16,9 @@ Sides:
 With K > 2 responses TRL has no list loss: it takes the K-1 pairs of the best response with another, workbench takes a
 Plackett-Luce loss on the K responses. Then only the log-probs before the first update can be compared.
 
-Beside each ratio stands what sharing a prompt gives at best: `tokens`, K(P+R)/(P+KR), is K rows over a shared prompt, and
-`of pairs` is TRL's 2(K-1) rows over a shared prompt (the same for K = 2). Padding and the head come on top of either.
+Beside each ratio stands what sharing a prompt gives at best: `tokens`, K(P+R)/(P+KR), is K rows over a shared prompt,
+and `of pairs` is TRL's 2(K-1) rows over a shared prompt (the same for K = 2). Padding and the head come on top of
+either.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ def make_groups(case: dict) -> list[tuple[list[int], list[list[int]]]]:
 
 
 def token_ratios(case: dict) -> tuple[float, float]:
-    """Tokens of K padding-free rows over those of a shared prompt, K(P+R)/(P+KR); and of TRL's 2(K-1) rows over them."""
+    """Tokens of K padding-free rows over those of a shared prompt, K(P+R)/(P+KR); and of TRL's 2(K-1) rows over
+    them."""
     groups = make_groups(case)
     shared = sum(len(p) + sum(map(len, rs)) for p, rs in groups)
     rows = sum(len(p) * len(rs) + sum(map(len, rs)) for p, rs in groups)
@@ -93,10 +96,18 @@ def make_model(case: dict) -> Any:
     torch.manual_seed(case["seed"])
     length = case["prompt"][1] + case["response"][1] + 1
     config = LlamaConfig(
-        vocab_size=case["vocab"], hidden_size=case["width"], intermediate_size=8 * case["width"] // 3,
-        num_hidden_layers=case["layers"], num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=length,
-        tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=case["vocab"],
+        hidden_size=case["width"],
+        intermediate_size=8 * case["width"] // 3,
+        num_hidden_layers=case["layers"],
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=length,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
     return LlamaForCausalLM(config).to(case["device"])
 
 
@@ -166,8 +177,12 @@ def workbench_side(case: dict, *, route: str = "auto", sabotage: float = 0.0) ->
             return losses, logged
 
         config = TrainConfig(
-            learning_rate=LEARNING_RATE, batch_size=len(rows), epochs=case["rounds"] + 2, schedule="constant", warmup_ratio=0.0
-        )  # fmt: skip
+            learning_rate=LEARNING_RATE,
+            batch_size=len(rows),
+            epochs=case["rounds"] + 2,
+            schedule="constant",
+            warmup_ratio=0.0,
+        )
         train(policy, rows, step, config)
 
     tokens = checksum([(g.prompt_ids, g.responses_ids[0], other) for g in groups for other in g.responses_ids[1:]])
@@ -233,11 +248,22 @@ def trl_side(case: dict, *, compact: bool) -> Callable[[], Any]:
         for other in others
     ]
     config = DPOConfig(
-        output_dir=folder.name, beta=BETA, learning_rate=LEARNING_RATE, lr_scheduler_type="constant",
-        per_device_train_batch_size=len(table), num_train_epochs=case["rounds"] + 2, precompute_ref_log_probs=True,
-        gradient_checkpointing=False, bf16=False, use_cpu=case["device"] == "cpu", max_length=None,
-        save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=folder.name,
+        beta=BETA,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=len(table),
+        num_train_epochs=case["rounds"] + 2,
+        precompute_ref_log_probs=True,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=case["device"] == "cpu",
+        max_length=None,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
     trainer = DPOTrainer(model, args=config, train_dataset=Dataset.from_list(table), processing_class=tokenizer)
     train_rows: Any = trainer.train_dataset
     tokens = checksum([(r["prompt_ids"], r["chosen_ids"], r["rejected_ids"]) for r in train_rows])
@@ -262,9 +288,12 @@ def trl_side(case: dict, *, compact: bool) -> Callable[[], Any]:
     def numbers(folder: Any = folder) -> dict[str, Any]:  # the folder lives as long as the rounds
         logged = {name: values[-1] for name, values in trainer._metrics["train"].items() if values}
         return {
-            "tokens": tokens, "loss": float(losses[-1]), "best logps": logged["logps/chosen"],
-            "other logps": logged["logps/rejected"], "moved": weights.moved(),
-        }  # fmt: skip
+            "tokens": tokens,
+            "loss": float(losses[-1]),
+            "best logps": logged["logps/chosen"],
+            "other logps": logged["logps/rejected"],
+            "moved": weights.moved(),
+        }
 
     return _rounds(harness.Loop(run), weights, numbers, case)
 
@@ -318,24 +347,34 @@ def time_rows(result: harness.Result) -> list[dict]:
         floors = {"floor operations s": operations / case["rates"][0], "floor bytes s": moved / case["rates"][1]}
     return [
         {
-            "case": case["name"], "side": side, "ratio": result.ratios(side, OURS), "must": case["must"].get(side),
-            "seconds": result.seconds[side], "ours_s": result.seconds[OURS], "tokens": sharing, "tokens of pairs": pairs,
-            "difference": worst, **floors,
+            "case": case["name"],
+            "side": side,
+            "ratio": result.ratios(side, OURS),
+            "must": case["must"].get(side),
+            "seconds": result.seconds[side],
+            "ours_s": result.seconds[OURS],
+            "tokens": sharing,
+            "tokens of pairs": pairs,
+            "difference": worst,
+            **floors,
         }
         for side in result.sides[1:]
-    ]  # fmt: skip
+    ]
 
 
 def memory_rows(result: harness.Result) -> list[dict]:
     check(result)
     return [
         {
-            "case": result.case["name"], "side": side, "peak_mib": median(result.peak_mib[side]),
-            "ours_mib": median(result.peak_mib[OURS]), "of peer": median(result.ratios(OURS, side, "peak_mib")),
+            "case": result.case["name"],
+            "side": side,
+            "peak_mib": median(result.peak_mib[side]),
+            "ours_mib": median(result.peak_mib[OURS]),
+            "of peer": median(result.ratios(OURS, side, "peak_mib")),
             "at most": MEMORY_MUST.get(side) if result.case["name"].startswith("long,") else None,
         }
         for side in result.sides[1:]
-    ]  # fmt: skip
+    ]
 
 
 def step_floors(case: dict) -> tuple[float, float]:
@@ -353,13 +392,18 @@ def step_floors(case: dict) -> tuple[float, float]:
 
 
 def grid() -> dict[str, dict]:
-    """Shapes from the smallest to the largest; a step has at most about 8,000 tokens of peer rows, and a group at least."""
+    """Shapes from the smallest to the largest; a step has at most about 8,000 tokens of peer rows, and a group at
+    least."""
     cases = {}
     for prompt, response, k, vocab in itertools.product((16, 128, 1024), (8, 64, 512), (2, 8), (512, 32_000)):
         groups = max(1, min(8, 8_000 // (2 * (k - 1) * (prompt + response))))
         cases[f"prompt {prompt}, response {response}, K={k}, V={vocab:,}"] = {
-            "prompt": (prompt // 2, prompt), "response": (response // 2, response), "k": k, "vocab": vocab, "groups": groups,
-        }  # fmt: skip
+            "prompt": (prompt // 2, prompt),
+            "response": (response // 2, response),
+            "k": k,
+            "vocab": vocab,
+            "groups": groups,
+        }
     return cases
 
 
@@ -400,8 +444,10 @@ def main() -> None:
             rows += found
     if given.grid:
         below = sorted((median(row["ratio"]), row["case"]) for row in rows)
-        print(f"worst of {len(rows)} shapes against {COMPACT}: {below[0][0]:.2f} ({below[0][1]}); "
-              f"{sum(ratio < 1 for ratio, _ in below)} below 1")  # fmt: skip
+        print(
+            f"worst of {len(rows)} shapes against {COMPACT}: {below[0][0]:.2f} ({below[0][1]}); "
+            f"{sum(ratio < 1 for ratio, _ in below)} below 1"
+        )
     if memory:
         print("\nPeak of a step beyond weights, gradients and moments: activations and scratch, MiB")
         with harness.Contest(sides, memory=True, device=given.device) as contest:
@@ -409,16 +455,25 @@ def main() -> None:
                 found = memory_rows(contest.run(case, rounds=1))
                 results.print_table(
                     [
-                        {"case": row["case"], "side": row["side"], "MiB": f"{row['peak_mib']:.1f}",
-                         "workbench": f"{row['ours_mib']:.1f}", "of peer": f"{row['of peer']:.2f}", "at most": row["at most"] or ""}
+                        {
+                            "case": row["case"],
+                            "side": row["side"],
+                            "MiB": f"{row['peak_mib']:.1f}",
+                            "workbench": f"{row['ours_mib']:.1f}",
+                            "of peer": f"{row['of peer']:.2f}",
+                            "at most": row["at most"] or "",
+                        }
                         for row in found
                     ]
-                )  # fmt: skip
+                )
                 rows += found
     results.write(
-        "training_grid" if given.grid else "training_step", rows, given,
-        "An optimiser step: workbench against TRL", "time of the peer over time of workbench",
-    )  # fmt: skip
+        "training_grid" if given.grid else "training_step",
+        rows,
+        given,
+        "An optimiser step: workbench against TRL",
+        "time of the peer over time of workbench",
+    )
 
 
 def print_rows(rows: Sequence[dict]) -> None:
@@ -426,14 +481,20 @@ def print_rows(rows: Sequence[dict]) -> None:
     results.print_table(
         [
             {
-                "case": row["case"], "side": row["side"], "CPU s": f"{median(row['seconds']):.3f}",
-                "workbench": f"{median(row['ours_s']):.3f}", "ratio (range)": results.spread(row["ratio"]),
-                "to reach": row["must"] or "", "tokens": f"{row['tokens']:.2f}", "of pairs": f"{row['tokens of pairs']:.2f}",
-                "differ": f"{row['difference']:.0e}", **{n: f"{row[n]:.1e}" for n in row if n.startswith("floor")},
+                "case": row["case"],
+                "side": row["side"],
+                "CPU s": f"{median(row['seconds']):.3f}",
+                "workbench": f"{median(row['ours_s']):.3f}",
+                "ratio (range)": results.spread(row["ratio"]),
+                "to reach": row["must"] or "",
+                "tokens": f"{row['tokens']:.2f}",
+                "of pairs": f"{row['tokens of pairs']:.2f}",
+                "differ": f"{row['difference']:.0e}",
+                **{n: f"{row[n]:.1e}" for n in row if n.startswith("floor")},
             }
             for row in rows
         ]
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

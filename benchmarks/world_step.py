@@ -3,10 +3,10 @@
     python benchmarks/world_step.py            seconds
     python benchmarks/world_step.py --full     more rounds
 
-The step is SPIN's, in the planted chain at width 64 (0.1 million parameters), 64 pairs, RMSprop, through `training.train`
-with its metrics written to a run folder. The share is the time covered by `aten::` operators in the trace of
-torch.profiler over the time of the steps. The profiler itself takes time, most of it outside the operators, so the
-true share is a little larger. There is no peer.
+The step is SPIN's, in the planted chain at width 64 (0.1 million parameters), 64 pairs, RMSprop, through
+`training.train` with its metrics written to a run folder. The share is the time covered by `aten::` operators in the
+trace of torch.profiler over the time of the steps. The profiler itself takes time, most of it outside the operators, so
+the true share is a little larger. There is no peer.
 """
 
 from __future__ import annotations
@@ -94,8 +94,16 @@ def main() -> None:
         f"  CPU ms a step, not traced: {results.spread(plain_ms)}; wall ms a step, traced: {results.spread(traced_ms)}"
     )
     print(f"  share of time inside torch operators: {results.spread(shares)}; to reach {MUST}, aim {AIM}")
-    rows = [{"case": "SPIN step, 0.1M parameters", "side": "inside torch operators", "share": shares,
-             "step_ms": plain_ms, "traced_step_ms": traced_ms, "must": MUST}]  # fmt: skip
+    rows = [
+        {
+            "case": "SPIN step, 0.1M parameters",
+            "side": "inside torch operators",
+            "share": shares,
+            "step_ms": plain_ms,
+            "traced_step_ms": traced_ms,
+            "must": MUST,
+        }
+    ]
     results.write("world_step", rows, given, "", "")
 
 

@@ -55,7 +55,8 @@ def runs_root(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def shared_starts(runs_root, tmp_path_factory) -> Path:
-    """`runs_root` with the starting checkpoints of all tests and their workers, which are kept by content: each is trained once."""
+    """`runs_root` with the starting checkpoints of all tests and their workers, which are kept by content: each is
+    trained once."""
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "starts"
     cache.mkdir(exist_ok=True)

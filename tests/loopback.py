@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """Answers as `say(prompt, given)` does, by default with the prompt in capitals; `faults` are statuses to give first,
-    after `die_after` replies it hangs up on everybody."""
+    """Answers as `say(prompt, given)` does, by default with the prompt in capitals; `faults` are statuses to give
+    first, after `die_after` replies it hangs up on everybody."""
 
     def __init__(self, faults=(), die_after=None, body=None, delay=0.0, listed=(), say=None):
         self.faults, self.die_after, self.body, self.delay, self.listed = list(faults), die_after, body, delay, listed
@@ -67,7 +67,10 @@ class Handler(BaseHTTPRequestHandler):
 
 def completion(text):
     return {
-        "id": "1", "object": "chat.completion", "created": 0, "model": "m",
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
         "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
-    }  # fmt: skip
+    }

@@ -58,18 +58,43 @@ def test_parameters_keep_their_types(asked):
     assert cli.main(words.split()) == 0
     assert asked["names"] == ["spin", "align"]
     assert asked["overrides"] == {
-        "beta": 0.1, "flag": False, "n": 3, "name": "abc", "list": [1, 2], "path": "a=b", "lr": 1e-4,
-    }  # fmt: skip
+        "beta": 0.1,
+        "flag": False,
+        "n": 3,
+        "name": "abc",
+        "list": [1, 2],
+        "path": "a=b",
+        "lr": 1e-4,
+    }
     assert type(asked["overrides"]["flag"]) is bool
 
 
 def test_values_with_commas_between_them_are_a_sweep(asked):
-    words = ["reproduce", "dpo", "-p", "beta=0.1,0.5", "-p", "loss_type", "sigmoid,ipo", "-p", "arms=[\"a\"],[\"b\",\"c\"]",
-             "-p", "flags", "true, false", "-p", 'name="x,y"', "-p", "list=[[1],[2,3]]"]  # fmt: skip
+    words = [
+        "reproduce",
+        "dpo",
+        "-p",
+        "beta=0.1,0.5",
+        "-p",
+        "loss_type",
+        "sigmoid,ipo",
+        "-p",
+        'arms=["a"],["b","c"]',
+        "-p",
+        "flags",
+        "true, false",
+        "-p",
+        'name="x,y"',
+        "-p",
+        "list=[[1],[2,3]]",
+    ]
     assert cli.main(words) == 0
     assert asked["sweep"] == {
-        "beta": [0.1, 0.5], "loss_type": ["sigmoid", "ipo"], "arms": [["a"], ["b", "c"]], "flags": [True, False],
-    }  # fmt: skip
+        "beta": [0.1, 0.5],
+        "loss_type": ["sigmoid", "ipo"],
+        "arms": [["a"], ["b", "c"]],
+        "flags": [True, False],
+    }
     assert asked["overrides"] == {"name": "x,y", "list": [[1], [2, 3]]}
 
 
@@ -77,9 +102,19 @@ def test_options_reach_the_batch(asked):
     words = "reproduce --scale smoke --seeds 3 --model m --dataset d --device cpu --workers 1 --force --timeout 9"
     assert cli.main(words.split()) == 0
     assert asked == {
-        "names": [], "scale": "smoke", "seeds": range(3), "model": "m", "dataset": "d", "device": "cpu",
-        "overrides": {}, "sweep": {}, "workers": 1, "executor": "local", "force": True, "timeout_s": 9.0,
-    }  # fmt: skip
+        "names": [],
+        "scale": "smoke",
+        "seeds": range(3),
+        "model": "m",
+        "dataset": "d",
+        "device": "cpu",
+        "overrides": {},
+        "sweep": {},
+        "workers": 1,
+        "executor": "local",
+        "force": True,
+        "timeout_s": 9.0,
+    }
 
 
 def test_failed_notebook_is_exit_code_1(asked):
@@ -162,9 +197,13 @@ def hear_ctrl_c():
 def test_pages_are_served_on_this_machine_only(runs_root):
     environment = os.environ | {"PYTHONPATH": str(runs.PACKAGE.parent), "PYTHONUNBUFFERED": "1"}
     server = subprocess.Popen(
-        [sys.executable, "-m", "workbench", "serve-pages", "--port", "0"], env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, preexec_fn=hear_ctrl_c,
-    )  # fmt: skip
+        [sys.executable, "-m", "workbench", "serve-pages", "--port", "0"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=hear_ctrl_c,
+    )
     try:
         address = re.match(r"http://127\.0\.0\.1:\d+/index\.html", server.stdout.readline())[0]
         with urllib.request.urlopen(address, timeout=10) as answer:

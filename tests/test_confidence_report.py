@@ -141,8 +141,19 @@ def test_questions_without_an_answer_are_named_and_left_out(tmp_path, server, qu
 @pytest.mark.slow
 def test_sigkill_half_way_and_on_without_asking_twice(tmp_path, server, questions):
     server.delay, out = 0.02, tmp_path / "out"
-    command = [sys.executable, "-m", "workbench", "confidence", str(questions), "--model", f"{server.address}?concurrency=2#m",
-               "--output", str(out), "--budget", str(10 * N)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "workbench",
+        "confidence",
+        str(questions),
+        "--model",
+        f"{server.address}?concurrency=2#m",
+        "--output",
+        str(out),
+        "--budget",
+        str(10 * N),
+    ]
     log = out / "transcript.jsonl"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not log.is_file() or log.read_bytes().count(b"\n") < 50:

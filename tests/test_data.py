@@ -90,8 +90,11 @@ PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
     ],
 )
 def test_bad_rows(kind, row, message):
-    good = {"preference": PAIR, "rating": {"prompt": "q", "completion": "a", "score": 1.0},
-            "ranking": {"prompt": "q", "responses": ["a"], "scores": [1.0]}}[kind]  # fmt: skip
+    good = {
+        "preference": PAIR,
+        "rating": {"prompt": "q", "completion": "a", "score": 1.0},
+        "ranking": {"prompt": "q", "responses": ["a"], "scores": [1.0]},
+    }[kind]
     with pytest.raises(ValueError, match=message):
         data.check([good, row], kind)
 

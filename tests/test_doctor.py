@@ -36,8 +36,20 @@ def test_the_command_names_what_is_wrong_and_how_to_mend_it(runs_root, tmp_path,
     printed = capsys.readouterr()
     assert re.search(r"WRONG packages: typer \S+, pinned 0\.0\.1\n +-> pip install", printed.out)
     assert "nobody-has-this" not in printed.out
-    names = {"python", "extra ray", "extra serve", "kernel", "views", "browser", "runs folder", "disk", "gpu",
-             "scoring on cpu", "head on cpu", "sampling engines"}  # fmt: skip
+    names = {
+        "python",
+        "extra ray",
+        "extra serve",
+        "kernel",
+        "views",
+        "browser",
+        "runs folder",
+        "disk",
+        "gpu",
+        "scoring on cpu",
+        "head on cpu",
+        "sampling engines",
+    }
     assert names <= set(re.findall(r"^\w+ +([\w ]+):", printed.out, re.MULTILINE))
     assert printed.err == "wrong: packages\n"
     assert "kernel answers" not in printed.out

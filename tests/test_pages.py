@@ -119,9 +119,29 @@ def test_any_printed_text_comes_back_unchanged(tmp_path_factory, text):
 def test_any_formula_becomes_well_formed_and_inert(formula):
     element = ElementTree.fromstring(pages.mathml(f"${formula}$"))
     assert {node.tag.rpartition("}")[2] for node in element.iter()} <= {
-        "math", "code", "mrow", "mi", "mo", "mn", "mtext", "mspace", "mfrac", "msub", "msup", "msubsup", "mtable",
-        "mtr", "mtd", "mover", "munder", "munderover", "msqrt", "mroot", "mstyle", "mpadded",
-    }  # fmt: skip
+        "math",
+        "code",
+        "mrow",
+        "mi",
+        "mo",
+        "mn",
+        "mtext",
+        "mspace",
+        "mfrac",
+        "msub",
+        "msup",
+        "msubsup",
+        "mtable",
+        "mtr",
+        "mtd",
+        "mover",
+        "munder",
+        "munderover",
+        "msqrt",
+        "mroot",
+        "mstyle",
+        "mpadded",
+    }
 
 
 def test_aligned_equations_become_a_table_and_broken_ones_stay_code():
@@ -156,10 +176,15 @@ def test_what_is_not_a_notebook_is_named(tmp_path):
 
 def test_markup_that_the_policy_cannot_stop_is_shown_as_text(tmp_path):
     attacks = [
-        "<meta http-equiv=refresh content='0;url=http://x.invalid'>", "<LINK rel=dns-prefetch href=//x.invalid>",
-        "<base href=x>", "<iframe srcdoc=x></iframe>", "<form action=x>", "<object data=x>", "<embed src=x>",
+        "<meta http-equiv=refresh content='0;url=http://x.invalid'>",
+        "<LINK rel=dns-prefetch href=//x.invalid>",
+        "<base href=x>",
+        "<iframe srcdoc=x></iframe>",
+        "<form action=x>",
+        "<object data=x>",
+        "<embed src=x>",
         "</script ><script>1</script>",
-    ]  # fmt: skip
+    ]
     text = "".join(attacks)
     page = page_of(tmp_path, display(text_html=f"<table><tr><td>{text}</td></tr></table>"), markdown=f"# A\n\n{text}")
     assert page.main.find(["meta", "link", "base", "iframe", "form", "object", "embed", "script"]) is None
@@ -203,12 +228,28 @@ def test_a_page_holds_no_folder_of_this_machine_and_no_key(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------- provenance
 NEW_MANIFEST = {
-    "provenance": {"python": "3.12.1", "machine": "x86_64", "system": "Linux", "cores": "8", "processor": "A <b>chip</b>",
-                   "memory_gib": "31.2", "gpu": "", "torch": "2.13.0", "workbench": "0.2.0"},
-    "code": {"hash": "abc123", "commit": "0123456789abcdef", "changed": ["workbench/dpo.py", "<x>"], "diff": "code.diff"},
-    "inputs": [{"kind": "dataset", "source": "/home/me/pairs.jsonl", "fingerprint": "f00", "revision": ""},
-               {"kind": "model", "source": "org/name", "fingerprint": "org/name", "revision": "9e1c"}],
-}  # fmt: skip
+    "provenance": {
+        "python": "3.12.1",
+        "machine": "x86_64",
+        "system": "Linux",
+        "cores": "8",
+        "processor": "A <b>chip</b>",
+        "memory_gib": "31.2",
+        "gpu": "",
+        "torch": "2.13.0",
+        "workbench": "0.2.0",
+    },
+    "code": {
+        "hash": "abc123",
+        "commit": "0123456789abcdef",
+        "changed": ["workbench/dpo.py", "<x>"],
+        "diff": "code.diff",
+    },
+    "inputs": [
+        {"kind": "dataset", "source": "/home/me/pairs.jsonl", "fingerprint": "f00", "revision": ""},
+        {"kind": "model", "source": "org/name", "fingerprint": "org/name", "revision": "9e1c"},
+    ],
+}
 
 
 def provenance_of(tmp_path: Path, diff: str = "-old\n+new <script>\n", asked=None, **manifest) -> BeautifulSoup:

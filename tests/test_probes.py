@@ -27,9 +27,12 @@ def new_policy():
 def groups(n, seed=0):
     rng = np.random.default_rng(seed)
     return [
-        Group([0, *rng.integers(2, 22, 3).tolist()], [[*rng.integers(2, 22, rng.integers(1, 6)).tolist(), 1] for _ in "cr"])
+        Group(
+            [0, *rng.integers(2, 22, 3).tolist()],
+            [[*rng.integers(2, 22, rng.integers(1, 6)).tolist(), 1] for _ in "cr"],
+        )
         for _ in range(n)
-    ]  # fmt: skip
+    ]
 
 
 def weights(policy):

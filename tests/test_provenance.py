@@ -20,8 +20,14 @@ needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="no git: reco
 def checkout(tmp_path) -> Path:
     """A small project with one commit."""
     folder = tmp_path / "project"
-    for name, text in {"pyproject.toml": "", "constraints.txt": "a==1\n", "workbench/x.py": "x = 1\n", "README.md": "",
-                       "notebooks/a.ipynb": "{}\n", ".gitignore": "*.pyc\n"}.items():  # fmt: skip
+    for name, text in {
+        "pyproject.toml": "",
+        "constraints.txt": "a==1\n",
+        "workbench/x.py": "x = 1\n",
+        "README.md": "",
+        "notebooks/a.ipynb": "{}\n",
+        ".gitignore": "*.pyc\n",
+    }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     git(folder, "init", "--quiet")
@@ -174,8 +180,12 @@ def test_a_run_keeps_its_code_and_opening_it_stays_fast(runs_root, checkout, mon
         run = runs.open_run("x", "workbench.claims", "tiny", {"model": "", "dataset": "", "inputs": ["", ""], "a": 1})
     manifest = run.manifest
     assert len(calls) == 1  # git is asked once a run
-    assert manifest["code"] == {"hash": runs.code_hash("workbench.claims"), "commit": code.commit,
-                                "changed": ["workbench/x.py"], "diff": "code.diff"}  # fmt: skip
+    assert manifest["code"] == {
+        "hash": runs.code_hash("workbench.claims"),
+        "commit": code.commit,
+        "changed": ["workbench/x.py"],
+        "diff": "code.diff",
+    }
     assert "+x = 2" in (run.folder / "code.diff").read_text()
     assert manifest["inputs"] == []
     assert manifest["provenance"]["python"] == provenance.machine()["python"]

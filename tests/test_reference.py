@@ -17,7 +17,8 @@ from workbench.training import TrainConfig, train
 
 @pytest.fixture
 def scored(runs_root, monkeypatch):
-    """The cache in an empty folder and in use for any size; returns the responses that reach the model, call by call."""
+    """The cache in an empty folder and in use for any size; returns the responses that reach the model, call by
+    call."""
     monkeypatch.setattr(reference, "WORTH", 0.0)
     monkeypatch.setattr(reference, "MIN_TOKENS", 0)
     seen = []

@@ -148,9 +148,11 @@ def test_good_run_is_reused_until_its_notebook_changes(tmp_path, book, quiet):
     (path.parent / "weights.bin").touch()
     root = tmp_path / "runs"
     options = {
-        "root": root, "console": quiet, "overrides": {"beta": 0.5, "name": "007", "flag": False},
+        "root": root,
+        "console": quiet,
+        "overrides": {"beta": 0.5, "name": "007", "flag": False},
         "model": str(path.parent / "weights.bin"),
-    }  # fmt: skip
+    }
     (job,) = reproduce.reproduce(["good"], **options)
     assert (job.status, job.reason) == ("done", "")
     left = {item.name for item in job.run.folder.iterdir()}
@@ -191,8 +193,12 @@ def test_failures_are_named_and_the_others_go_on(tmp_path, book, quiet):
         for job in reproduce.reproduce(root=tmp_path / "runs", console=quiet, workers=3, overrides={"beta": 0.2})
     }
     assert {name: job.status for name, job in jobs.items()} == {
-        "raises": "failed", "dies": "failed", "forgets": "failed", "short": "failed", "good": "done",
-    }  # fmt: skip
+        "raises": "failed",
+        "dies": "failed",
+        "forgets": "failed",
+        "short": "failed",
+        "good": "done",
+    }
     assert jobs["raises"].reason == "cell 4: ValueError: the 3rd row is bad"
     assert jobs["dies"].reason == "killed (out of memory?)"
     assert "without experiment.run.finish(claims)" in jobs["forgets"].reason
@@ -220,8 +226,11 @@ def test_a_sweep_is_a_run_for_each_combination(tmp_path, book, quiet):
     options = {"root": tmp_path / "runs", "console": quiet, "sweep": {"beta": [0.1, 0.5], "name": ["a", "b"]}}
     jobs = reproduce.reproduce(["good"], overrides={"flag": False}, workers=4, **options)
     assert [job.setting for job in jobs] == [
-        "beta=0.1, name=a", "beta=0.1, name=b", "beta=0.5, name=a", "beta=0.5, name=b",
-    ]  # fmt: skip
+        "beta=0.1, name=a",
+        "beta=0.1, name=b",
+        "beta=0.5, name=a",
+        "beta=0.5, name=b",
+    ]
     assert {job.status for job in jobs} == {"done"}
     assert len({job.run.folder for job in jobs}) == 4
     for job, beta, name in zip(jobs, (0.1, 0.1, 0.5, 0.5), "abab", strict=True):
@@ -299,9 +308,11 @@ os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", *sys.argv[
 @pytest.mark.slow
 def test_ctrl_c_stops_children_and_keeps_what_is_finished(tmp_path):
     notebook = write_notebook(
-        tmp_path / "toy.ipynb", OPEN, "run.cached('first', lambda: 1)",
+        tmp_path / "toy.ipynb",
+        OPEN,
+        "run.cached('first', lambda: 1)",
         "import os, pathlib, time\npathlib.Path(output, 'pid').write_text(str(os.getpid()))\ntime.sleep(600)",
-    )  # fmt: skip
+    )
     driver = f"""import pathlib, sys
 from toy_notebooks import toy
 from workbench import methods, reproduce
@@ -312,9 +323,14 @@ except KeyboardInterrupt:
     sys.exit(130)"""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(runs.PACKAGE.parent)])}
     batch = subprocess.Popen(
-        [sys.executable, "-c", driver], env=environment, stdout=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job starts with Ctrl-C switched off
-    )  # fmt: skip
+        [sys.executable, "-c", driver],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a background job starts with Ctrl-C switched off
+    )
     deadline = time.monotonic() + 60
     while not (found := list(tmp_path.glob("runs/toy/*/pid"))) and time.monotonic() < deadline:
         time.sleep(0.1)

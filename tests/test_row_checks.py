@@ -72,7 +72,7 @@ def test_clean_rows_give_no_warning(words):
         ({13: ("repeat: the quick brown fox jumps, please", ["the quick brown fox jumps", "no"])}, {"leaked": [13]}),
         (dict.fromkeys(range(12), ("one prompt", None)), {"frequent_prompt": list(range(12))}),
     ],
-)  # fmt: skip
+)
 def test_each_fault_is_found_in_its_rows_and_nothing_else(words, changes, expected):
     assert planted(words, changes) == expected
 
@@ -101,8 +101,12 @@ def test_unknown_tokens_and_text_that_is_lost():
     tokenizer.add_special_tokens({"unk_token": "[UNK]"})
     words = TokenText(tokenizer)
     unk, a, b = words.unk, *tokenizer.convert_tokens_to_ids(["a", "b"])
-    rows = Rows([[0, a], [0, b], [0, unk]], [[[a, 1], [b, b, 1]], [[a, unk, 1], [b, 1]], [[a, 1], [b, 1]]], words,
-                texts=[("a", ["a", "b b"]), ("b", ["a Z", "b"]), ("Z", ["a", "b"])])  # fmt: skip
+    rows = Rows(
+        [[0, a], [0, b], [0, unk]],
+        [[[a, 1], [b, b, 1]], [[a, unk, 1], [b, 1]], [[a, 1], [b, 1]]],
+        words,
+        texts=[("a", ["a", "b b"]), ("b", ["a Z", "b"]), ("Z", ["a", "b"])],
+    )
     assert found(rows) == {"unknown_token": [1, 2], "not_written_back": [1]}
 
 

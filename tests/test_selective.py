@@ -1,4 +1,5 @@
-"""ROC, false discovery curves and their cluster bootstrap: against another implementation, by hand, and with bad input."""
+"""ROC, false discovery curves and their cluster bootstrap: against another implementation, by hand, and with bad
+input."""
 
 import math
 
@@ -91,7 +92,8 @@ def test_gains_draw_the_same_rows_for_both_scores():
 
 
 def test_the_interval_covers_about_as_often_as_it_says():
-    """300 draws of 100 clusters of 4 with a known area of 0.76: the bootstrap covers it in about 95 % (of 40 clusters: 91 %)."""
+    """300 draws of 100 clusters of 4 with a known area of 0.76: the bootstrap covers it in about 95 % (of 40 clusters:
+    91 %)."""
     from scipy.stats import norm
 
     truth, hits = norm.cdf(1 / math.sqrt(2)), 0
@@ -112,8 +114,18 @@ def test_mean_ci():
 
 def test_fleiss_kappa_by_hand():
     """Fleiss 1971, table of 10 subjects and 14 raters: 0.21."""
-    counts = [[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1], [7, 7, 0, 0, 0],
-              [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]]  # fmt: skip
+    counts = [
+        [0, 0, 0, 0, 14],
+        [0, 2, 6, 4, 2],
+        [0, 0, 3, 5, 6],
+        [0, 3, 9, 2, 0],
+        [2, 2, 8, 1, 1],
+        [7, 7, 0, 0, 0],
+        [3, 2, 6, 3, 0],
+        [2, 5, 3, 2, 2],
+        [6, 5, 2, 1, 0],
+        [0, 2, 2, 3, 7],
+    ]
     assert selective.fleiss_kappa([np.repeat(range(5), row) for row in counts]) == pytest.approx(0.2099, abs=1e-4)
     assert math.isnan(selective.fleiss_kappa([[1, 1], [1, 1]]))
 

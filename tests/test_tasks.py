@@ -53,10 +53,25 @@ def test_task_holds_out_what_the_model_never_saw(made):
 @pytest.mark.slow
 def test_spin_runs_on_text(made, runs_root):
     folder, _ = made
-    overrides = {"arms": ["spin", "shuffled"], "rounds": 1, "epochs": 1, "n_prompts": 32, "test_size": 16, "batch_size": 16,
-                 "max_new_tokens": 16, "max_length": 128, "world": {}}  # fmt: skip
-    experiment = methods.Experiment("spin", scale="tiny", model=str(folder / "model"), dataset=str(folder / "sums.jsonl"),
-                                    seeds=[0, 1, 2], overrides=overrides)  # fmt: skip
+    overrides = {
+        "arms": ["spin", "shuffled"],
+        "rounds": 1,
+        "epochs": 1,
+        "n_prompts": 32,
+        "test_size": 16,
+        "batch_size": 16,
+        "max_new_tokens": 16,
+        "max_length": 128,
+        "world": {},
+    }
+    experiment = methods.Experiment(
+        "spin",
+        scale="tiny",
+        model=str(folder / "model"),
+        dataset=str(folder / "sums.jsonl"),
+        seeds=[0, 1, 2],
+        overrides=overrides,
+    )
     results = experiment.results(workers=1)
     verdicts = spin.claims(experiment, results).verdicts()
     assert set(verdicts) == {"C5", "C6", "C8", "H1", "H2"}
@@ -79,9 +94,12 @@ def test_the_notebook_runs_on_text_to_its_last_cell(made, tmp_path, monkeypatch,
     source = methods.REGISTRY[name].notebook
     parameters = {"scale": "smoke", "seeds": [0, 1, 2], "model": str(folder / "model"), "dataset": str(dataset)}
     papermill.execute_notebook(
-        str(ROOT / source), str(tmp_path / "out.ipynb"), {**parameters, "output": str(tmp_path / "run")}, progress_bar=False,
+        str(ROOT / source),
+        str(tmp_path / "out.ipynb"),
+        {**parameters, "output": str(tmp_path / "run")},
+        progress_bar=False,
         cwd=str(ROOT / source.parent),
-    )  # fmt: skip
+    )
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "done"
 
 
@@ -90,12 +108,28 @@ def test_lora_and_micro_batches_on_text(made, runs_root):
     """The full-scale path: an adapter, micro-batches, checkpoints, the adapter's start as reference."""
     folder, _ = made
     overrides = {
-        "arms": ["spin"], "rounds": 2, "epochs": 1, "n_prompts": 16, "test_size": 8, "batch_size": 8,
-        "micro_batch_size": 2, "max_new_tokens": 8, "max_length": 64, "lora_rank": 2, "checkpoint_every": 1,
-        "learning_rate": [1e-3], "world": {},
-    }  # fmt: skip
-    experiment = methods.Experiment("spin", scale="full", model=str(folder / "model"), dataset=str(folder / "sums.jsonl"), seeds=[0],
-                                    overrides=overrides)  # fmt: skip
+        "arms": ["spin"],
+        "rounds": 2,
+        "epochs": 1,
+        "n_prompts": 16,
+        "test_size": 8,
+        "batch_size": 8,
+        "micro_batch_size": 2,
+        "max_new_tokens": 8,
+        "max_length": 64,
+        "lora_rank": 2,
+        "checkpoint_every": 1,
+        "learning_rate": [1e-3],
+        "world": {},
+    }
+    experiment = methods.Experiment(
+        "spin",
+        scale="full",
+        model=str(folder / "model"),
+        dataset=str(folder / "sums.jsonl"),
+        seeds=[0],
+        overrides=overrides,
+    )
     (result,) = experiment.results(workers=1)
     assert len(result["arms"]["spin"]) == 3
 

@@ -5,7 +5,8 @@ Some symptoms have their test where the part is tested, and are not written down
 | symptom | test |
 |---|---|
 | loss off by the gradient-accumulation factor | `test_training.test_cutting_a_step_changes_nothing` |
-| fast path unlike plain path | `kernels/test_scoring.py`, `kernels/test_heads.py`: routes and heads against the textbook |
+| fast path unlike plain path | `kernels/test_scoring.py`, `kernels/test_heads.py`: routes and heads against the
+textbook |
 | loss of several processes unlike one's | `test_distributed.test_losses_and_weights_are_those_of_one_process` |
 | stale reference after training | `test_reference.test_training_in_place_changes_the_key` |
 | text that spells a special token | `test_models.test_text_cannot_spell_special_tokens` |
@@ -81,7 +82,7 @@ def sft_adapter():
     return policy
 
 
-# ----------------------------------------------------------------------------------------- 6: the wrong reference under LoRA
+# ------------------------------------------------------------------------------------ 6: the wrong reference under LoRA
 def test_reference_under_lora_is_the_sft_adapter_not_the_base_model(tmp_path):
     """The reference is what the merged SFT model gives; base model and fresh adapter give something else."""
     policy = sft_adapter()
@@ -112,7 +113,7 @@ def test_the_base_model_is_the_reference_where_it_is_asked_for():
     np.testing.assert_allclose(found, reference_logps(base, groups_of(policy)), rtol=1e-5)
 
 
-# ------------------------------------------------------------------------- 7: policy and reference differ before any step
+# ----------------------------------------------------------------------- 7: policy and reference differ before any step
 @pytest.mark.parametrize("cutting", [{}, {"micro_batch_size": 1}, {"micro_batch_tokens": 40}], ids=str)
 def test_step_zero_difference_is_rounding_only(tmp_path, cutting):
     """Whatever else is in the batch, the log-ratio of every response is 0 to float32 rounding."""
@@ -134,9 +135,10 @@ def test_step_zero_difference_is_rounding_only(tmp_path, cutting):
     assert Run(tmp_path).metrics()[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
-# ------------------------------------------------------------------------------- 8: end token doubled, missing or masked
+# ------------------------------------------------------------------------------ 8: end token doubled, missing or masked
 def test_end_token_is_there_once_and_is_scored():
-    """The template closes assistant turns itself, and the padding token is the end token: neither may double or mask."""
+    """The template closes assistant turns itself, and the padding token is the end token: neither may double or
+    mask."""
     policy = new_policy()
     end = policy.tokenizer.eos_token_id
     assert policy.tokenizer.pad_token_id == end
@@ -167,7 +169,7 @@ def test_training_on_a_turn_equals_its_place_in_the_template():
     assert group.prompt_ids + group.responses_ids[0] == whole
 
 
-# --------------------------------------------------------------------------------------------------- 9: never learns to stop
+# ---------------------------------------------------------------------------------------------- 9: never learns to stop
 def test_a_trained_model_stops_and_does_not_repeat_itself():
     policy = new_policy()
     pairs = [("the quick", "brown fox"), ("the lazy", "dog"), ("the warm red", "roof")]
@@ -178,7 +180,7 @@ def test_a_trained_model_stops_and_does_not_repeat_itself():
     assert [texts[0] for texts in drawn.texts] == [answer for _, answer in pairs]
 
 
-# -------------------------------------------------------------------------------------- 10: the border of prompt and response
+# -------------------------------------------------------------------------------- 10: the border of prompt and response
 def test_no_token_spans_the_border():
     """ "the qu" + "ick" would be tokenised otherwise as one text; the prompt of training is the prompt of sampling."""
     policy = new_policy()
@@ -203,7 +205,7 @@ def test_prompt_ends_with_a_whole_special_token():
         assert [policy.decode(ids) for ids in group.responses_ids] == [chosen, rejected]
 
 
-# --------------------------------------------------------------------------------------- 11: truncation empties a response
+# ------------------------------------------------------------------------------------ 11: truncation empties a response
 def test_truncation_never_empties_a_response():
     """The prompt loses its left, a response its end, never all of it; cuts are counted; no room at all is an error."""
     policy = new_policy(max_length=16)
@@ -220,7 +222,7 @@ def test_truncation_never_empties_a_response():
         score(policy, [Group([0], [[5], []])])
 
 
-# -------------------------------------------------------------------------------------------------- 12: NaN without a row
+# ------------------------------------------------------------------------------------------------ 12: NaN without a row
 @pytest.mark.parametrize("where", ["reference", "loss", "weights"])
 def test_nan_names_the_row(where):
     """A word whose embedding is NaN stands in one pair only; so does a NaN reference."""
@@ -240,7 +242,7 @@ def test_nan_names_the_row(where):
         call()
 
 
-# ----------------------------------------------------------------------- 16: prompts, or rejected prompts, are trained on
+# --------------------------------------------------------------------- 16: prompts, or rejected prompts, are trained on
 def test_loss_and_gradient_are_those_of_a_plain_loop():
     """One unpadded row at a time, response tokens only; float64. A prompt token in the loss would show in both."""
     policy, plain = new_policy(), new_policy()
@@ -265,10 +267,11 @@ def test_loss_and_gradient_are_those_of_a_plain_loop():
         assert (gradient[name] - parameter.grad).norm() < 1e-6 * parameter.grad.norm(), name
 
 
-# ------------------------------------------------------------------------------ 19: the sampler's log-probs are not the trainer's
+# -------------------------------------------------------------------- 19: the sampler's log-probs are not the trainer's
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_of_samples_are_those_of_training(temperature):
-    """Responses as drawn, prompts as texts and chats: summed log-probs of sampler, reference and training step agree."""
+    """Responses as drawn, prompts as texts and chats: summed log-probs of sampler, reference and training step
+    agree."""
     policy = new_policy()
     prompts = [prompt for prompt, _, _ in PAIRS]
     drawn = sample(policy, prompts, n=2, max_new_tokens=12, temperature=temperature)

@@ -20,8 +20,13 @@ def launch(name, *arguments, n=2, timeout=240):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(n), "--standalone", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
-        [*command, name, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )  # fmt: skip
+        [*command, name, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- training

@@ -3,11 +3,11 @@
 What may live here: who takes part with which settings, the price, and the measurements. What may not: anything of a
 method; each competitor is an arm of a method's own file, run as that file runs it.
 
-The world is the any-order sum, which serves every kind of method: demonstrations, pairs, a judge, a reward, steps that can
-be checked. All start from the same weights, get the same number of optimiser steps and about the same number of generated
-tokens (pairs that a task hands over cost what their drawing cost). Each is trained at every learning rate of `rates`; the
-one with the best greedy accuracy on validation problems is measured, on test problems. The other rates are not counted in
-the price, because all had them.
+The world is the any-order sum, which serves every kind of method: demonstrations, pairs, a judge, a reward, steps that
+can be checked. All start from the same weights, get the same number of optimiser steps and about the same number of
+generated tokens (pairs that a task hands over cost what their drawing cost). Each is trained at every learning rate of
+`rates`; the one with the best greedy accuracy on validation problems is measured, on test problems. The other rates are
+not counted in the price, because all had them.
 """
 
 from __future__ import annotations
@@ -52,12 +52,17 @@ class Config(Presets):
 
     PRESETS: ClassVar = {
         "smoke": {
-            "responses": 320, "steps": 40, "batch_size": 8, "rates": [2e-4], "test_size": 30, "world": SMALL_WORLD,
+            "responses": 320,
+            "steps": 40,
+            "batch_size": 8,
+            "rates": [2e-4],
+            "test_size": 30,
+            "world": SMALL_WORLD,
             "arms": ["spin", "dpo", "simpo", "dpo_shuffled", "sppo", "dno", "step_dpo", "sphere", "dr_po"],
         },
         "tiny": {},
         "full": {"responses": 20_000, "steps": 800, "test_size": 1_000},
-    }  # fmt: skip
+    }
 
     def __post_init__(self):
         if self.steps % 40:
@@ -100,15 +105,34 @@ def _drawn(config: Config) -> dict[str, Any]:
 
 
 def _on_pairs(config: Config, rate: float, **loss: Any) -> dict[str, Any]:
-    return {"max_steps": config.steps, "batch_size": config.batch_size, "learning_rate": rate, "test_size": 50,
-            "optimizer": "adamw", "max_length": 64, **loss}  # fmt: skip
+    return {
+        "max_steps": config.steps,
+        "batch_size": config.batch_size,
+        "learning_rate": rate,
+        "test_size": 50,
+        "optimizer": "adamw",
+        "max_length": 64,
+        **loss,
+    }
 
 
 def _in_rounds(config: Config, rate: float, **more: Any) -> dict[str, Any]:
     """Four rounds of five samples a prompt; every round has prompts of its own."""
-    return {"rounds": 4, "samples": 5, "n_prompts": config.responses // 20, "copies": 0, "epochs": 1, "top_p": 1.0,
-            "batch_size": config.batch_size, "learning_rate": rate, "optimizer": "adamw", "max_prompt_length": 40,
-            **CONSTANT, **_drawn(config), **more}  # fmt: skip
+    return {
+        "rounds": 4,
+        "samples": 5,
+        "n_prompts": config.responses // 20,
+        "copies": 0,
+        "epochs": 1,
+        "top_p": 1.0,
+        "batch_size": config.batch_size,
+        "learning_rate": rate,
+        "optimizer": "adamw",
+        "max_prompt_length": 40,
+        **CONSTANT,
+        **_drawn(config),
+        **more,
+    }
 
 
 def _capped(config: Config, rate: float, **more: Any) -> dict[str, Any]:
@@ -123,17 +147,37 @@ def _filled(config: Config, rate: float, **more: Any) -> dict[str, Any]:
 def _spin(config: Config, rate: float) -> dict[str, Any]:
     """Three rounds; with the previous round's pairs they take one, two and two fifths of the steps."""
     n_prompts = config.steps // 5 * config.batch_size
-    return {"rounds": 3, "epochs": 1, "n_prompts": n_prompts, "test_size": max(8, n_prompts // 10), "beta": [0.5],
-            "batch_size": config.batch_size, "learning_rate": [rate], "optimizer": "adamw", **CONSTANT, **_drawn(config)}  # fmt: skip
+    return {
+        "rounds": 3,
+        "epochs": 1,
+        "n_prompts": n_prompts,
+        "test_size": max(8, n_prompts // 10),
+        "beta": [0.5],
+        "batch_size": config.batch_size,
+        "learning_rate": [rate],
+        "optimizer": "adamw",
+        **CONSTANT,
+        **_drawn(config),
+    }
 
 
 def _online(config: Config, rate: float, *, updates: int = 0, responses: int = 0) -> dict[str, Any]:
     """Eight optimiser steps an update: four passes over two halves of its responses."""
     updates = updates or config.steps // 8
     size = 2 * ((responses or config.responses) // updates // 2)
-    return {"updates": updates, "batch_size": size, "minibatch_size": size // 2, "inner_epochs": 4, "learning_rate": rate,
-            "critic_rate": 3.0, "test_size": 50, "evaluations": 1, "ppo_checkpoint_every": 0, "schedule": "constant",
-            **_drawn(config)}  # fmt: skip
+    return {
+        "updates": updates,
+        "batch_size": size,
+        "minibatch_size": size // 2,
+        "inner_epochs": 4,
+        "learning_rate": rate,
+        "critic_rate": 3.0,
+        "test_size": 50,
+        "evaluations": 1,
+        "ppo_checkpoint_every": 0,
+        "schedule": "constant",
+        **_drawn(config),
+    }
 
 
 def _on_reward(config: Config, rate: float) -> dict[str, Any]:
@@ -142,30 +186,67 @@ def _on_reward(config: Config, rate: float) -> dict[str, Any]:
 
 def _on_steps(config: Config, rate: float) -> dict[str, Any]:
     """A response in each problem, and behind the error of a wrong one eight continuations."""
-    return {"max_steps": config.steps, "batch_size": config.batch_size, "learning_rate": rate, "beta": 0.4, "epochs": 1,
-            "top_p": 1.0, "max_prompt_length": 40, "n_problems": 0, "n_samples": 1, "n_continuations": 8, "pairs_per_prefix": 0,
-            "n_answers": 0, "test_size": 12, **CONSTANT, **_drawn(config)}  # fmt: skip
+    return {
+        "max_steps": config.steps,
+        "batch_size": config.batch_size,
+        "learning_rate": rate,
+        "beta": 0.4,
+        "epochs": 1,
+        "top_p": 1.0,
+        "max_prompt_length": 40,
+        "n_problems": 0,
+        "n_samples": 1,
+        "n_continuations": 8,
+        "pairs_per_prefix": 0,
+        "n_answers": 0,
+        "test_size": 12,
+        **CONSTANT,
+        **_drawn(config),
+    }
 
 
 def _searched(config: Config, rate: float) -> dict[str, Any]:
     """Two chains of four candidates a step: about eight responses a problem."""
-    return {"max_steps": config.steps, "batch_size": config.batch_size, "learning_rate": rate, "beta": 0.4, "epochs": 1,
-            "width": 4, "depth": config.response_tokens // 3 + 1, "max_step_tokens": 4, "n_problems": config.responses // 8,
-            **CONSTANT, **_drawn(config), "temperature": 0.8}  # fmt: skip
+    return {
+        "max_steps": config.steps,
+        "batch_size": config.batch_size,
+        "learning_rate": rate,
+        "beta": 0.4,
+        "epochs": 1,
+        "width": 4,
+        "depth": config.response_tokens // 3 + 1,
+        "max_step_tokens": 4,
+        "n_problems": config.responses // 8,
+        **CONSTANT,
+        **_drawn(config),
+        "temperature": 0.8,
+    }
 
 
 def _in_stages(config: Config, rate: float) -> dict[str, Any]:
     """Half of the responses go into pairs, half into PPO; two updates of PPO, and what is left of the steps for DPO."""
-    return {"dpo_steps": config.steps - 16, "dpo_batch_size": config.batch_size, "dpo_rate": rate, "dpo_beta": 0.1, "n_pairs": 0,
-            "reward_rate": 1e-3, "reward_epochs": 8, "folds": 2,
-            **_online(config, rate, updates=2, responses=config.responses // 2)}  # fmt: skip
+    return {
+        "dpo_steps": config.steps - 16,
+        "dpo_batch_size": config.batch_size,
+        "dpo_rate": rate,
+        "dpo_beta": 0.1,
+        "n_pairs": 0,
+        "reward_rate": 1e-3,
+        "reward_epochs": 8,
+        "folds": 2,
+        **_online(config, rate, updates=2, responses=config.responses // 2),
+    }
 
 
 COMPETITORS: dict[str, Competitor] = {
-    "sft": Competitor("SFT on right solutions", "demonstrations", spin, "sft", _spin, lambda c: c.steps // 5 * c.batch_size),
+    "sft": Competitor(
+        "SFT on right solutions", "demonstrations", spin, "sft", _spin, lambda c: c.steps // 5 * c.batch_size
+    ),
     "spin": Competitor("SPIN", "demonstrations", spin, "spin", _spin, lambda c: c.steps // 5 * c.batch_size),
     **{
-        name: Competitor(title, "offline pairs", dpo, "dpo", partial(_on_pairs, **loss), lambda c: c.responses // 2, is_given=True)
+        name: Competitor(
+            title, "offline pairs", dpo, "dpo", partial(_on_pairs, **loss), lambda c: c.responses // 2, is_given=True
+        )
         for name, title, loss in (
             ("dpo", "DPO", {"beta": 0.1}),
             ("ipo", "IPO", {"loss_type": "ipo", "beta": 0.5}),
@@ -174,10 +255,18 @@ COMPETITORS: dict[str, Competitor] = {
             ("orpo", "ORPO", {"loss_type": "orpo", "beta": 0.1}),
         )
     },
-    "sft_chosen": Competitor("SFT on the chosen responses", "offline pairs", dpo, "sft", _on_pairs, lambda c: c.responses // 2,
-                             is_given=True),
-    "dpo_shuffled": Competitor("DPO, labels shuffled", "control", dpo, "shuffled", partial(_on_pairs, beta=0.1),
-                               lambda c: c.responses // 2, is_given=True),
+    "sft_chosen": Competitor(
+        "SFT on the chosen responses", "offline pairs", dpo, "sft", _on_pairs, lambda c: c.responses // 2, is_given=True
+    ),
+    "dpo_shuffled": Competitor(
+        "DPO, labels shuffled",
+        "control",
+        dpo,
+        "shuffled",
+        partial(_on_pairs, beta=0.1),
+        lambda c: c.responses // 2,
+        is_given=True,
+    ),
     "iterative_dpo": Competitor("iterative DPO", "self-play", sppo, "dpo_0.3", _capped, lambda c: c.responses // 5),
     "sppo": Competitor("SPPO", "self-play", sppo, "sppo", partial(_capped, eta=6.0), lambda c: c.responses // 5),
     "dno": Competitor("DNO-Prct", "self-play", dno, "dno", partial(_filled, eta=0.3), lambda c: c.responses // 5),
@@ -185,8 +274,10 @@ COMPETITORS: dict[str, Competitor] = {
     "sphere": Competitor("SPHERE, stage 1", "step pairs", sphere, "stage1", _searched, lambda c: c.responses // 8),
     "mpo": Competitor("MPO", "online reward", mpo, "mpo", _in_stages, lambda c: c.responses // 4, is_given=True),
     "ppo": Competitor("PPO", "online reward", dr_po, "ppo", _on_reward, lambda c: c.responses),
-    "dr_po": Competitor("DR-PO, half of the rollouts reset", "online reward", dr_po, "dr_po_50", _on_reward, lambda c: c.responses),
-}  # fmt: skip
+    "dr_po": Competitor(
+        "DR-PO, half of the rollouts reset", "online reward", dr_po, "dr_po_50", _on_reward, lambda c: c.responses
+    ),
+}
 
 
 def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> AnyOrderSum:
@@ -197,8 +288,9 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
     """
     if model or dataset:
         raise ValueError(
-            f"model={model!r}, dataset={dataset!r}: the arena needs demonstrations, pairs, a judge, a reward and checked steps for "
-            "the same prompts, which only its embedded world has; leave both empty, and run single methods on your data"
+            f"model={model!r}, dataset={dataset!r}: the arena needs demonstrations, pairs, a judge, a reward and"
+            " checked steps for the same prompts, which only its embedded world has; leave both empty, and run single"
+            " methods on your data"
         )
     world: dict[str, Any] = dict(config.world)
     return AnyOrderSum(device=device, n_test=config.test_size, sampled_test=False, **world)
@@ -255,10 +347,13 @@ def attempt(
         with metered() as spent:
             start, *_, end = competitor.module.run_arm(task, settings, competitor.arm, seed, run.child("run"))
         return {
-            "rate": rate, "validation": end["validation"], "validation_start": start["validation"],
-            "cpu_seconds": time.process_time() - began, "generated_tokens": spent["generated_tokens"],
+            "rate": rate,
+            "validation": end["validation"],
+            "validation_start": start["validation"],
+            "cpu_seconds": time.process_time() - began,
+            "generated_tokens": spent["generated_tokens"],
             "optimizer_steps": spent["optimizer_steps"],
-        }  # fmt: skip
+        }
 
     return run.cached("attempt", train)
 
@@ -276,7 +371,8 @@ def last_weights(folder: Any) -> Any:
 
 
 def measure(task: AnyOrderSum, policy: Policy, start: Policy, seed: int, run: Run) -> dict[str, float]:
-    """Greedy accuracy, accuracy and score of samples, and KL to the start, on the test problems; samples stay in `run`."""
+    """Greedy accuracy, accuracy and score of samples, and KL to the start, on the test problems; samples stay in
+    `run`."""
     prompts = task.prompts("test", seed)
     drawn = sample(policy, prompts, max_new_tokens=task.max_new_tokens, max_rows=500, seed=77_000 + seed)
     texts = [found[0] for found in drawn.texts]
@@ -287,9 +383,12 @@ def measure(task: AnyOrderSum, policy: Policy, start: Policy, seed: int, run: Ru
     numbers = task.evaluate(policy, seed)
     right = [task.verifier.is_right(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     return {
-        "quality": numbers["quality"], "valid_steps": numbers["valid_steps"], "sampled": float(np.mean(right)),
-        "score": float(scores.mean()), "kl_nats": float(kl.mean()),
-    }  # fmt: skip
+        "quality": numbers["quality"],
+        "valid_steps": numbers["valid_steps"],
+        "sampled": float(np.mean(right)),
+        "score": float(scores.mean()),
+        "kl_nats": float(kl.mean()),
+    }
 
 
 def _length(text: str) -> int:
@@ -300,8 +399,9 @@ def _length(text: str) -> int:
 def standings(experiment: Any, results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row a competitor, best first: means over the seeds, with the Bradley-Terry strength of its samples.
 
-    Every seed is a tournament: on each test problem, everyone's sample meets everyone else's, and the higher score wins.
-    `strength` is the mean over the seeds' fits (nats, mean 0 in each), `lower` and `upper` its 95 % interval over seeds.
+    Every seed is a tournament: on each test problem, everyone's sample meets everyone else's, and the higher score
+    wins. `strength` is the mean over the seeds' fits (nats, mean 0 in each), `lower` and `upper` its 95 % interval over
+    seeds.
     """
     names = ["start", *experiment.config.arms]
     rows = []
@@ -311,8 +411,16 @@ def standings(experiment: Any, results: Sequence[Mapping[str, Any]]) -> pd.DataF
         numbers = [result["arms"][arm][0 if name == "start" else -1] for result in results]
         low, high = interval(strengths[:, place])
         title, kind = ("the start", "control") if name == "start" else (COMPETITORS[name].title, COMPETITORS[name].kind)
-        rows.append({"competitor": title, "kind": kind, "strength": strengths[:, place].mean(), "lower": low, "upper": high,
-                     **{key: float(np.mean([one[key] for one in numbers])) for key in SHOWN}})  # fmt: skip
+        rows.append(
+            {
+                "competitor": title,
+                "kind": kind,
+                "strength": strengths[:, place].mean(),
+                "lower": low,
+                "upper": high,
+                **{key: float(np.mean([one[key] for one in numbers])) for key in SHOWN},
+            }
+        )
     return pd.DataFrame(rows).sort_values("strength", ascending=False, ignore_index=True)
 
 
@@ -336,12 +444,27 @@ def tournament(experiment: Any, seed: int, names: Sequence[str]) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------------------- claims
 CONTRASTS = {
-    "steps": ("Step pairs beat whole-answer pairs at the same price", "2406.18629, Table 3: 55.8 against 55.0", "step_dpo", "dpo"),
-    "rounds": ("Rounds of fresh pairs beat one set of pairs at the same price", "2405.00675, Table 1: rounds improve", "sppo", "dpo"),
-    "reward": ("Learning from a reward online beats learning from pairs offline", "2404.08495, Table 1: 62.3 against 52.6 %", "ppo", "dpo"),
+    "steps": (
+        "Step pairs beat whole-answer pairs at the same price",
+        "2406.18629, Table 3: 55.8 against 55.0",
+        "step_dpo",
+        "dpo",
+    ),
+    "rounds": (
+        "Rounds of fresh pairs beat one set of pairs at the same price",
+        "2405.00675, Table 1: rounds improve",
+        "sppo",
+        "dpo",
+    ),
+    "reward": (
+        "Learning from a reward online beats learning from pairs offline",
+        "2404.08495, Table 1: 62.3 against 52.6 %",
+        "ppo",
+        "dpo",
+    ),
     "resets": ("Resets to references beat plain PPO", "2404.08495, Table 1: 70.2 against 62.3 %", "dr_po", "ppo"),
     "selfplay": ("SPIN beats more SFT on its demonstrations", "2401.01335, Fig. 5: 60.8 against 59.8", "spin", "sft"),
-}  # fmt: skip
+}
 
 
 def claims(experiment: Any, results: Sequence[Mapping[str, Any]]) -> Claims:
@@ -360,10 +483,24 @@ def claims(experiment: Any, results: Sequence[Mapping[str, Any]]) -> Claims:
     control, unit = gain("dpo_shuffled"), "greedy accuracy"
     for name in arms:
         if COMPETITORS[name].kind != "control":
-            found.test(name, f"{COMPETITORS[name].title} beats the start", paper="not measured at one price", measured=gain(name),
-                       control=control, control_is="DPO, labels shuffled, minus the start", unit=unit)  # fmt: skip
+            found.test(
+                name,
+                f"{COMPETITORS[name].title} beats the start",
+                paper="not measured at one price",
+                measured=gain(name),
+                control=control,
+                control_is="DPO, labels shuffled, minus the start",
+                unit=unit,
+            )
     for id, (statement, paper, better, worse) in CONTRASTS.items():
         if {better, worse} <= set(arms):
-            found.test(f"{id}: {better} > {worse}", statement, paper=paper, measured=gain(better) - gain(worse),
-                       control=control - gain(worse), control_is=f"DPO, labels shuffled, minus {worse}", unit=unit)  # fmt: skip
+            found.test(
+                f"{id}: {better} > {worse}",
+                statement,
+                paper=paper,
+                measured=gain(better) - gain(worse),
+                control=control - gain(worse),
+                control_is=f"DPO, labels shuffled, minus {worse}",
+                unit=unit,
+            )
     return found

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 
 def bleu(text: Sequence[str], reference: Sequence[str], *, n: int = 4) -> float:
-    """Sentence BLEU in [0, 1] without smoothing: geometric mean of the precisions of 1 to n tokens, times the brevity penalty.
+    """Sentence BLEU in [0, 1] without smoothing: geometric mean of the precisions of 1 to n tokens, times the brevity
+    penalty.
 
     A string is a sequence of characters: `bleu(text, reference)` of two strings is BLEU by characters, which is what a
     routine for lists of words computes when it is fed with plain strings; for BLEU by words pass `text.split()`.

@@ -1,11 +1,12 @@
 """Calibration: two scores of an answer become one probability that it is right, by a map fitted on labelled answers.
 
-May live here: the maps, their choice by cross-validation, and the report of what a probability is worth; numpy in, numpy
-or tables out. May not: models that answer, files, figures. Nothing here sees a label that it is not given to fit on.
+May live here: the maps, their choice by cross-validation, and the report of what a probability is worth; numpy in,
+numpy or tables out. May not: models that answer, files, figures. Nothing here sees a label that it is not given to fit
+on.
 
-The two scores are called `coe` (how far the evidence suffices to judge) and `rce` (how well it supports the answer), both
-in [0, 1]; `z` is 1 where the answer is right. Source: the specification of arXiv 2309.05833, steps 4 and 7; the paper's own
-map is not known, so three families stand side by side.
+The two scores are called `coe` (how far the evidence suffices to judge) and `rce` (how well it supports the answer),
+both in [0, 1]; `z` is 1 where the answer is right. Source: the specification of arXiv 2309.05833, steps 4 and 7; the
+paper's own map is not known, so three families stand side by side.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ BINS = 10
 L2_C = 10.0  # inverse strength of the penalty on the logistic map's slopes
 ENOUGH, FEWEST = 100, 50  # labels: below the first only Platt's map is fitted, below the second none
 GROUPS = 3  # of equal mass in coe, family "binned"
-# w coe^p + (1 - w) rce^q, times alpha, plus beta, clipped: the grid of family "grid"; ours. No alpha of 0: a constant is no map
+# w coe^p + (1 - w) rce^q, times alpha, plus beta, clipped: the grid of family "grid"; ours. No alpha of 0: a constant
+# is no map
 WEIGHTS, POWERS = np.arange(11) / 10, (0.5, 1.0, 2.0)
 ALPHAS, BETAS = np.arange(1, 9) / 4, np.arange(-20, 21) / 20
 # What each logistic map sees. The product matters: a rating counts only where it is grounded.
@@ -62,12 +64,13 @@ def fit_transform_map(coe: ArrayLike, rce: ArrayLike, z: ArrayLike, family: str 
         coe, rce: [n] in [0, 1].
         z: [n], 0 or 1.
         family: "grid" (clip(alpha (w coe^p + (1 - w) rce^q) + beta, 0, 1), exhaustive, by `grid_objective`), "grid_rce"
-            (the same with w = 0), "logistic" (logit c = b0 + b1 coe + b2 rce + b3 coe rce, penalised slopes), "additive",
-            "rce", "coe" (the same with fewer terms), "binned" (isotonic regression on rce in three groups of coe).
+            (the same with w = 0), "logistic" (logit c = b0 + b1 coe + b2 rce + b3 coe rce, penalised slopes),
+            "additive", "rce", "coe" (the same with fewer terms), "binned" (isotonic regression on rce in three groups
+            of coe).
 
     Raises:
-        ValueError: an unknown family; too few labels or one class (`check_labels`); a score that is NaN or outside [0, 1]
-            (its row is named); different lengths.
+        ValueError: an unknown family; too few labels or one class (`check_labels`); a score that is NaN or outside [0,
+            1] (its row is named); different lengths.
     """
     coe, rce, z = _checked(coe, rce, z)
     check_labels(z)
@@ -109,8 +112,8 @@ def check_labels(z: np.ndarray) -> bool:
     right = int(np.sum(z == 1))
     if len(z) < FEWEST or right in (0, len(z)):
         raise ValueError(
-            f"{len(z)} labelled calibration cases, {right} of them right: a confidence needs at least {FEWEST}, of both "
-            "kinds. Label more cases, or take coe and rce as they are; they are no probabilities"
+            f"{len(z)} labelled calibration cases, {right} of them right: a confidence needs at least {FEWEST}, of both"
+            " kinds. Label more cases, or take coe and rce as they are; they are no probabilities"
         )
     return len(z) >= ENOUGH
 
@@ -205,10 +208,17 @@ def calibration_report(
 
 
 def interval(
-    measure: Measure, c: np.ndarray, z: np.ndarray, bins: int = BINS, *, against: np.ndarray | None = None,
-    rounds: int = 1_000, seed: int = 0,
-) -> tuple[float, float]:  # fmt: skip
-    """95 % percentile bootstrap over cases of `measure(c, z)`, or of its difference to the same of `against` (paired)."""
+    measure: Measure,
+    c: np.ndarray,
+    z: np.ndarray,
+    bins: int = BINS,
+    *,
+    against: np.ndarray | None = None,
+    rounds: int = 1_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % percentile bootstrap over cases of `measure(c, z)`, or of its difference to the same of `against`
+    (paired)."""
     found = []
     for drawn in np.random.default_rng(seed).integers(len(z), size=(rounds, len(z))):
         value = quiet(measure, c[drawn], z[drawn], bins)

@@ -1,4 +1,5 @@
-"""Training checkpoints: weights that train, optimiser, schedule and step number, in one form for any number of processes.
+"""Training checkpoints: weights that train, optimiser, schedule and step number, in one form for any number of
+processes.
 
 What may live here: writing and reading of what training needs to go on. What may not: the loop, run folders. Tensors
 are written whole, so a checkpoint of two processes resumes on one and the other way round; all processes read the

@@ -116,14 +116,15 @@ class Claims:
         Args:
             measured: the claimed effect, one number a seed (usually a difference to a baseline of the same seed).
             control: the same number where the claim must vanish (labels shuffled, sign flipped, method off).
-            control_alpha: the level at which the control counts as significant; 5 % unless the specification names another.
+            control_alpha: the level at which the control counts as significant; 5 % unless the specification names
+                another.
             direction: "greater" or "less" than `margin`, or "equivalent": inside +-`margin` by two one-sided tests.
             test: the test of `measured - margin` against 0. "equivalent" always uses the t distribution.
             also: further conditions, each with its outcome, that must all hold.
             paper_effect: the paper's effect in the same unit, where there is one; used at full scale only.
             seeds: those of the run that this claim was measured with; None for all of them.
-            null, control_null: for test "randomisation", where the experiment itself drew what was treated: for each seed
-                `measured` and `control` under every assignment that could have been drawn, in one order.
+            null, control_null: for test "randomisation", where the experiment itself drew what was treated: for each
+                seed `measured` and `control` under every assignment that could have been drawn, in one order.
 
         Raises:
             ValueError: another number of values than seeds, or a value that is not finite (the seed is named).
@@ -142,25 +143,53 @@ class Claims:
         control_values = np.asarray([] if control is None else control, dtype=float)
         self._claims.append(
             Claim(
-                id=id, statement=statement, paper=paper, direction=direction, seeds=used, unit=unit, note=note,
-                measured=values.tolist(), control=control_values.tolist(), control_is=control_is, control_alpha=control_alpha,
-                test="two one-sided t" if direction == "equivalent" else test, margin=float(margin),
+                id=id,
+                statement=statement,
+                paper=paper,
+                direction=direction,
+                seeds=used,
+                unit=unit,
+                note=note,
+                measured=values.tolist(),
+                control=control_values.tolist(),
+                control_is=control_is,
+                control_alpha=control_alpha,
+                test="two one-sided t" if direction == "equivalent" else test,
+                margin=float(margin),
                 p_value=p_value(values, direction, test, margin, drawn),
                 control_p_value=p_value(control_values, direction, test, margin, control_drawn),
-                difference_p_value=math.nan if direction == "equivalent" or not control_values.size
-                else p_value(values - control_values, direction, test, 0.0, [a - b for a, b in zip(drawn, control_drawn, strict=True)]),
-                effect=float(values.mean()), interval=interval(values, test), standardised=standardised(values),
+                difference_p_value=math.nan
+                if direction == "equivalent" or not control_values.size
+                else p_value(
+                    values - control_values,
+                    direction,
+                    test,
+                    0.0,
+                    [a - b for a, b in zip(drawn, control_drawn, strict=True)],
+                ),
+                effect=float(values.mean()),
+                interval=interval(values, test),
+                standardised=standardised(values),
                 control_effect=float(control_values.mean()) if control_values.size else math.nan,
                 conditions={name: bool(holds) for name, holds in (also or {}).items()},
-                paper_effect=paper_effect, scale=self.scale, null=[part.tolist() for part in drawn],
+                paper_effect=paper_effect,
+                scale=self.scale,
+                null=[part.tolist() for part in drawn],
                 control_null=[part.tolist() for part in control_drawn],
             )
-        )  # fmt: skip
+        )
 
     def rederive(
-        self, id: str, statement: str, *, paper: str, figures: Mapping[str, tuple[float, float]], tolerance: float,
-        also: Mapping[str, bool] | None = None, note: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        id: str,
+        statement: str,
+        *,
+        paper: str,
+        figures: Mapping[str, tuple[float, float]],
+        tolerance: float,
+        also: Mapping[str, bool] | None = None,
+        note: str = "",
+    ) -> None:
         """Adds a claim that is computed again from results which its authors released.
 
         Args:
@@ -177,18 +206,43 @@ class Claims:
         conditions = {f"{name} comes out": difference <= tolerance for name, difference in apart.items()}
         conditions |= {name: bool(holds) for name, holds in (also or {}).items()}
         self._claims.append(
-            Claim(id=id, statement=statement, paper=paper, direction="equivalent", seeds=[], control=[], control_is="",
-                  measured=[float(here) for here, _ in figures.values()], test="rederived", margin=tolerance,
-                  effect=float(np.max([*apart.values()])) if apart else math.nan, conditions=conditions, note=note, scale="recorded",
-                  verdict=FOLLOWS if all(conditions.values()) else DIFFERS)
-        )  # fmt: skip
+            Claim(
+                id=id,
+                statement=statement,
+                paper=paper,
+                direction="equivalent",
+                seeds=[],
+                control=[],
+                control_is="",
+                measured=[float(here) for here, _ in figures.values()],
+                test="rederived",
+                margin=tolerance,
+                effect=float(np.max([*apart.values()])) if apart else math.nan,
+                conditions=conditions,
+                note=note,
+                scale="recorded",
+                verdict=FOLLOWS if all(conditions.values()) else DIFFERS,
+            )
+        )
 
     def needs_full_scale(self, id: str, statement: str, paper: str, why: str) -> None:
         """Adds a claim that no small world can test, with the reason."""
         self._claims.append(
-            Claim(id=id, statement=statement, paper=paper, direction="greater", seeds=[], measured=[], control=[],
-                  control_is="", test="none", note=why, scale=self.scale, verdict="needs full scale")
-        )  # fmt: skip
+            Claim(
+                id=id,
+                statement=statement,
+                paper=paper,
+                direction="greater",
+                seeds=[],
+                measured=[],
+                control=[],
+                control_is="",
+                test="none",
+                note=why,
+                scale=self.scale,
+                verdict="needs full scale",
+            )
+        )
 
     def decided(self) -> list[Claim]:
         """All claims with Holm's correction and the verdict filled in, in order of id."""
@@ -289,8 +343,8 @@ def p_value(
 def randomisation(values: np.ndarray, null: Sequence[Any], direction: Direction, margin: float = 0.0) -> float:
     """Exact p-value of the summed effect over every assignment that could have been drawn (Fisher 1935).
 
-    It asks how often a draw that has nothing to do with the outcome gives as much: no spread over seeds is needed, so it
-    also decides where every seed shows the same.
+    It asks how often a draw that has nothing to do with the outcome gives as much: no spread over seeds is needed, so
+    it also decides where every seed shows the same.
 
     Raises:
         ValueError: another number of null distributions than values, a margin, or a value that no assignment gives.
@@ -397,7 +451,8 @@ def _unit(record: Mapping[str, Any]) -> str:
 
 
 def kind_of(verdict: str) -> str:
-    """ "yes" (shown, reproduced, follows), "no", or "open" for what is not decided here; views give each a sign of its own."""
+    """ "yes" (shown, reproduced, follows), "no", or "open" for what is not decided here; views give each a sign of its
+    own."""
     return "yes" if verdict in _YES else "no" if verdict in _NO else "open"
 
 

@@ -23,9 +23,12 @@ from workbench import methods, runs
 ROOT = runs.PACKAGE.parent  # the checkout, where there is one
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+)
 
 
 @app.callback(
@@ -95,9 +98,19 @@ def reproduce(
 
     overrides, sweep = _overrides(parameter or ())
     jobs = reproduce(
-        names or (), scale=scale, seeds=range(seeds), model=model, dataset=dataset, device=device, overrides=overrides,
-        sweep=sweep, workers=workers, executor=executor, force=force, timeout_s=timeout,
-    )  # fmt: skip
+        names or (),
+        scale=scale,
+        seeds=range(seeds),
+        model=model,
+        dataset=dataset,
+        device=device,
+        overrides=overrides,
+        sweep=sweep,
+        workers=workers,
+        executor=executor,
+        force=force,
+        timeout_s=timeout,
+    )
     if any(job.status == "failed" for job in jobs):
         raise typer.Exit(1)
 
@@ -195,9 +208,17 @@ def confidence(
     if opponents not in kinds:
         raise ValueError(f"--opponents must be one of {', '.join(kinds)}; got {opponents!r}")
     reports = confidence_report.write(
-        questions, model=model, budget=budget, output=output, how=kinds[opponents], seed=seed, device=device, cot=explain,
-        max_tokens=max_tokens, max_unparsed=max_unparsed,
-    )  # fmt: skip
+        questions,
+        model=model,
+        budget=budget,
+        output=output,
+        how=kinds[opponents],
+        seed=seed,
+        device=device,
+        cot=explain,
+        max_tokens=max_tokens,
+        max_unparsed=max_unparsed,
+    )
     for report in reports:
         table = Table(
             "rank", "strength, 95 %", "", "answer", Column("question", overflow="ellipsis", no_wrap=True), box=None
@@ -235,7 +256,8 @@ def new_model(
 def _overrides(pairs: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """`key=value` texts as Config fields, and those with several values as a sweep.
 
-    A value is JSON where it reads as JSON, else text; Config checks it. `0.1,0.5` is two values, `[1,2]` and `"a,b"` are one.
+    A value is JSON where it reads as JSON, else text; Config checks it. `0.1,0.5` is two values, `[1,2]` and `"a,b"`
+    are one.
     """
     overrides: dict[str, Any] = {}
     sweep: dict[str, list[Any]] = {}
@@ -288,7 +310,8 @@ def report(
     Examples:
 
     - `workbench report` renders all pages and the index
-    - `workbench report dpo/tiny-0f3a --to notebook --output to-send` writes the executed notebook, clean of this machine
+    - `workbench report dpo/tiny-0f3a --to notebook --output to-send` writes the executed notebook, clean of this
+      machine
     - `workbench report dpo/tiny-0f3a --to figures --format svg,csv` writes every figure and its data
     """
     from workbench import pages, run_names

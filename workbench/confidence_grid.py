@@ -23,7 +23,8 @@ ELO_K, ELO_PASSES = (4, 32, 100, 400), (1, 5, 20)
 
 
 def sensitivity(task: KnownQuestions, seed: int) -> list[dict[str, Any]]:
-    """Rows `varied` ("opponents", "judge noise", "share of ties", "Elo K", "Elo passes at K 32"), `value`, `scorer`, `auc`."""
+    """Rows `varied` ("opponents", "judge noise", "share of ties", "Elo K", "Elo passes at K 32"), `value`, `scorer`,
+    `auc`."""
     rng = np.random.default_rng([seed, 9])
     questions, n = task.questions(seed), task.n_questions
     felt = np.array([*task.sensed("R", seed).values()])

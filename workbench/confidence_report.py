@@ -63,14 +63,23 @@ class Report:
 
 
 def write(
-    questions: str, *, model: str, budget: int = 0, output: Path | None = None, how: How = "random_opponents",
-    seed: int = 0, device: str = "auto", cot: bool = False, max_tokens: int = 64, max_unparsed: float = 0.05,
-) -> list[Report]:  # fmt: skip
+    questions: str,
+    *,
+    model: str,
+    budget: int = 0,
+    output: Path | None = None,
+    how: How = "random_opponents",
+    seed: int = 0,
+    device: str = "auto",
+    cot: bool = False,
+    max_tokens: int = 64,
+    max_unparsed: float = 0.05,
+) -> list[Report]:
     """Ranks a model's answers to the questions of a file, each data set by itself, and writes what came out.
 
     Args:
-        questions: JSONL, JSONL.gz or Parquet file, folder or hub id with `qid`, `question` and, where known, `choices`, `gold`,
-            `dataset`.
+        questions: JSONL, JSONL.gz or Parquet file, folder or hub id with `qid`, `question` and, where known, `choices`,
+            `gold`, `dataset`.
         model: folder, hub id, or a server's address with its model.
         budget: calls to the model, answers included; 0 takes six a question.
         output: folder; None takes `confidence-<name of the file>` here.
@@ -80,8 +89,8 @@ def write(
         max_unparsed: share of unread judgments above which nothing is ranked.
 
     Returns:
-        A report for each data set. The folder gets `page.html`, `transcript.jsonl` and, for each data set, `ranking.csv`,
-        `ranking.parquet` and `matchups.parquet`.
+        A report for each data set. The folder gets `page.html`, `transcript.jsonl` and, for each data set,
+        `ranking.csv`, `ranking.parquet` and `matchups.parquet`.
 
     Raises:
         FileNotFoundError, ValueError: bad questions or model; a budget too small; too many unread replies.
@@ -92,14 +101,17 @@ def write(
     calls = budget or CALLS * len(task.rows)
     if calls < 2 * len(task.rows):
         raise ValueError(
-            f"a budget of {calls} calls is too small for {len(task.rows)} questions: every question needs an answer and at "
-            f"least one judgment, {2 * len(task.rows)} calls; give more or ask fewer questions"
+            f"a budget of {calls} calls is too small for {len(task.rows)} questions: every question needs an answer and"
+            f" at least one judgment, {2 * len(task.rows)} calls; give more or ask fewer questions"
         )
     folder = output or Path(f"confidence-{Path(questions).name.split('.')[0]}")
     config = method.Config(
-        schedule=how, opponents=max(1, (calls - len(task.rows)) // len(task.rows)), cot=cot, max_tokens=max_tokens,
+        schedule=how,
+        opponents=max(1, (calls - len(task.rows)) // len(task.rows)),
+        cot=cot,
+        max_tokens=max_tokens,
         max_unparsed=max_unparsed,
-    )  # fmt: skip
+    )
     key = {"questions": runs.fingerprint(questions), "model": model, "config": config, "seed": seed}
     run = runs.Run(folder)
     subject = task.subject("questions", seed)  # a model that cannot be loaded leaves no folder behind
@@ -115,9 +127,14 @@ def write(
 
 
 def _rank(
-    name: str, questions: list[Question], model: chat.ChatModel, transcript: chat.Transcript, config: method.Config,
-    seed: int, run: runs.Run,
-) -> Report:  # fmt: skip
+    name: str,
+    questions: list[Question],
+    model: chat.ChatModel,
+    transcript: chat.Transcript,
+    config: method.Config,
+    seed: int,
+    run: runs.Run,
+) -> Report:
     ask = partial(transcript.ask, model)
     players, unanswered = ask_answers(questions, ask, max_tokens=config.max_tokens, on_missing="drop")
     n, qids = len(players), [player["qid"] for player in players]
@@ -194,5 +211,10 @@ def rows_to_show(report: Report, most: int = 8) -> Iterator[tuple[str, ...]]:
             continue
         row: Any = table.iloc[place]
         truth = "" if pd.isna(row["correct"]) else "right" if row["correct"] else "wrong"
-        yield (str(row["rank"]), f"{row['score']:+.2f} [{row['lower']:+.2f}, {row['upper']:+.2f}]", truth,
-               " ".join(str(row["answer"]).split())[:40], " ".join(str(row["question"]).split())[:70])  # fmt: skip
+        yield (
+            str(row["rank"]),
+            f"{row['score']:+.2f} [{row['lower']:+.2f}, {row['upper']:+.2f}]",
+            truth,
+            " ".join(str(row["answer"]).split())[:40],
+            " ".join(str(row["question"]).split())[:70],
+        )

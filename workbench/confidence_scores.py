@@ -22,9 +22,15 @@ COVERAGE = np.arange(1, 21) / 20  # where the accuracy-coverage curve is kept
 
 
 def measure(
-    scores: Mapping[str, np.ndarray], correct: np.ndarray, rng: np.random.Generator, *, curves: Sequence[str],
-    calibrated: Sequence[str], against: Sequence[str], main: str,
-) -> dict[str, Any]:  # fmt: skip
+    scores: Mapping[str, np.ndarray],
+    correct: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    curves: Sequence[str],
+    calibrated: Sequence[str],
+    against: Sequence[str],
+    main: str,
+) -> dict[str, Any]:
     """What the scores are worth on the answers that are known to be right (1) or wrong (0).
 
     Args:
@@ -43,13 +49,18 @@ def measure(
         return {name: metric(kept[name], y, **options) for name in names}
 
     return {
-        "n": len(correct), "n_labelled": len(y), "accuracy": float(y.mean()), "oracle": metrics.oracle_auc(y),
-        "auc": each(metrics.accuracy_coverage_auc), "auroc": each(metrics.auroc),
+        "n": len(correct),
+        "n_labelled": len(y),
+        "accuracy": float(y.mean()),
+        "oracle": metrics.oracle_auc(y),
+        "auc": each(metrics.accuracy_coverage_auc),
+        "auroc": each(metrics.auroc),
         "accuracy_at_0.5": each(metrics.accuracy_at_coverage, coverage=0.5),
         "accuracy_at_0.8": each(metrics.accuracy_at_coverage, coverage=0.8),
-        "curves": each(curve, curves), "calibration": each(calibration, calibrated, rng=rng),
+        "curves": each(curve, curves),
+        "calibration": each(calibration, calibrated, rng=rng),
         "gain_se": each(partial(gain_se, kept[main]), against, rng=rng),
-    }  # fmt: skip
+    }
 
 
 def curve(scores: np.ndarray, y: np.ndarray) -> list[float]:
@@ -86,11 +97,14 @@ def score_table(
         rated = ratings.get(method)
         parts.append(
             answers.assign(
-                method=method, score=values, rank=(-pd.Series(values).round(9)).rank(method="min").astype(int).to_numpy(),
-                lower=rated.lower if rated else unknown, upper=rated.upper if rated else unknown,
+                method=method,
+                score=values,
+                rank=(-pd.Series(values).round(9)).rank(method="min").astype(int).to_numpy(),
+                lower=rated.lower if rated else unknown,
+                upper=rated.upper if rated else unknown,
                 n_matches=rated.n_matches if rated else 0,
             )
-        )  # fmt: skip
+        )
     return pd.concat(parts, ignore_index=True)
 
 

@@ -40,7 +40,8 @@ ALIASES = {
 
 
 def load(source: str, *, split: str = "train") -> list[Row]:
-    """Rows of a JSONL, JSONL.gz, JSON, CSV or Parquet file, a saved data set, a folder of such files, or a hub data set.
+    """Rows of a JSONL, JSONL.gz, JSON, CSV or Parquet file, a saved data set, a folder of such files, or a hub data
+    set.
 
     Raises:
         FileNotFoundError: nothing there, and no such data set on the hub (or no network).
@@ -175,10 +176,11 @@ def as_rankings(rows: Sequence[Row]) -> list[Row]:
         marked = {name: value for name, value in row.items() if isinstance(value, dict) and "is_correct" in value}
         if marked and "responses" not in row:
             row = {
-                "prompt": row.get("prompt"), "names": list(marked),
+                "prompt": row.get("prompt"),
+                "names": list(marked),
                 "responses": [value["solution"] for value in marked.values()],
                 "scores": [float(value["is_correct"]) for value in marked.values()],
-            }  # fmt: skip
+            }
         renamed.append(row)
     return check(renamed, "ranking")
 

@@ -1,11 +1,12 @@
 """Two diagnoses of preference training: is the falling chosen reward harmful, and is length drifting?
 
-What may live here: statistics of tables that a probe or a finished run left, the rule of each verdict, what to do about it.
+What may live here: statistics of tables that a probe or a finished run left, the rule of each verdict, what to do about
+it.
 What may not: models, files, drawing. Verdicts are decided by 95 % intervals, never by point values.
 
-Intervals are of the bootstrap: prompts are drawn with replacement, each with all its rows, so that rows of one prompt count
-as what they are. The percentiles are expanded for few prompts as Hesterberg (2015, "What teachers should know about the
-bootstrap", section 5.3) does; with one prompt there is no interval and no verdict.
+Intervals are of the bootstrap: prompts are drawn with replacement, each with all its rows, so that rows of one prompt
+count as what they are. The percentiles are expanded for few prompts as Hesterberg (2015, "What teachers should know
+about the bootstrap", section 5.3) does; with one prompt there is no interval and no verdict.
 """
 
 from __future__ import annotations
@@ -65,15 +66,22 @@ NORMALISE = (
 )
 BALANCE = "balance the data: pairs in which the chosen response is the longer one teach length beside the preference"
 REMEDIES = {
-    NONE: [], BENIGN: ["nothing has to change; keep watching the quality of own samples", FILTER],
-    HARMFUL: [ANCHOR, FILTER, GENTLER], NO_QUALITY: [MEASURE, MORE], UNDECIDED: [MORE, FILTER], TOO_FEW: [MORE],
+    NONE: [],
+    BENIGN: ["nothing has to change; keep watching the quality of own samples", FILTER],
+    HARMFUL: [ANCHOR, FILTER, GENTLER],
+    NO_QUALITY: [MEASURE, MORE],
+    UNDECIDED: [MORE, FILTER],
+    TOO_FEW: [MORE],
     NO_CHANGE: ["probe the training: dpo's probe_every, or Probe(...) as watch of training.train"],
-    STEADY: [], DRIFTS: [NORMALISE, BALANCE, GENTLER], REWARDED: [NORMALISE, BALANCE],
+    STEADY: [],
+    DRIFTS: [NORMALISE, BALANCE, GENTLER],
+    REWARDED: [NORMALISE, BALANCE],
     REWARDED_ONLY: [NORMALISE, BALANCE, "sample while training: give the probe prompts"],
     LONGER: ["read the samples: text that does not end or repeats itself is longer too", BALANCE],
     SHORTER: ["read the samples, and look at the share that ended: an end that comes too early looks the same"],
-    NO_LENGTHS: ["sample while training: give the probe prompts"], REWARD_ONLY: ["sample while training: give the probe prompts"],
-}  # fmt: skip
+    NO_LENGTHS: ["sample while training: give the probe prompts"],
+    REWARD_ONLY: ["sample while training: give the probe prompts"],
+}
 
 
 @dataclass(frozen=True)
@@ -117,8 +125,8 @@ class Diagnosis:
     """Both verdicts, the measures behind them, and the rows to look at.
 
     Attributes:
-        table: `COLUMNS`, one row a measure; `lower`, `upper` are the 95 % interval of the difference (or of `after` where
-            there is no `before`).
+        table: `COLUMNS`, one row a measure; `lower`, `upper` are the 95 % interval of the difference (or of `after`
+            where there is no `before`).
         falls: held-out rows whose chosen response lost most.
         alike: held-out rows whose two responses are most alike, with `similarity`, 1 for the same text.
         notes: what could not be measured, or was left out.
@@ -145,8 +153,13 @@ class Diagnosis:
 
 # ---------------------------------------------------------------------------------------------------------- intervals
 def bootstrap(
-    columns: np.ndarray, clusters: Any, statistic: Callable[[np.ndarray], np.ndarray], *, rounds: int = ROUNDS, seed: int = 0
-) -> Interval:  # fmt: skip
+    columns: np.ndarray,
+    clusters: Any,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> Interval:
     """Interval of a function of sums of columns, such as a mean (sum over count) or a slope.
 
     Args:
@@ -232,7 +245,8 @@ def of_rewards(table: pd.DataFrame, *, beta: float = 0.0, is_change: bool = True
     """Diagnosis of held-out rewards after training, as finished runs leave them; less can be told than with a probe.
 
     Args:
-        table: `prompt`, `chosen`, `rejected`, `chosen_rewards`, `rejected_rewards`, beta times the log-ratio to the reference.
+        table: `prompt`, `chosen`, `rejected`, `chosen_rewards`, `rejected_rewards`, beta times the log-ratio to the
+            reference.
         beta: that they were multiplied with; 0 where unknown, and nats become "reward".
         is_change: False where the objective has no reference, so that its rewards are no changes since the start.
 
@@ -339,9 +353,16 @@ def _diagnose(
 
 
 def _own_samples(
-    samples: Any, measures: _Measures, notes: list[str], before: np.ndarray, after: np.ndarray, lengths: np.ndarray, rows: Any
-) -> tuple[Interval, Interval]:  # fmt: skip
-    """Where the probability went, as far as the policy's own samples show it: changes of their quality and of their length."""
+    samples: Any,
+    measures: _Measures,
+    notes: list[str],
+    before: np.ndarray,
+    after: np.ndarray,
+    lengths: np.ndarray,
+    rows: Any,
+) -> tuple[Interval, Interval]:
+    """Where the probability went, as far as the policy's own samples show it: changes of their quality and of their
+    length."""
     if samples is None or not len(samples):
         notes.append("nothing was sampled: where the probability went, and whether answers grow, cannot be told")
         return Interval(), Interval()
@@ -357,9 +378,11 @@ def _own_samples(
     measures.change(HARM, "own samples, log-prob a token", "nats/token", who, *own)
     # rows and samples are different things: the gap of their means has no interval of pairs, so none is given
     gaps = [
-        float(np.nanmean(x[:, 0] / lengths[:, 0].clip(min=1)) - mine.mean()) if len(x) and np.isfinite(x[:, 0]).any() else math.nan
+        float(np.nanmean(x[:, 0] / lengths[:, 0].clip(min=1)) - mine.mean())
+        if len(x) and np.isfinite(x[:, 0]).any()
+        else math.nan
         for x, mine in zip((before, after), own, strict=True)
-    ]  # fmt: skip
+    ]
     name = "chosen minus own samples, log-prob a token"
     measures.rows.append([HARM, name, "nats/token", *gaps, gaps[1] - gaps[0], math.nan, math.nan, len(before), ""])
     sizes = (samples[f"length_{when}"] for when in WHEN)
@@ -381,9 +404,10 @@ def _harm(
 ) -> Verdict:
     """The rule of the first question, in order; each line needs a whole interval on one side of 0.
 
-    1. chosen not below 0: no displacement; 2. quality fell: harmful; 3. both fell, accuracy did not rise, quality did not
-    rise: harmful; 4. quality rose, or rejected fell more and quality was measured or accuracy rose: no sign of harm; 5. it
-    cannot be told.
+    1. chosen not below 0: no displacement; 2. quality fell: harmful; 3. both fell, accuracy did not rise, quality did
+       not
+    rise: harmful; 4. quality rose, or rejected fell more and quality was measured or accuracy rose: no sign of harm; 5.
+    it cannot be told.
     """
     fell = f"chosen changed by {chosen} {unit}"
     if not chosen.is_known:
@@ -411,7 +435,8 @@ def _harm(
 
 
 def _drift(steep: Interval, own: Interval, unit: str) -> Verdict:
-    """The rule of the second question: do own samples get longer, and does the reward rise with length? Both by intervals."""
+    """The rule of the second question: do own samples get longer, and does the reward rise with length? Both by
+    intervals."""
     sloped = f"the slope is {steep} {unit}" if steep.is_known else "held-out lengths do not vary enough for a slope"
     grown = f"own samples changed by {own} tokens" if own.is_known else "own samples were not measured"
     if own.fell:

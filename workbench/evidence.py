@@ -1,9 +1,10 @@
 """Evidence: altering a sequence of frames, how near an altered one is, and how much it moves the answer.
 
-What may live here: alterations, which act on any sequence (words of a formal language, sentences, pictures), closeness and
-divergence. What may not: losses (`objectives.evidence`), which candidate a method takes, data sets.
+What may live here: alterations, which act on any sequence (words of a formal language, sentences, pictures), closeness
+and divergence. What may not: losses (`objectives.evidence`), which candidate a method takes, data sets.
 
-A task knows how evidence becomes a prompt (`group`) and what a frame looks like (`embed`); nothing here looks into a frame.
+A task knows how evidence becomes a prompt (`group`) and what a frame looks like (`embed`); nothing here looks into a
+frame.
 """
 
 from __future__ import annotations
@@ -71,11 +72,15 @@ def _blank(frames: list, rng: np.random.Generator, other: list, blank: Any) -> l
 
 
 ALTERATIONS: dict[str, Callable[[list, np.random.Generator, list, Any], list]] = {
-    "shuffle": _shuffle, "reverse": _reverse, "drop": _drop, "freeze": _freeze, "sub_clip": _sub_clip,  # of time
+    "shuffle": _shuffle,
+    "reverse": _reverse,
+    "drop": _drop,
+    "freeze": _freeze,
+    "sub_clip": _sub_clip,  # of time
     "crop": _crop,  # half of the frames blanked
     "mix": _mix,  # half of the frames from another row's evidence
     "blank": _blank,
-}  # fmt: skip
+}
 
 
 class Candidate(NamedTuple):
@@ -106,8 +111,8 @@ def candidates(
     kept = [one for one in drawn if not same(one.evidence, frames)]
     if not kept and len(frames) < 2:
         raise ValueError(
-            f"the evidence of {row['prompt'][:60]!r} has one frame, which {', '.join(sorted(set(order)))} leave as it is; add kinds "
-            "that change a frame (crop, mix, blank), or remove the row"
+            f"the evidence of {row['prompt'][:60]!r} has one frame, which {', '.join(sorted(set(order)))} leave as it"
+            " is; add kinds that change a frame (crop, mix, blank), or remove the row"
         )
     return kept, n - len(kept)
 
@@ -124,8 +129,8 @@ def closeness(a: np.ndarray, b: np.ndarray) -> float:
 def divergences(policy: Policy, originals: Sequence[Group], altered: Sequence[Sequence[Group]]) -> list[list[float]]:
     """How far each altered input moves the answer: Jensen-Shannon divergence in nats, mean over all response positions.
 
-    Teacher-forced: both inputs are followed by the same response. No gradient. Full next-token distributions exist for a
-    few positions at a time.
+    Teacher-forced: both inputs are followed by the same response. No gradient. Full next-token distributions exist for
+    a few positions at a time.
 
     Args:
         originals: one group a row, with one response.

@@ -35,8 +35,8 @@ def draw(wanted: Sequence[tuple[dict[str, Any], str]], *, scale: float = 0) -> l
         return []
     if not browser():
         raise RuntimeError(
-            "images are drawn by kaleido in a Chromium, and this machine lacks one of them: install chromium and the extra "
-            "[lab], or ask for --format csv"
+            "images are drawn by kaleido in a Chromium, and this machine lacks one of them: install chromium and the"
+            " extra [lab], or ask for --format csv"
         )
     # in a thread of its own, because a notebook has a loop running already
     with ThreadPoolExecutor(1) as pool:
@@ -54,9 +54,11 @@ async def _drawn(wanted: Sequence[tuple[dict[str, Any], str]], scale: float) -> 
             # a picture from the network in a figure would be fetched; one that the figure carries stays
             layout["images"] = [i for i in layout.get("images") or [] if str(i.get("source", "")).startswith("data:")]
             options: Any = {
-                "format": ending, "scale": scale or (2 if ending == "png" else 1),
-                "width": layout.get("width") or 820, "height": layout.get("height") or 420,
-            }  # fmt: skip
+                "format": ending,
+                "scale": scale or (2 if ending == "png" else 1),
+                "width": layout.get("width") or 820,
+                "height": layout.get("height") or 420,
+            }
             try:
                 images.append(await server.calc_fig({"data": spec.get("data") or [], "layout": layout}, opts=options))
             except Exception as error:  # kaleido's errors share no base class

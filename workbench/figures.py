@@ -22,26 +22,107 @@ from workbench import figure_images
 
 # Okabe and Ito's colours: told apart by all common kinds of colour blindness. One colour an arm in the whole project.
 COLOURS = {
-    "spin": "#0072B2", "long": "#E69F00", "frozen": "#009E73", "frozen_reference": "#56B4E9", "hinge": "#CC79A7",
-    "shuffled": "#A6761D", "swapped": "#E6AB02", "dpo": "#D55E00", "sft": "#7F7F7F", "start": "#B0B0B0", "control": "#999999",
-    "direct": "#7F7F7F", "sc": "#56B4E9", "hybrid_sc": "#009E73", "elo": "#E69F00", "trueskill": "#CC79A7",
-    "bt": "#0072B2", "win_rate": "#A6761D", "elo_k400": "#E69F00", "hybrid_product": "#009E73", "bt_position": "#0072B2",
-    "bt_shuffled": "#999999", "bt_negated": "#999999", "dr_po": "#0072B2", "dr_po_50": "#56B4E9", "dr_po_25": "#009E73",
-    "ppo": "#D55E00", "ppo_pp": "#E69F00", "wrong": "#999999", "mpo": "#0072B2",
-    "sppo": "#0072B2", "dno": "#009E73", "k2": "#56B4E9", "dpo_0.3": "#D55E00", "dpo_1": "#E69F00", "ipo_0.25": "#CC79A7",
-    "ipo_1": "#7B4173", "pro_2": "#0072B2", "pro_3": "#56B4E9", "pro_5": "#009E73", "pro": "#0072B2", "sft_2": "#7F7F7F",
-    "bon_5": "#E69F00", "bon": "#E69F00", "rrhf_2": "#D55E00", "rrhf_5": "#CC79A7", "rrhf": "#D55E00", "coh_2": "#7B4173",
-    "shuffled_2": "#A6761D", "shuffled_3": "#A6761D", "shuffled_5": "#A6761D", "reversed_5": "#999999",
-    "dpo_flr": "#0072B2", "dpo_tuned": "#009E73", "sft_flr": "#7F7F7F", "sft_tuned": "#B0B0B0", "kto_flr": "#CC79A7",
-    "dpo_fast": "#E69F00", "dpo_inverted": "#D55E00", "dpo_shuffled": "#A6761D", "dpo_mistuned": "#A6761D",
-    "logo": "#0072B2", "logo_real": "#56B4E9", "logo_unpassed": "#999999", "sft_real": "#B0B0B0", "sft_unpassed": "#444444",
-    "b_logo": "#0072B2", "b_one": "#56B4E9", "b_no_sft": "#009E73", "b_beta10": "#E69F00", "b_sft": "#7F7F7F", "b_swapped": "#D55E00",
-    "b_shuffled": "#A6761D", "b_copied": "#CC79A7", "longpo": "#0072B2", "lam1": "#56B4E9", "alone": "#E69F00", "rejected": "#A6761D",
-    "IQ": "#0072B2", "DQ": "#E69F00", "DQ1": "#D55E00", "DQ2": "#A6761D", "DQ3": "#CC79A7", "IQ_DQ": "#009E73", "IQ_DQ1": "#56B4E9",
-    "IQ_DQ2": "#56B4E9", "IQ_DQ3": "#56B4E9", "IQ_jaccard": "#999999", "IQ_containment": "#999999", "IQ_judge": "#999999",
-    "sft_fast": "#444444", "longpo_fast": "#009E73", "iterated": "#0072B2", "iterated_off": "#A6761D", "dpo_nll": "#CC79A7",
-    "raw_rce": "#D55E00", "logistic": "#0072B2", "base_rate": "#999999", "similar": "#0072B2", "random": "#A6761D",
-}  # fmt: skip
+    "spin": "#0072B2",
+    "long": "#E69F00",
+    "frozen": "#009E73",
+    "frozen_reference": "#56B4E9",
+    "hinge": "#CC79A7",
+    "shuffled": "#A6761D",
+    "swapped": "#E6AB02",
+    "dpo": "#D55E00",
+    "sft": "#7F7F7F",
+    "start": "#B0B0B0",
+    "control": "#999999",
+    "direct": "#7F7F7F",
+    "sc": "#56B4E9",
+    "hybrid_sc": "#009E73",
+    "elo": "#E69F00",
+    "trueskill": "#CC79A7",
+    "bt": "#0072B2",
+    "win_rate": "#A6761D",
+    "elo_k400": "#E69F00",
+    "hybrid_product": "#009E73",
+    "bt_position": "#0072B2",
+    "bt_shuffled": "#999999",
+    "bt_negated": "#999999",
+    "dr_po": "#0072B2",
+    "dr_po_50": "#56B4E9",
+    "dr_po_25": "#009E73",
+    "ppo": "#D55E00",
+    "ppo_pp": "#E69F00",
+    "wrong": "#999999",
+    "mpo": "#0072B2",
+    "sppo": "#0072B2",
+    "dno": "#009E73",
+    "k2": "#56B4E9",
+    "dpo_0.3": "#D55E00",
+    "dpo_1": "#E69F00",
+    "ipo_0.25": "#CC79A7",
+    "ipo_1": "#7B4173",
+    "pro_2": "#0072B2",
+    "pro_3": "#56B4E9",
+    "pro_5": "#009E73",
+    "pro": "#0072B2",
+    "sft_2": "#7F7F7F",
+    "bon_5": "#E69F00",
+    "bon": "#E69F00",
+    "rrhf_2": "#D55E00",
+    "rrhf_5": "#CC79A7",
+    "rrhf": "#D55E00",
+    "coh_2": "#7B4173",
+    "shuffled_2": "#A6761D",
+    "shuffled_3": "#A6761D",
+    "shuffled_5": "#A6761D",
+    "reversed_5": "#999999",
+    "dpo_flr": "#0072B2",
+    "dpo_tuned": "#009E73",
+    "sft_flr": "#7F7F7F",
+    "sft_tuned": "#B0B0B0",
+    "kto_flr": "#CC79A7",
+    "dpo_fast": "#E69F00",
+    "dpo_inverted": "#D55E00",
+    "dpo_shuffled": "#A6761D",
+    "dpo_mistuned": "#A6761D",
+    "logo": "#0072B2",
+    "logo_real": "#56B4E9",
+    "logo_unpassed": "#999999",
+    "sft_real": "#B0B0B0",
+    "sft_unpassed": "#444444",
+    "b_logo": "#0072B2",
+    "b_one": "#56B4E9",
+    "b_no_sft": "#009E73",
+    "b_beta10": "#E69F00",
+    "b_sft": "#7F7F7F",
+    "b_swapped": "#D55E00",
+    "b_shuffled": "#A6761D",
+    "b_copied": "#CC79A7",
+    "longpo": "#0072B2",
+    "lam1": "#56B4E9",
+    "alone": "#E69F00",
+    "rejected": "#A6761D",
+    "IQ": "#0072B2",
+    "DQ": "#E69F00",
+    "DQ1": "#D55E00",
+    "DQ2": "#A6761D",
+    "DQ3": "#CC79A7",
+    "IQ_DQ": "#009E73",
+    "IQ_DQ1": "#56B4E9",
+    "IQ_DQ2": "#56B4E9",
+    "IQ_DQ3": "#56B4E9",
+    "IQ_jaccard": "#999999",
+    "IQ_containment": "#999999",
+    "IQ_judge": "#999999",
+    "sft_fast": "#444444",
+    "longpo_fast": "#009E73",
+    "iterated": "#0072B2",
+    "iterated_off": "#A6761D",
+    "dpo_nll": "#CC79A7",
+    "raw_rce": "#D55E00",
+    "logistic": "#0072B2",
+    "base_rate": "#999999",
+    "similar": "#0072B2",
+    "random": "#A6761D",
+}
 FAR = 8.0  # standard deviations
 _CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#A6761D"]
 
@@ -49,12 +130,15 @@ TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "DejaVu Sans, Helvetica, Arial, sans-serif", "size": 13, "color": "#222"},
         "title": {"font": {"size": 16}, "x": 0.01, "xanchor": "left"},
-        "paper_bgcolor": "white", "plot_bgcolor": "white", "colorway": _CYCLE,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": _CYCLE,
         "xaxis": {"showgrid": False, "linecolor": "#888", "ticks": "outside", "zeroline": False, "automargin": True},
         "yaxis": {"gridcolor": "#E8E8E8", "linecolor": "#888", "zeroline": False, "automargin": True},
-        "legend": {"bgcolor": "rgba(255,255,255,0.7)"}, "margin": {"l": 60, "r": 20, "t": 60, "b": 55},
+        "legend": {"bgcolor": "rgba(255,255,255,0.7)"},
+        "margin": {"l": 60, "r": 20, "t": 60, "b": 55},
     }
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -145,9 +229,16 @@ def lines_over_rounds(
 
 
 def lines_in_panels(
-    table: pd.DataFrame, *, panel: str, x: str, y: str, title: str, x_title: str, y_title: str,
+    table: pd.DataFrame,
+    *,
+    panel: str,
+    x: str,
+    y: str,
+    title: str,
+    x_title: str,
+    y_title: str,
     labels: Mapping[str, str] | None = None,
-) -> Display:  # fmt: skip
+) -> Display:
     """One panel for each value of `panel`, in it one line an arm with a band: mean over seeds and its 95 % t interval.
 
     Args:
@@ -166,9 +257,15 @@ def lines_in_panels(
 
 
 def dots_in_panels(
-    table: pd.DataFrame, *, panel: str, y: str, title: str, x_title: str, labels: Mapping[str, str] | None = None,
+    table: pd.DataFrame,
+    *,
+    panel: str,
+    y: str,
+    title: str,
+    x_title: str,
+    labels: Mapping[str, str] | None = None,
     lines: Mapping[str, Mapping[str, float]] | None = None,
-) -> Display:  # fmt: skip
+) -> Display:
     """One panel for each value of `panel`, in it one dot an arm with its bar: mean over seeds and its 95 % t interval.
 
     Args:
@@ -183,13 +280,20 @@ def dots_in_panels(
         arms = [str(arm) for arm in rows["arm"]]
         figure.add_trace(
             go.Scatter(
-                x=rows["mean"], y=[plain(labels.get(arm, arm)) for arm in arms], mode="markers", showlegend=False,
-                marker={"size": 9, "color": [colour(arm) for arm in arms]}, customdata=rows[["lower", "upper", "n"]],
+                x=rows["mean"],
+                y=[plain(labels.get(arm, arm)) for arm in arms],
+                mode="markers",
+                showlegend=False,
+                marker={"size": 9, "color": [colour(arm) for arm in arms]},
+                customdata=rows[["lower", "upper", "n"]],
                 error_x={"array": rows.upper - rows["mean"], "arrayminus": rows["mean"] - rows.lower, "color": "#666"},
-                hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra></extra>",
+                hovertemplate=(
+                    "%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra></extra>"
+                ),
             ),
-            row=1, col=column,
-        )  # fmt: skip
+            row=1,
+            col=column,
+        )
         for label, value in (lines or {}).get(name, {}).items():
             dotted = {"color": "#888", "dash": "dot", "width": 1}
             figure.add_vline(x=value, line=dotted, annotation_text=plain(label), row=1, col=column)  # type: ignore[arg-type]
@@ -204,14 +308,31 @@ def _band_and_line(rows: pd.DataFrame, x: str, arm: str, label: str, *, in_legen
     """The interval as a band and the mean as a line, from rows of `summarise` in the order of `x`."""
     label = plain(label)
     band = go.Scatter(
-        x=[*rows[x], *rows[x][::-1]], y=[*rows.upper, *rows.lower[::-1]], fill="toself", fillcolor=colour(arm), mode="lines",
-        opacity=0.15, line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=arm,
-    )  # fmt: skip
+        x=[*rows[x], *rows[x][::-1]],
+        y=[*rows.upper, *rows.lower[::-1]],
+        fill="toself",
+        fillcolor=colour(arm),
+        mode="lines",
+        opacity=0.15,
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=arm,
+    )
     line = go.Scatter(
-        x=rows[x], y=rows["mean"], name=label, mode="lines+markers", line={"color": colour(arm)}, legendgroup=arm,
-        marker={"size": 5}, showlegend=in_legend, customdata=rows[["lower", "upper", "n"]],
-        hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra>" + label + "</extra>",
-    )  # fmt: skip
+        x=rows[x],
+        y=rows["mean"],
+        name=label,
+        mode="lines+markers",
+        line={"color": colour(arm)},
+        legendgroup=arm,
+        marker={"size": 5},
+        showlegend=in_legend,
+        customdata=rows[["lower", "upper", "n"]],
+        hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n = %{customdata[2]}<extra>"
+        + label
+        + "</extra>",
+    )
     return [band, line]
 
 
@@ -266,8 +387,8 @@ def reward_histogram(pairs: Mapping[str, pd.DataFrame], title: str) -> Display:
 def claims_forest(records: Sequence[Mapping[str, Any]]) -> Display:
     """Every tested claim as a standardised effect (Cohen's d) with one point a seed, beside its negative control.
 
-    Effects of different units share one axis by dividing each by the standard deviation of its own measurements. An effect
-    that hardly varies is then far out; the axis ends at `FAR`, the table does not.
+    Effects of different units share one axis by dividing each by the standard deviation of its own measurements. An
+    effect that hardly varies is then far out; the axis ends at `FAR`, the table does not.
     """
     rows = []
     for record in records:
@@ -279,9 +400,15 @@ def claims_forest(records: Sequence[Mapping[str, Any]]) -> Display:
         for kind in ("measured", "control"):
             for seed, value in zip(record["seeds"], record[kind], strict=False):
                 rows.append(
-                    {"claim": label, "statement": record["statement"], "kind": kind, "seed": seed,
-                     "effect": sign * (value - record["margin"]) / abs(scale), "verdict": record["verdict"]}
-                )  # fmt: skip
+                    {
+                        "claim": label,
+                        "statement": record["statement"],
+                        "kind": kind,
+                        "seed": seed,
+                        "effect": sign * (value - record["margin"]) / abs(scale),
+                        "verdict": record["verdict"],
+                    }
+                )
     table = pd.DataFrame(rows, columns=["claim", "statement", "kind", "seed", "effect", "verdict"])
     verdicts: Any = table.drop_duplicates("claim")["verdict"]
     shown = int(verdicts.isin(["shown in small", "reproduced"]).sum())
@@ -295,10 +422,16 @@ def claims_forest(records: Sequence[Mapping[str, Any]]) -> Display:
         part = table[table["kind"] == kind]
         label = {"measured": "method", "control": "negative control"}[kind]
         figure.add_trace(
-            go.Scatter(x=part.effect.clip(-FAR, FAR), y=part.claim, mode="markers", name=label, marker={"size": 7, **marker},
-                       customdata=part[["effect", "seed", "statement"]],
-                       hovertemplate="%{customdata[0]:.2f}, seed %{customdata[1]}<br>%{customdata[2]}<extra></extra>")
-        )  # fmt: skip
+            go.Scatter(
+                x=part.effect.clip(-FAR, FAR),
+                y=part.claim,
+                mode="markers",
+                name=label,
+                marker={"size": 7, **marker},
+                customdata=part[["effect", "seed", "statement"]],
+                hovertemplate="%{customdata[0]:.2f}, seed %{customdata[1]}<br>%{customdata[2]}<extra></extra>",
+            )
+        )
     figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"})
     figure.add_vline(x=0, line={"color": "#444", "width": 1})
     figure.update_yaxes(autorange="reversed")

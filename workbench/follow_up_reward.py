@@ -1,6 +1,7 @@
 """The reward made of follow-ups, over a task: who scores, tuning on written feedback, the ranking test, and real text.
 
-What may live here: what stands between likelihoods of phrases (`feedback.follow_ups`) and a method that uses them. What may
+What may live here: what stands between likelihoods of phrases (`feedback.follow_ups`) and a method that uses them. What
+may
 not: mining and training of policies (`methods/align/flr`), worlds. `config` is that of the method.
 """
 
@@ -58,9 +59,14 @@ def score_rows(
     index = [places.setdefault(f"{row['prompt']}\n{row['response']}", len(places)) for row in rows]
     first = [rows[index.index(i)] for i in range(len(places))]
     scored = follow_up_scores(
-        policy or policy_of(task, config, scorer, seed, shared), first, follow_ups_of(task, config), layout=layout_of(config, scorer),
-        statistic=statistic or config.statistic, pose=getattr(task, "pose", POSE), max_length=config.max_length,
-    )  # fmt: skip
+        policy or policy_of(task, config, scorer, seed, shared),
+        first,
+        follow_ups_of(task, config),
+        layout=layout_of(config, scorer),
+        statistic=statistic or config.statistic,
+        pose=getattr(task, "pose", POSE),
+        max_length=config.max_length,
+    )
     return Scored(scored.follow_ups, scored.likelihoods[index], scored.key, scored.cut_share)
 
 
@@ -71,7 +77,8 @@ def follow_ups_of(task: FollowUpTask, config: Any) -> FollowUps:
 
 
 def layout_of(config: Any, scorer: str) -> Any:
-    """Where a scorer expects the follow-up; "swapped" is a scorer tuned with the roles swapped, whatever the others do."""
+    """Where a scorer expects the follow-up; "swapped" is a scorer tuned with the roles swapped, whatever the others
+    do."""
     return {"tuned": config.tuned_layout, "mistuned": config.tuned_layout, "swapped": "swapped"}.get(
         scorer, "next_turn"
     )
@@ -108,7 +115,7 @@ def tuned(task: Any, config: Any, seed: int, shared: Run, scorer: str) -> Policy
     return policy
 
 
-# ------------------------------------------------------------------------------------------------------ the ranking test
+# ----------------------------------------------------------------------------------------------------- the ranking test
 def ranking_test(task: Any, config: Any, seed: int, run: Run, shared: Run) -> dict[str, float]:
     """Pairwise accuracy of the reward and of its controls on held-out pairs; ties count half."""
     start = task.start(seed)
@@ -143,8 +150,11 @@ def ranking_test(task: Any, config: Any, seed: int, run: Run, shared: Run) -> di
             few = min(len(phrases) for both in scored.follow_ups.sets.values() for phrases in both.values())
             ones = [accuracy(scored.of_phrases([i])) for i in range(few)]
             some = [accuracy(scored.of_phrases([(i + k) % few for k in range(max(few // 2, 1))])) for i in range(few)]
-            numbers |= {f"{scorer}_one_phrase": float(np.mean(ones)), f"{scorer}_one_phrase_sd": float(np.std(ones)),
-                        f"{scorer}_half_phrases_sd": float(np.std(some))}  # fmt: skip
+            numbers |= {
+                f"{scorer}_one_phrase": float(np.mean(ones)),
+                f"{scorer}_one_phrase_sd": float(np.std(ones)),
+                f"{scorer}_half_phrases_sd": float(np.std(some)),
+            }
             if hasattr(task, "deaf"):  # a world knows the quality of every response
                 truth = task.score([row["prompt"] for row in rows], [row["response"] for row in rows])
                 numbers |= {f"{scorer}_{name}": value for name, value in rating_agreement(scored.flr, truth).items()}
@@ -179,7 +189,8 @@ def _that_fit(policy: Policy, task: Any, config: Any, pairs: Sequence[data.Row])
     ]
     if not fine:
         raise ValueError(
-            f"none of {len(pairs)} pairs fits into max_length={config.max_length or policy.max_length} with its follow-ups"
+            f"none of {len(pairs)} pairs fits into max_length={config.max_length or policy.max_length} with its"
+            " follow-ups"
         )
     if len(fine) < len(pairs):
         log.warning(
@@ -190,11 +201,16 @@ def _that_fit(policy: Policy, task: Any, config: Any, pairs: Sequence[data.Row])
 
 def _table(rows: Sequence[data.Row], n: int, scored: Scored) -> pd.DataFrame:
     """Every scored response with the likelihoods of all its phrases, in the order of the set."""
-    return pd.DataFrame({
-        "prompt": [str(row["prompt"]) for row in rows], "response": [row["response"] for row in rows],
-        "side": ["chosen"] * n + ["rejected"] * (len(rows) - n), "flr": scored.flr, "key": scored.key,
-        "likelihoods": scored.likelihoods.tolist(),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "prompt": [str(row["prompt"]) for row in rows],
+            "response": [row["response"] for row in rows],
+            "side": ["chosen"] * n + ["rejected"] * (len(rows) - n),
+            "flr": scored.flr,
+            "key": scored.key,
+            "likelihoods": scored.likelihoods.tolist(),
+        }
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- real text
@@ -209,7 +225,8 @@ class FollowUpText(TextTask):
     def feedback(self, seed: int, *, shuffled: bool = False) -> list[data.Row]:
         if not self.feedback_source:
             raise ValueError(
-                "the arms with a tuned scorer need rows with prompt, response and feedback: give `feedback`, or leave them out"
+                "the arms with a tuned scorer need rows with prompt, response and feedback: give `feedback`, or leave"
+                " them out"
             )
         rows = as_feedback(data.load(self.feedback_source))
         order = np.random.default_rng([seed, 3]).permutation(len(rows)) if shuffled else range(len(rows))

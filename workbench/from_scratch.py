@@ -60,7 +60,8 @@ def new_model(
     prompts = [row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"] for row in rows]
     tokenizer = bpe_tokenizer([*prompts, *(row["completion"] for row in rows)], vocab_size=vocab_size)
     model = new_llama(
-        tokenizer, width=width, layers=layers, heads=max(2, width // 32), max_length=max_length, seed=seed)  # fmt: skip
+        tokenizer, width=width, layers=layers, heads=max(2, width // 32), max_length=max_length, seed=seed
+    )
     policy = Policy(model.to(pick_device(device)), tokenizer, str(folder))
 
     def answers(some: list[data.Row]) -> list[Group]:
@@ -70,8 +71,13 @@ def new_model(
     whole = [Group(g.prompt_ids[:1], [g.prompt_ids[1:] + g.responses_ids[0]]) for g in answers(rows)]
     tested = answers(test[:200])
     before = _token_nll(policy, tested)
-    config = TrainConfig(learning_rate=3e-3, batch_size=batch_size, max_steps=steps, schedule="cosine",
-                         epochs=math.ceil(steps * batch_size / len(whole)))  # fmt: skip
+    config = TrainConfig(
+        learning_rate=3e-3,
+        batch_size=batch_size,
+        max_steps=steps,
+        schedule="cosine",
+        epochs=math.ceil(steps * batch_size / len(whole)),
+    )
     train(policy, whole, supervised_step, config, Run(Path(folder) / "training"), seed=seed)
     policy.save(folder)
     return {

@@ -1,9 +1,10 @@
 """Symmetric two-player games over responses that can be listed: win rates, exploitability, exact steps of self-play.
 
-What may live here: arithmetic on tables of probabilities, numpy in and numpy out. What may not: models, judges, estimates.
+What may live here: arithmetic on tables of probabilities, numpy in and numpy out. What may not: models, judges,
+estimates.
 
-A policy is a table of probabilities [..., response]; a preference is P(row beats column) [..., response, response], with
-P_ij + P_ji = 1, so the value of the game is 1/2. Leading axes (prompts) go through unchanged.
+A policy is a table of probabilities [..., response]; a preference is P(row beats column) [..., response, response],
+with P_ij + P_ji = 1, so the value of the game is 1/2. Leading axes (prompts) go through unchanged.
 """
 
 from __future__ import annotations

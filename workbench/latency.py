@@ -42,9 +42,13 @@ class Latency(NamedTuple):
 
 
 def latency(
-    delays: Sequence[float], source_length: int, reference_length: int | None = None, *, use_reference: bool = True,
+    delays: Sequence[float],
+    source_length: int,
+    reference_length: int | None = None,
+    *,
+    use_reference: bool = True,
     index: int = 0,
-) -> Latency:  # fmt: skip
+) -> Latency:
     """Average lagging, its length-adaptive form, average proportion and differentiable average lagging.
 
     - AL = mean over i <= T of d_i - (i-1) S/R, T the first i with d_i >= S, else H; d_1 where d_1 > S (Ma 2019)
@@ -73,8 +77,8 @@ def latency(
     for place, (before, now) in enumerate(zip([1, *delays], delays, strict=False)):
         if not before <= now <= source_length:
             raise ValueError(
-                f"sentence {index}: delay {place} is {now}; delays start at 1, never fall (here from {before}) and are at "
-                f"most the {source_length} source words"
+                f"sentence {index}: delay {place} is {now}; delays start at 1, never fall (here from {before}) and are"
+                f" at most the {source_length} source words"
             )
     written = len(delays)
     length_is_own = not reference_length or not use_reference

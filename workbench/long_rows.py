@@ -1,7 +1,7 @@
 """Rows whose answers are scored behind a long text by one model and behind short texts by another.
 
-What may live here: LongPO's conversations as tokens, which of them are answers, and what both models say of exactly these
-tokens. What may not: losses, sampling, configuration.
+What may live here: LongPO's conversations as tokens, which of them are answers, and what both models say of exactly
+these tokens. What may not: losses, sampling, configuration.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def build_rows(
     scope: str = "answers",
     reference_reads: str = "short",
 ) -> list[LongRow]:
-    """Long conversations as tokens, each answer with its end token, and what the reference says of the same answer tokens.
+    """Long conversations as tokens, each answer with its end token, and what the reference says of the same answer
+    tokens.
 
     Args:
         table: from `feedback.short_to_long.make_pairs`.
@@ -52,7 +53,8 @@ def build_rows(
         reference_reads: "short", each answer behind its own short text, summed over turns; "long", as the policy does.
 
     Raises:
-        ValueError: a short text with its answer that does not fit into the reference's window, or a row without answers.
+        ValueError: a short text with its answer that does not fit into the reference's window, or a row without
+            answers.
         FloatingPointError: the reference gives NaN or infinite log-probs; the rows are named.
     """
     rows, shorts, owner = [], [], []
@@ -72,8 +74,8 @@ def build_rows(
             group = Group(prompt_ids(reference, [short], question), [chosen, rejected])
             if (n_tokens := len(group.prompt_ids) + max(len(chosen), len(rejected))) > reference.max_length:
                 raise ValueError(
-                    f"row {entry.row}: a short text with its answer has {n_tokens} tokens, the reference's window {reference.max_length}; "
-                    "take shorter chunks"
+                    f"row {entry.row}: a short text with its answer has {n_tokens} tokens, the reference's window"
+                    f" {reference.max_length}; take shorter chunks"
                 )
             shorts.append(group)
             owner.append(n)
@@ -99,7 +101,8 @@ def _conversation(answers: Sequence[list[int]], between: Sequence[list[int]]) ->
 
 
 def scored_answers(policy: Policy, batch: Sequence[LongRow]) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs of all tokens behind the prompts, where they are tokens, and where they are answers, [row, side, tok]."""
+    """Log-probs of all tokens behind the prompts, where they are tokens, and where they are answers, [row, side,
+    tok]."""
     scores = score(policy, [row.group for row in batch])
     inside = torch.zeros_like(scores.is_token)
     for i, row in enumerate(batch):
@@ -120,7 +123,8 @@ def answer_sums(policy: Policy, rows: Sequence[LongRow], at_once: int = 8) -> np
 
 @torch.no_grad()
 def short_to_long_kl(policy: Policy, reference: Policy, table: pd.DataFrame) -> float:
-    """KL(policy behind the long text || reference behind the short one) at the tokens of the chosen answers, nats a token."""
+    """KL(policy behind the long text || reference behind the short one) at the tokens of the chosen answers, nats a
+    token."""
     total, n = 0.0, 0
     entries: Any = table.itertuples()
     for entry in entries:
@@ -128,10 +132,12 @@ def short_to_long_kl(policy: Policy, reference: Policy, table: pd.DataFrame) -> 
         between = [next_question(policy, question) for question in entry.questions[1:]]
         ids, is_answer = _conversation(answers, between)
         long = _log_probs(policy, prompt_ids(policy, list(entry.chunks), entry.questions[0]), ids, is_answer)
-        short = torch.cat([
-            _log_probs(reference, prompt_ids(reference, [text], question), answer, [True] * len(answer))
-            for text, question, answer in zip(entry.shorts, entry.questions, answers, strict=True)
-        ])  # fmt: skip
+        short = torch.cat(
+            [
+                _log_probs(reference, prompt_ids(reference, [text], question), answer, [True] * len(answer))
+                for text, question, answer in zip(entry.shorts, entry.questions, answers, strict=True)
+            ]
+        )
         total += float((long.exp() * (long - short)).sum())
         n += len(long)
     return total / n

@@ -242,7 +242,8 @@ def win_rate(preference: ArrayLike) -> tuple[float, float]:
 
 
 class Agreement(NamedTuple):
-    """Two label vectors side by side. `confusion` counts [human label, judge label], in the order of the labels given."""
+    """Two label vectors side by side. `confusion` counts [human label, judge label], in the order of the labels
+    given."""
 
     accuracy: float
     macro_f1: float
@@ -276,7 +277,9 @@ def agreement(
     never: Any = 0  # what a label counts that never occurs; the library's stubs expect text here
     f1 = sk.f1_score(one, two, labels=labels, average="macro", zero_division=never)
     return Agreement(
-        float(sk.accuracy_score(one, two)), float(f1),
-        float(sk.cohen_kappa_score(one, two)), float(sk.matthews_corrcoef(one, two)),
+        float(sk.accuracy_score(one, two)),
+        float(f1),
+        float(sk.cohen_kappa_score(one, two)),
+        float(sk.matthews_corrcoef(one, two)),
         sk.confusion_matrix(one, two, labels=labels),
-    )  # fmt: skip
+    )

@@ -52,7 +52,8 @@ class Policy:
     """A model and its tokenizer.
 
     Attributes:
-        model: a causal language model of transformers, plain or with a LoRA adapter; it may see pictures (Llava and its kin).
+        model: a causal language model of transformers, plain or with a LoRA adapter; it may see pictures (Llava and its
+            kin).
         tokenizer: with an end token; with a chat template if prompts are chats.
         name: where it came from, for messages and manifests.
         precision: "bf16" computes in bfloat16 under autocast, with the weights as they are; "no" as they are. Scoring,
@@ -118,7 +119,8 @@ class Policy:
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise FileNotFoundError(
-                f"cannot load a model from {source!r}: {reason}. Give a folder in the hub's format, or a hub id that can be reached"
+                f"cannot load a model from {source!r}: {reason}. Give a folder in the hub's format, or a hub id that"
+                " can be reached"
             ) from error
         model = add_lora(model, **lora) if lora is not None else model
         model.to(where)  # type: ignore[arg-type]
@@ -180,10 +182,12 @@ class Policy:
         A text is one user turn if the tokenizer has a chat template, else it is taken as it is, behind the start token.
 
         Args:
-            room: tokens that must fit into the context behind it; a prompt too long for that keeps its end and is counted.
+            room: tokens that must fit into the context behind it; a prompt too long for that keeps its end and is
+                counted.
 
         Raises:
-            ValueError: an empty prompt, a chat where the tokenizer has no chat template, or more room than the context has.
+            ValueError: an empty prompt, a chat where the tokenizer has no chat template, or more room than the context
+                has.
         """
         if not prompt:
             raise ValueError("an empty prompt: give at least one character or one chat turn")
@@ -276,8 +280,16 @@ def new_llama(tokenizer: Any, *, width: int, layers: int, heads: int, max_length
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=max_length, tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return LlamaForCausalLM(config)

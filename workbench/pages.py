@@ -31,8 +31,16 @@ __all__ = ["collect", "index", "mathml", "newest", "read_notebook", "render"]
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 # the widget mime is left out on purpose: without a kernel it draws nothing, its static face comes with the same output
 _MIME_ORDER = [
-    PLOTLY_MIME, scripted.VIEW_MIME, "text/html", "text/latex", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain",
-]  # fmt: skip
+    PLOTLY_MIME,
+    scripted.VIEW_MIME,
+    "text/html",
+    "text/latex",
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "text/markdown",
+    "text/plain",
+]
 
 
 def render(notebook: Path, page: Path, *, title: str = "", root: Path | None = None) -> Path:

@@ -86,22 +86,37 @@ def partition_verdict(overlap: pd.DataFrame, matches: pd.DataFrame, rule: Rule) 
         paired, apart = (overlap_test(general, guided, rule.rounds, way, rule.seed) for way in (True, False))
         itself = overlap_test(guided, guided, rule.rounds, True, rule.seed)
         for ending, test, p in (
-            ("", paired, paired.p), ("_unpaired", apart, apart.p), ("_permutation", paired, paired.p_permutation),
+            ("", paired, paired.p),
+            ("_unpaired", apart, apart.p),
+            ("_permutation", paired, paired.p_permutation),
             ("_itself", itself, itself.p),
-        ):  # fmt: skip
+        ):
             rows.append(
-                {"method": f"{metric}{ending}", "statistic": test.gap, "p_value": p, "contaminated": p <= rule.alpha,
-                 "general": test.mean_general, "guided": test.mean_guided, "lower": test.lower, "upper": test.upper}
-            )  # fmt: skip
+                {
+                    "method": f"{metric}{ending}",
+                    "statistic": test.gap,
+                    "p_value": p,
+                    "contaminated": p <= rule.alpha,
+                    "general": test.mean_general,
+                    "guided": test.mean_guided,
+                    "lower": test.lower,
+                    "upper": test.upper,
+                }
+            )
     found: Any
     for (judge, instruction), found in matches.groupby(["judge", "instruction"], sort=False)["label"]:  # type: ignore[misc]
         n = {label: int((found == label).sum()) for label in ("exact", "near-exact", "unparsed")}
         rows.append(
-            {"method": judge if instruction == "guided" else f"{judge}_on_general", "p_value": math.nan,
-             "statistic": float(n["exact"] + n["near-exact"]), "n_exact": n["exact"], "n_near": n["near-exact"],
-             "n_unparsed": n["unparsed"],
-             "contaminated": n["exact"] >= rule.min_exact or n["near-exact"] >= rule.min_near}
-        )  # fmt: skip
+            {
+                "method": judge if instruction == "guided" else f"{judge}_on_general",
+                "p_value": math.nan,
+                "statistic": float(n["exact"] + n["near-exact"]),
+                "n_exact": n["exact"],
+                "n_near": n["near-exact"],
+                "n_unparsed": n["unparsed"],
+                "contaminated": n["exact"] >= rule.min_exact or n["near-exact"] >= rule.min_near,
+            }
+        )
     return rows
 
 
@@ -166,7 +181,8 @@ def by_truth(result: Result, arm: str, method: str, of: str = "") -> tuple[np.nd
 
 
 def by_assignment(result: Result, arm: str, method: str) -> np.ndarray:
-    """Mean statistic of contaminated minus clean partitions, for every draw of as many that the world could have made."""
+    """Mean statistic of contaminated minus clean partitions, for every draw of as many that the world could have
+    made."""
     seen, clean = by_truth(result, arm, method)
     values = np.concatenate([seen, clean])
     drawn = [list(places) for places in combinations(range(len(values)), len(seen))]

@@ -1,8 +1,8 @@
 """PPO with a learned critic: roll out, reward, estimate advantages, clip; used by every method that needs it.
 
 What may live here: the loop of proximal policy optimisation on responses, its configuration and its checks. What may
-not: formulas (`objectives.policy_gradient`), reward models (`feedback.reward_model`), which prompts, prefixes and rewards
-an update gets (the method's own file).
+not: formulas (`objectives.policy_gradient`), reward models (`feedback.reward_model`), which prompts, prefixes and
+rewards an update gets (the method's own file).
 
 A response may begin with a given prefix (a *reset*): its tokens count for rewards, advantages and the critic, but the
 policy did not choose them and gets no gradient from them.
@@ -94,7 +94,8 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Rollout:
-    """The responses of one update and all that its losses need; tensors are [row, tok], nats where they are log-probs."""
+    """The responses of one update and all that its losses need; tensors are [row, tok], nats where they are
+    log-probs."""
 
     groups: list[Group]
     texts: list[str]
@@ -133,8 +134,8 @@ def optimise(
     `round-1/weights.safetensors` of the run folder.
 
     Args:
-        reference: what the KL penalty is measured from; None is the policy with its adapter off. It must be the policy's
-            start, as in every method here.
+        reference: what the KL penalty is measured from; None is the policy with its adapter off. It must be the
+            policy's start, as in every method here.
         make_batch: prompts and prefixes of an update, from its number alone.
         reward: scores of responses; those without an end token get `missing_end_score` whatever it says.
         evaluate: numbers of the policy after so many updates.
@@ -186,8 +187,15 @@ def optimise(
 
 # ----------------------------------------------------------------------------------------------------------- rollouts
 def roll_out(
-    policy: Policy, reference: Policy | None, critic: RewardModel, batch: Batch, reward: Reward, config: PPOConfig, *, seed: int
-) -> Rollout:  # fmt: skip
+    policy: Policy,
+    reference: Policy | None,
+    critic: RewardModel,
+    batch: Batch,
+    reward: Reward,
+    config: PPOConfig,
+    *,
+    seed: int,
+) -> Rollout:
     """Responses of the current policy, with scores, log-probs, values and advantages; nothing here has a gradient.
 
     Raises:
@@ -199,9 +207,13 @@ def roll_out(
         raise ValueError(f"the prefixes of rows {full[:10]} have {length} tokens or more: nothing is left to generate")
     prompts = [policy.encode_prompt(prompt, room=2 * length) for prompt in batch.prompts]
     drawn = sample(
-        policy, prompts, prefix=batch.prefixes, max_new_tokens=[length - len(prefix) for prefix in batch.prefixes],
-        temperature=config.temperature, seed=seed,
-    )  # fmt: skip
+        policy,
+        prompts,
+        prefix=batch.prefixes,
+        max_new_tokens=[length - len(prefix) for prefix in batch.prefixes],
+        temperature=config.temperature,
+        seed=seed,
+    )
     ids = [tokens[0] for tokens in drawn.tokens]
     groups = [Group(prompt, [response]) for prompt, response in zip(prompts, ids, strict=True)]
     end = policy.tokenizer.eos_token_id
@@ -237,8 +249,19 @@ def roll_out(
     advantages, returns = objectives.gae(rewards, old_values, gamma=config.gamma, lam=config.lam, is_token=is_token)
     advantages = objectives.whiten(advantages, is_token)
     return Rollout(
-        groups, texts, scores, ended, last, old_logps, reference_logps, old_values, is_token, is_generated, advantages, returns
-    )  # fmt: skip
+        groups,
+        texts,
+        scores,
+        ended,
+        last,
+        old_logps,
+        reference_logps,
+        old_values,
+        is_token,
+        is_generated,
+        advantages,
+        returns,
+    )
 
 
 def check_start(rollout: Rollout, policy: Policy) -> None:
@@ -246,8 +269,8 @@ def check_start(rollout: Rollout, policy: Policy) -> None:
     worst = float((rollout.old_logps - rollout.reference_logps).abs().max())
     if not worst < _tolerance(policy):
         raise RuntimeError(
-            f"before the first update a token's log-ratio of policy and reference is {worst:.2g} nats and should be 0: the "
-            "reference is not the model that this stage starts from"
+            f"before the first update a token's log-ratio of policy and reference is {worst:.2g} nats and should be 0:"
+            " the reference is not the model that this stage starts from"
         )
 
 
@@ -256,11 +279,14 @@ def summary(rollout: Rollout) -> dict[str, float]:
     reset = (rollout.is_token & ~rollout.is_generated).sum(-1)
     residual = (rollout.returns - rollout.old_values)[rollout.is_token]
     numbers = {
-        "score": rollout.scores.mean(), "kl_nats": rollout.kl.mean(), "response_tokens": rollout.is_token.sum(-1).float().mean(),
-        "missing_end": 1 - rollout.ended.float().mean(), "reset_share": (reset > 0).float().mean(),
+        "score": rollout.scores.mean(),
+        "kl_nats": rollout.kl.mean(),
+        "response_tokens": rollout.is_token.sum(-1).float().mean(),
+        "missing_end": 1 - rollout.ended.float().mean(),
+        "reset_share": (reset > 0).float().mean(),
         "reset_tokens": reset.float().mean(),
         "explained_variance": 1 - residual.var() / rollout.returns[rollout.is_token].var().clamp_min(1e-12),
-    }  # fmt: skip
+    }
     return {name: float(value) for name, value in numbers.items()}
 
 
@@ -270,14 +296,22 @@ def _warn_of_missing_ends(run: Run) -> None:
     if rates and max(rates) > 0.5:
         log.warning(
             "in %d of %d updates more than half of the responses had no end token and got the fixed penalty; raise "
-            "max_new_tokens or start from a model that ends its responses", sum(rate > 0.5 for rate in rates), len(rates)
-        )  # fmt: skip
+            "max_new_tokens or start from a model that ends its responses",
+            sum(rate > 0.5 for rate in rates),
+            len(rates),
+        )
 
 
 @torch.no_grad()
 def answers(
-    policy: Policy, start: Policy | None, prompts: list, prefixes: list[list[int]], reward: Reward, config: PPOConfig, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    policy: Policy,
+    start: Policy | None,
+    prompts: list,
+    prefixes: list[list[int]],
+    reward: Reward,
+    config: PPOConfig,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For measurements: scores (the missing-end penalty included), log pi - log pi_start and whether each answer ended.
 
     The log-ratio is of the whole response at temperature 1, nats; `start` None is the policy with its adapter off.
@@ -285,9 +319,13 @@ def answers(
     length = config.max_new_tokens
     encoded = [policy.encode_prompt(prompt, room=2 * length) for prompt in prompts]
     drawn = sample(
-        policy, encoded, prefix=prefixes, max_new_tokens=[length - len(prefix) for prefix in prefixes],
-        temperature=config.temperature, seed=20_000 + seed,
-    )  # fmt: skip
+        policy,
+        encoded,
+        prefix=prefixes,
+        max_new_tokens=[length - len(prefix) for prefix in prefixes],
+        temperature=config.temperature,
+        seed=20_000 + seed,
+    )
     ids = [tokens[0] for tokens in drawn.tokens]
     ended = np.array([tokens[-1] == policy.tokenizer.eos_token_id for tokens in ids])
     scores = reward(prompts, ids, [policy.decode(row).lstrip() for row in ids])
@@ -299,7 +337,8 @@ def answers(
 
 
 def at_matched_kl(arm: Sequence[dict], other: Sequence[dict]) -> float:
-    """Reward of `arm` minus that of `other` at the largest KL that both reached, each interpolated over its evaluations."""
+    """Reward of `arm` minus that of `other` at the largest KL that both reached, each interpolated over its
+    evaluations."""
     kl = min(max(point["kl_nats"] for point in points) for points in (arm, other))
     at = []
     for points in (arm, other):
@@ -310,9 +349,15 @@ def at_matched_kl(arm: Sequence[dict], other: Sequence[dict]) -> float:
 
 # ------------------------------------------------------------------------------------------------------- optimisation
 def improve(
-    policy: Policy, critic: RewardModel, rollout: Rollout, config: PPOConfig, optimizer: torch.optim.Optimizer, *, seed: int,
+    policy: Policy,
+    critic: RewardModel,
+    rollout: Rollout,
+    config: PPOConfig,
+    optimizer: torch.optim.Optimizer,
+    *,
+    seed: int,
     update: int,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """The inner epochs over one update's responses; returns means over its optimiser steps.
 
     Raises:
@@ -334,7 +379,8 @@ def improve(
             norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf))
             if not math.isfinite(norm):
                 raise FloatingPointError(
-                    f"update {update}: the loss is finite but the gradient is not; lower the learning rate, or use precision='no'"
+                    f"update {update}: the loss is finite but the gradient is not; lower the learning rate, or use"
+                    " precision='no'"
                 )
             optimizer.step()
             optimizer.zero_grad()
@@ -368,9 +414,17 @@ def _step(
 
         is_generated, is_token = of(rollout.is_generated), of(rollout.is_token)
         (policy_losses, value_losses), logged = objectives.ppo(
-            logps, of(rollout.old_logps), of(rollout.advantages), values, of(rollout.old_values), of(rollout.returns),
-            cliprange=config.cliprange, cliprange_value=config.cliprange_value, is_generated=is_generated, is_token=is_token,
-        )  # fmt: skip
+            logps,
+            of(rollout.old_logps),
+            of(rollout.advantages),
+            values,
+            of(rollout.old_values),
+            of(rollout.returns),
+            cliprange=config.cliprange,
+            cliprange_value=config.cliprange_value,
+            is_generated=is_generated,
+            is_token=is_token,
+        )
         policy_loss, value_loss = policy_losses.sum() / n_generated, value_losses.sum() / n_token
         (policy_loss + config.vf_coef * value_loss).backward()
         total["policy_loss"] += float(policy_loss.detach())
@@ -384,8 +438,8 @@ def _step(
 def _check_first_step(numbers: dict[str, float], policy: Policy) -> None:
     if not numbers["ratio_error"] < _tolerance(policy):
         raise RuntimeError(
-            f"at the first inner step the ratio of new and old policy is off 1 by {numbers['ratio_error']:.2g}, and nothing "
-            "was updated yet: the log-probs of the rollout are not those of the policy that is trained"
+            f"at the first inner step the ratio of new and old policy is off 1 by {numbers['ratio_error']:.2g}, and"
+            " nothing was updated yet: the log-probs of the rollout are not those of the policy that is trained"
         )
 
 

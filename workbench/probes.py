@@ -3,12 +3,16 @@
 What may live here: measuring a policy while it trains, and the tables that this leaves in the run folder. What may not:
 optimisation (`training`), what the numbers mean (`diagnosis`), views.
 
-A probe is what `training.train(watch=...)` calls. It takes no number from a global random generator and leaves the policy
-as it found it, so weights and losses are bit for bit those of a training without it. Its tables lie in `<run>/probe/`:
+A probe is what `training.train(watch=...)` calls. It takes no number from a global random generator and leaves the
+policy as it found it, so weights and losses are bit for bit those of a training without it. Its tables lie in
+`<run>/probe/`:
 
-- `rows.parquet`: one row a held-out pair: `row`, `prompt`, `chosen`, `rejected` (texts), `chosen_length`, `rejected_length` (tokens)
-- `scores.parquet`: `step`, `row`, `chosen_logp`, `rejected_logp` (nats, end token included; NaN where the model gives NaN)
-- `samples.parquet`: `step`, `prompt`, `k`, `text`, `length` (tokens, end token included), `ended`, `logp` (nats), `quality`
+- `rows.parquet`: one row a held-out pair: `row`, `prompt`, `chosen`, `rejected` (texts), `chosen_length`,
+  `rejected_length` (tokens)
+- `scores.parquet`: `step`, `row`, `chosen_logp`, `rejected_logp` (nats, end token included; NaN where the model gives
+  NaN)
+- `samples.parquet`: `step`, `prompt`, `k`, `text`, `length` (tokens, end token included), `ended`, `logp` (nats),
+  `quality`
 - `about.json`: settings, seconds spent here and in training, seconds at each step
 
 Each appears whole or not at all. Step n is the policy after n optimiser steps; 0 is the start.
@@ -57,7 +61,8 @@ class Probe:
         prompts: what the policy answers, the first `n_prompts` different ones. None: nothing is sampled.
         every: optimiser steps between two measurements.
         n_samples: responses a prompt. The same random numbers serve at every step, so two steps differ by the policy.
-        quality: scores of responses, called with as many prompts as texts, higher is better; None where nobody can tell.
+        quality: scores of responses, called with as many prompts as texts, higher is better; None where nobody can
+            tell.
         beta: of the implicit reward, 1/nat; 0 where there is none. Only written down.
 
     Raises:
@@ -65,19 +70,36 @@ class Probe:
     """
 
     def __init__(
-        self, policy: Policy, pairs: Sequence[Group], run: runs.Run, prompts: Sequence[Any] = (), *, every: int = 50,
-        n_samples: int = 1, max_new_tokens: int = 64, seed: int = 0, quality: Quality | None = None, n_rows: int = 64,
-        n_prompts: int = 16, beta: float = 0.0,
-    ):  # fmt: skip
+        self,
+        policy: Policy,
+        pairs: Sequence[Group],
+        run: runs.Run,
+        prompts: Sequence[Any] = (),
+        *,
+        every: int = 50,
+        n_samples: int = 1,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        quality: Quality | None = None,
+        n_rows: int = 64,
+        n_prompts: int = 16,
+        beta: float = 0.0,
+    ):
         numbers = {
-            "every": every, "n_samples": n_samples, "max_new_tokens": max_new_tokens, "n_rows": n_rows, "n_prompts": n_prompts,
-        }  # fmt: skip
+            "every": every,
+            "n_samples": n_samples,
+            "max_new_tokens": max_new_tokens,
+            "n_rows": n_rows,
+            "n_prompts": n_prompts,
+        }
         for name, value in numbers.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}; to measure nothing give no probe")
         for row, group in enumerate(pairs):
             if len(group.responses_ids) != 2:
-                raise ValueError(f"pairs, row {row}: chosen and rejected are needed; got {len(group.responses_ids)} responses")  # fmt: skip
+                raise ValueError(
+                    f"pairs, row {row}: chosen and rejected are needed; got {len(group.responses_ids)} responses"
+                )
         self.folder = run.folder / FOLDER
         self.pairs = list(pairs[:n_rows])
         self.prompts = list({json.dumps(runs.plain(prompt)): prompt for prompt in prompts}.values())[:n_prompts]
@@ -114,7 +136,8 @@ class Probe:
         return not self.pairs and not self.prompts
 
     def _known(self, before: float) -> list[int]:
-        """The steps that count as measured. At its first step a training forgets what a killed one saw from there on."""
+        """The steps that count as measured. At its first step a training forgets what a killed one saw from there
+        on."""
         about = self._stored()
         steps = [int(step) for step in about.get("seconds_at", {})]
         if self._last < 0 and math.isfinite(before) and any(step >= before for step in steps):
@@ -175,12 +198,22 @@ class Probe:
                     f"quality gave {len(quality)} scores for {len(texts)} responses; it must give one each"
                 )
         return [
-            [step, i, k, text, len(drawn.tokens[i][k]), drawn.finish_reasons[i][k] == "stop", sum(drawn.token_logps[i][k]), good]
+            [
+                step,
+                i,
+                k,
+                text,
+                len(drawn.tokens[i][k]),
+                drawn.finish_reasons[i][k] == "stop",
+                sum(drawn.token_logps[i][k]),
+                good,
+            ]
             for (i, k), text, good in zip(places, texts, quality, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _write_tables(self, about: dict[str, Any], scores: list, samples: list) -> None:
-        """Adds rows, drops those of steps that `about` does not list; the list of steps comes last and makes it valid."""
+        """Adds rows, drops those of steps that `about` does not list; the list of steps comes last and makes it
+        valid."""
         kept = [int(step) for step in about["seconds_at"]]
         if not (self.folder / "rows.parquet").is_file() or not self._stored():
             _write(self.folder / "rows.parquet", self._rows)
@@ -209,7 +242,8 @@ def _write(path: Path, table: pd.DataFrame) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- reading
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]] | None:
-    """Tables `rows`, `scores`, `samples` and the settings that a probe left in the part `folder` of a run; None without one.
+    """Tables `rows`, `scores`, `samples` and the settings that a probe left in the part `folder` of a run; None without
+    one.
 
     Only steps that were written whole are given. `about["share"]` is the probe's part of the time, 0 to 1.
     """

@@ -56,9 +56,16 @@ def machine() -> dict[str, str]:
     Notes:
         `gpu` is there when torch is loaded and sees one: a run that never loads torch computes nothing on a GPU.
     """
-    found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system(),
-             "cores": str(os.cpu_count()), "processor": _processor(), "memory_gib": _memory_gib(),
-             "gpu": ", ".join(_gpus()), **versions()}  # fmt: skip
+    found = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": str(os.cpu_count()),
+        "processor": _processor(),
+        "memory_gib": _memory_gib(),
+        "gpu": ", ".join(_gpus()),
+        **versions(),
+    }
     return {name: value for name, value in found.items() if value}
 
 
@@ -119,9 +126,13 @@ def _git(checkout: Path, *words: str) -> str:
     quiet = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
-            ["git", "-C", str(checkout), *words], capture_output=True, check=True, timeout=GIT_S, stdin=subprocess.DEVNULL,
+            ["git", "-C", str(checkout), *words],
+            capture_output=True,
+            check=True,
+            timeout=GIT_S,
+            stdin=subprocess.DEVNULL,
             env=quiet | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
-        )  # fmt: skip
+        )
         return done.stdout.decode(errors="replace")
     return ""
 
@@ -163,8 +174,14 @@ def inputs(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
     found = []
     for kind, mark in zip(INPUTS, prints, strict=False):
         if source := str(parameters.get(kind) or ""):
-            found.append({"kind": kind, "source": public(source), "fingerprint": public(str(mark)),
-                          "revision": revision(source, kind)})  # fmt: skip
+            found.append(
+                {
+                    "kind": kind,
+                    "source": public(source),
+                    "fingerprint": public(str(mark)),
+                    "revision": revision(source, kind),
+                }
+            )
     return found
 
 

@@ -1,10 +1,10 @@
 """The paper's own tables of relative confidence: its claims, computed again from its published figures.
 
-What may live here: reading tables 1 to 9 of arXiv 2502.01126 from a JSON file, and what follows from them. What may not:
-anything that was run here.
+What may live here: reading tables 1 to 9 of arXiv 2502.01126 from a JSON file, and what follows from them. What may
+not: anything that was run here.
 
-The file holds `tables` (model -> `auc` of each data set and method), `categories` (domain -> data sets), `auroc` (model ->
-method) and `gain_over_self_consistency_by_calls`. Averages are plain means over data sets, then over models.
+The file holds `tables` (model -> `auc` of each data set and method), `categories` (domain -> data sets), `auroc` (model
+-> method) and `gain_over_self_consistency_by_calls`. Averages are plain means over data sets, then over models.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ranked lists as rows that train, their task on real text, and how well a policy orders them.
 
-What may live here: what happens between sound lists (`feedback.rankings`) and a loss of lists (`objectives.ranking`), and
-measurements of lists. What may not: choices of one method, formulas of losses, worlds.
+What may live here: what happens between sound lists (`feedback.rankings`) and a loss of lists (`objectives.ranking`),
+and measurements of lists. What may not: choices of one method, formulas of losses, worlds.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def rank_rows(policy: Policy, lists: Sequence[Row], *, max_length: int = 0, answ
 
 
 def list_step(objective: Callable[..., Any], *, n: int, at_once: int = 0) -> Callable[..., Any]:
-    """A step over `RankRow`s: one pass over all answers of the lists held at once, or `at_once` of each list at a time."""
+    """A step over `RankRow`s: one pass over all answers of the lists held at once, or `at_once` of each list at a
+    time."""
 
     def step(policy: Policy, batch: Sequence[RankRow]) -> tuple[Tensor, dict[str, Tensor]]:
         groups = [row.group for row in batch]
@@ -116,8 +117,10 @@ def mean_reward(scores: np.ndarray) -> float:
 def mean_logps(policy: Policy, rows: Sequence[RankRow]) -> list[list[float]]:
     """s of every answer of every list, nats a token."""
     sums = reference_logps(policy, [row.group for row in rows])
-    return [[float(v) / len(ids) for v, ids in zip(line, row.group.responses_ids, strict=False)]
-            for line, row in zip(sums, rows, strict=True)]  # fmt: skip
+    return [
+        [float(v) / len(ids) for v, ids in zip(line, row.group.responses_ids, strict=False)]
+        for line, row in zip(sums, rows, strict=True)
+    ]
 
 
 def agreement(values: Sequence[Sequence[float]], rows: Sequence[RankRow]) -> float:
@@ -137,11 +140,17 @@ def list_table(
 ) -> pd.DataFrame:
     """One row an answer of the held-out lists: its score and its mean log-probability before and after training."""
     return pd.DataFrame(
-        {"list": i, "prompt": row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"]),
-         "response": text, "score": value, "before": b, "after": a}
+        {
+            "list": i,
+            "prompt": row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"]),
+            "response": text,
+            "score": value,
+            "before": b,
+            "after": a,
+        }
         for i, (row, befores, afters) in enumerate(zip(lists, before, after, strict=True))
         for text, value, b, a in zip(row["responses"], row["scores"], befores, afters, strict=True)
-    )  # fmt: skip
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- real text
@@ -176,8 +185,8 @@ class RankedText(TextTask):
     def evaluate(
         self, policy: Policy, seed: int, ask: Callable[[Any], Any] = lambda prompt: prompt
     ) -> dict[str, float]:
-        """Held-out negative log-likelihood a token of the best answers; with an evaluation judge the mean sigma(score) x 100
-        of greedy answers (`quality`) and their BLEU against the best answers, by characters and by words."""
+        """Held-out negative log-likelihood a token of the best answers; with an evaluation judge the mean sigma(score)
+        x 100 of greedy answers (`quality`) and their BLEU against the best answers, by characters and by words."""
         rows = [
             sorted(zip(row["scores"], row["responses"], strict=True), reverse=True)[0]
             for row in self.rankings("test", seed)
@@ -193,6 +202,8 @@ class RankedText(TextTask):
         scores = judge.score(self.prompts("test", seed), texts)
         both = list(zip(texts, best, strict=True))
         return {
-            "quality": 100 * mean_reward(scores), "token_nll": nll, "bleu_characters": float(np.mean([bleu(a, b) for a, b in both])),
+            "quality": 100 * mean_reward(scores),
+            "token_nll": nll,
+            "bleu_characters": float(np.mean([bleu(a, b) for a, b in both])),
             "bleu_words": float(np.mean([bleu(a.split(), b.split()) for a, b in both])),
-        }  # fmt: skip
+        }

@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # of what a stored number means: raise it when `score` changes more than its rounding
 LIMIT = 2**30  # bytes of all cached numbers, 45 million responses
-# The disk is asked where the pass is expensive: from 2 x parameters x tokens operations on, about 20 s of a CPU core, and
-# from so many tokens on that hashing the model, which costs as much as scoring 150 of them there, is lost in it.
+# The disk is asked where the pass is expensive: from 2 x parameters x tokens operations on, about 20 s of a CPU core,
+# and from so many tokens on that hashing the model, which costs as much as scoring 150 of them there, is lost in it.
 WORTH = 1e12
 MIN_TOKENS = 15_000
 _RECORD = np.dtype([("key", "V16"), ("logp", "<f8")])
@@ -137,10 +137,10 @@ def _row_key(group: Group, k: int) -> bytes:
     return name.digest()
 
 
-# ------------------------------------------------------------------------------------------------------- the model's name
+# ----------------------------------------------------------------------------------------------------- the model's name
 def model_key(policy: Policy) -> str:
-    """Hash of all that decides a log-prob but the tokens: weights and buffers bit for bit, configuration, precision, and
-    which adapters are on. An adapter that is off has no part in it."""
+    """Hash of all that decides a log-prob but the tokens: weights and buffers bit for bit, configuration, precision,
+    and which adapters are on. An adapter that is off has no part in it."""
     off: list[str] = []
     state: list[object] = []
     for name, module in policy.model.named_modules():

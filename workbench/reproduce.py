@@ -94,7 +94,8 @@ def reproduce(
         names: systems or groups; none takes the quick set.
         seeds: one run of the method each; None takes as many as its specification asks for.
         overrides: fields of the methods' `Config`.
-        sweep: fields of the methods' `Config` with the values that each of them takes in turn; one run for each combination.
+        sweep: fields of the methods' `Config` with the values that each of them takes in turn; one run for each
+            combination.
         workers: notebooks at once; each of them runs its seeds side by side as well.
         executor: "local", or "ray" for the machines of a Ray cluster that share the runs folder.
         root: folder of all runs; None takes `$WORKBENCH_RUNS` or `runs/`.
@@ -103,8 +104,8 @@ def reproduce(
         console: where the table goes; None takes standard output.
 
     Raises:
-        ValueError: unknown system, scale, device, executor or `Config` field, wrong type, a sweep without values or over
-            what is set already, `workers` or `timeout_s` not positive.
+        ValueError: unknown system, scale, device, executor or `Config` field, wrong type, a sweep without values or
+            over what is set already, `workers` or `timeout_s` not positive.
         FileNotFoundError: a method has no notebook.
         RuntimeError: a node of the cluster cannot take part, and why.
         KeyboardInterrupt: after Ctrl-C, when all children have ended.
@@ -235,9 +236,16 @@ def _start(job: Job, root: Path, timeout_s: float, force: bool, executor: execut
     try:
         path = job.run.folder / "job.json"
         runs.write_json(
-            path, {"notebook": job.notebook, "folder": job.run.folder, "parameters": job.parameters,
-                   "timeout_s": timeout_s, "force": force, "root": root},
-        )  # fmt: skip
+            path,
+            {
+                "notebook": job.notebook,
+                "folder": job.run.folder,
+                "parameters": job.parameters,
+                "timeout_s": timeout_s,
+                "force": force,
+                "root": root,
+            },
+        )
         (job.run.folder / "cell.json").unlink(missing_ok=True)  # of an earlier try
         job.log_start = job.log.stat().st_size if job.log.is_file() else 0
         job.handle = executor.start(path, job.log, root)
@@ -246,8 +254,14 @@ def _start(job: Job, root: Path, timeout_s: float, force: bool, executor: execut
 
 
 def _watch(
-    jobs: list[Job], root: Path, workers: int, timeout_s: float, force: bool, console: Console, executor: executors.Executor
-) -> None:  # fmt: skip
+    jobs: list[Job],
+    root: Path,
+    workers: int,
+    timeout_s: float,
+    force: bool,
+    console: Console,
+    executor: executors.Executor,
+) -> None:
     """Keeps `workers` notebooks running until all have ended."""
     from rich.live import Live
 

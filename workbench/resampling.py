@@ -1,6 +1,7 @@
 """Small samples compared by drawing again: bootstrap of a difference of means, and the exact sign-flip permutation.
 
-What may live here: pure numpy functions of scores and draws, the draws included. What may not: models, tables, verdicts.
+What may live here: pure numpy functions of scores and draws, the draws included. What may not: models, tables,
+verdicts.
 
 Sums are compared with a slack of 1e-9, so that rounding never decides which of two equal means is larger.
 """
@@ -70,7 +71,8 @@ def gap_test(
     """The bootstrap test of two samples, the same items on both sides where `paired`.
 
     Raises:
-        ValueError: no scores, another number on one side where they are paired, or a score that is NaN (its place is named).
+        ValueError: no scores, another number on one side where they are paired, or a score that is NaN (its place is
+            named).
     """
     one, two = np.asarray(general, dtype=float), np.asarray(guided, dtype=float)
     for name, values in (("general", one), ("guided", two)):

@@ -3,9 +3,10 @@
 What may live here: steps that SPPO, DNO and their kin share between sampling and claims. What may not: choices of one
 method, losses, worlds.
 
-A round's folder holds `pairs.parquet` (columns `prompt`, `chosen`, `rejected`, `chosen_ids`, `rejected_ids` and what the
-method adds; chosen is the truth even where an arm trains on other labels), `before.json` (log-probs of each pair under the
-reference, before training) and, in worlds where all responses can be listed, `policy.parquet` (the policy as a table).
+A round's folder holds `pairs.parquet` (columns `prompt`, `chosen`, `rejected`, `chosen_ids`, `rejected_ids` and what
+the method adds; chosen is the truth even where an arm trains on other labels), `before.json` (log-probs of each pair
+under the reference, before training) and, in worlds where all responses can be listed, `policy.parquet` (the policy as
+a table).
 """
 
 from __future__ import annotations
@@ -44,9 +45,19 @@ def open_judged(config: Any, world: Callable[..., Any], *, model: str, dataset: 
             "overrides={'judge': ...}), or none for the embedded world"
         )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
-    return TextTask(dataset, model, kind=kind, device=device, test_size=config.test_size, max_new_tokens=config.max_new_tokens,
-                    max_length=config.max_length, lora=lora, precision=config.precision, judge=config.judge,
-                    judge_kind=config.judge_kind)  # fmt: skip
+    return TextTask(
+        dataset,
+        model,
+        kind=kind,
+        device=device,
+        test_size=config.test_size,
+        max_new_tokens=config.max_new_tokens,
+        max_length=config.max_length,
+        lora=lora,
+        precision=config.precision,
+        judge=config.judge,
+        judge_kind=config.judge_kind,
+    )
 
 
 def pair_groups(policy: Policy, pairs: pd.DataFrame, *, max_length: int, max_prompt_length: int) -> list[Group]:
@@ -110,7 +121,8 @@ def stored_table(run: Run, t: int) -> np.ndarray:
 
 
 def with_replay(pairs: pd.DataFrame, run: Run, t: int, *, seed: int, share: float) -> pd.DataFrame:
-    """New pairs and, as at most `share` of all, a draw of those of the round before, half as many of the one before that, ..."""
+    """New pairs and, as at most `share` of all, a draw of those of the round before, half as many of the one before
+    that, ..."""
     shares = [share / 2**i for i in range(t)]
     total = len(pairs) / (1 - sum(shares))
     tables = [pairs]
@@ -122,7 +134,8 @@ def with_replay(pairs: pd.DataFrame, run: Run, t: int, *, seed: int, share: floa
 
 
 def sign_accuracy(task: Any, pairs: pd.DataFrame, table: np.ndarray) -> float:
-    """Share of pairs whose chosen response truly wins more often against the policy than the rejected one; ties count half."""
+    """Share of pairs whose chosen response truly wins more often against the policy than the rejected one; ties count
+    half."""
     prompts = [prompt_of(prompt) for prompt in pairs.prompt]
     chosen, rejected = (task.win_rates(table, prompts, pairs[side].tolist()) for side in ("chosen", "rejected"))
     tied = np.isclose(chosen, rejected, atol=1e-6)

@@ -1,9 +1,11 @@
-"""What is found in rows before training: one rule a fault, from token ids and texts to the numbers of the rows that have it.
+"""What is found in rows before training: one rule a fault, from token ids and texts to the numbers of the rows that
+have it.
 
 What may live here: pure functions of tokenised rows, and what a reader must know of each fault (why it matters, the way
 out). What may not: views (`widgets/training_preview`), tokenisation (`models`), models, files.
 
-A rule never changes or drops a row. A row with a fault may be what its author wants; `severe` marks what hardly ever is.
+A rule never changes or drops a row. A row with a fault may be what its author wants; `severe` marks what hardly ever
+is.
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ FEWEST_FOR_LENGTH = 20  # pairs of different length
 _HIDDEN = re.compile(
     "[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\U000e0000-\U000e007f]"
 )
-_MARKERS = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|user\|>|"
-                      r"(?m:^### (?:Instruction|Response):)|(?m:^(?:Human|Assistant|USER|ASSISTANT): )")  # fmt: skip
+_MARKERS = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|user\|>|"
+    r"(?m:^### (?:Instruction|Response):)|(?m:^(?:Human|Assistant|USER|ASSISTANT): )"
+)
 
 
 @dataclass
@@ -46,7 +50,8 @@ class Rows:
             Both are None where rows came as tokens, since what was cut before cannot be seen.
         texts: (prompt, responses) of each row before tokenisation, None where rows came as tokens.
         ordered: the responses of a row are in order of preference (pairs and rankings).
-        whole_prompts: token ids before any cut, None where they are not known; held_out: prompts of an evaluation, uncut.
+        whole_prompts: token ids before any cut, None where they are not known; held_out: prompts of an evaluation,
+            uncut.
     """
 
     prompts: list[list[int]]
@@ -98,7 +103,7 @@ class Rows:
                 yield row, one, two
 
 
-# ---------------------------------------------------------------------------------------- tokens: what is there to learn
+# --------------------------------------------------------------------------------------- tokens: what is there to learn
 def prompt_cut(rows: Rows) -> list[int]:
     return [row for row, n in enumerate(rows.prompts_cut or []) if n]
 
@@ -142,7 +147,7 @@ def unknown_token(rows: Rows) -> list[int]:
     return [row for row, ids in enumerate(rows.prompts) if unk in ids or row in inside]
 
 
-# ------------------------------------------------------------------------------------------------ pairs: is there a signal
+# --------------------------------------------------------------------------------------------- pairs: is there a signal
 def identical(rows: Rows) -> list[int]:
     return _unique(row for row, one, two in rows.pairs() if one == two)
 
@@ -152,8 +157,8 @@ def near_identical(rows: Rows) -> list[int]:
 
 
 def likeness(one: Sequence[int], two: Sequence[int]) -> float:
-    """How far two responses agree, in [0, 1]: 1 - edits over the longer one, or the shared beginning of the shorter one if
-    that is more. Below `ALIKE` it may return 0.0 instead of the exact number."""
+    """How far two responses agree, in [0, 1]: 1 - edits over the longer one, or the shared beginning of the shorter one
+    if that is more. Below `ALIKE` it may return 0.0 instead of the exact number."""
     shorter = min(len(one), len(two))
     start = shared_start(one, two) / shorter if shorter else 0.0
     if start >= ALIKE:
@@ -184,7 +189,8 @@ def conflicting(rows: Rows) -> list[int]:
 
 
 class LengthRule(NamedTuple):
-    """How often the preferred response is the longer one, of pairs that differ in length, with Wilson's 95 % interval."""
+    """How often the preferred response is the longer one, of pairs that differ in length, with Wilson's 95 %
+    interval."""
 
     share: float
     low: float
@@ -232,7 +238,7 @@ def in_held_out(rows: Rows) -> list[int]:
     return [row for row, ids in enumerate(prompts) if tuple(ids) in known] if known else []
 
 
-# -------------------------------------------------------------------------------------------- texts: what became of them
+# ------------------------------------------------------------------------------------------- texts: what became of them
 def special_in_prompt(rows: Rows) -> list[int]:
     """Prompts whose text spells a special token; the tokenizer reads it as that token. Needs the texts."""
     return [] if rows.texts is None else _spelled(rows, [[text] for text in rows.prompt_texts])
@@ -304,7 +310,7 @@ def _unique(rows: Iterable[int]) -> list[int]:
     return list(dict.fromkeys(rows))
 
 
-# ------------------------------------------------------------------------------------------------------------- all rules
+# ------------------------------------------------------------------------------------------------------------ all rules
 class Rule(NamedTuple):
     """A fault: its code, how bad it is, its name, why it matters and what to do, and what finds it."""
 
@@ -322,58 +328,186 @@ class Finding(NamedTuple):
 
 
 _KNOWN: Any = (
-    ("response_cut", "severe", "response cut: no end token", "The end and the end token are gone: it teaches text that never stops.",
-     "Raise max_length, shorten or drop these rows.", response_cut),
-    ("no_end_token", "severe", "no end token", "A response that does not end teaches the policy not to stop.",
-     "Encode responses with policy.encode_response or policy.group; of samples drop those that hit max_new_tokens.", no_end_token),
-    ("end_token_inside", "severe", "end token before the end", "Tokens behind it are never reached in sampling, yet they are scored.",
-     "Give the response as text: policy.group then keeps exactly one end token.", end_token_inside),
-    ("empty_chosen", "severe", "preferred response is empty", "Only the end token is scored: it teaches to say nothing.",
-     "Drop the rows or fill in the answers.", empty_chosen),
-    ("two_begin_tokens", "severe", "begin token twice", "Template and tokenizer both add it: a start that pretraining never showed.",
-     "Take the begin token out of the chat template, or encode prompts with policy.encode_prompt.", two_begin_tokens),
-    ("unknown_token", "severe", "unknown token", "The tokenizer has no token for a part of the text, so its meaning is lost.",
-     "Use a tokenizer with byte fallback, or add the missing tokens and train their embeddings.", unknown_token),
-    ("not_written_back", "severe", "text lost in tokens", "The tokens of a response do not give its text back.",
-     "Look at the normaliser of the tokenizer; use one that works on bytes.", not_written_back),
-    ("in_held_out", "severe", "prompt is held out", "Evaluation prompts in training make held-out numbers worthless.",
-     "Split by prompt: data.held_out(rows, test_size=...).", in_held_out),
-    ("special_in_prompt", "severe", "prompt spells a special token",
-     "It is read as that token: the text can end its turn or open another one.",
-     "Remove or rewrite the token's name in the prompt.", special_in_prompt),
-    ("prompt_cut", "warning", "prompt cut on the left", "The model answers a question whose beginning it does not see.",
-     "Raise max_length or max_prompt_length, or shorten the prompts.", prompt_cut),
-    ("identical", "warning", "identical responses", "Such a pair has no signal: its gradient is 0 for every pairwise loss.",
-     "Drop the rows; many of them mean that sampling is too cold.", identical),
-    ("near_identical", "warning", "near-identical responses",
-     "Few tokens carry the difference; pushing them apart can lower the likelihood of both (likelihood displacement).",
-     "Drop the rows, add an SFT term, or watch chosen log-probs in training.", near_identical),
-    ("conflicting", "warning", "the same pair both ways", "The same two responses stand here once each way, so the labels cancel.",
-     "Keep the majority's order, or give p_chosen to a loss that takes it.", conflicting),
-    ("chosen_is_longer", "warning", "length gives the label away",
-     "A policy can lower its loss by writing longer and learning nothing else.",
-     "Balance lengths, or use a length-normalised loss (SimPO, or IPO with average log-probs).", chosen_is_longer),
-    ("duplicates", "warning", "duplicate rows", "The same row several times weighs more and makes metrics look surer than they are.",
-     "Drop duplicates, or keep them on purpose as weights.", duplicates),
-    ("template_in_text", "warning", "prompt brings turn markers",
-     "The text already holds a chat template's marks, inside or instead of the tokenizer's own.",
-     "Give chats as lists of messages and let the tokenizer's template write the marks.", template_in_text),
-    ("hidden_characters", "warning", "hidden characters",
-     "Zero-width or bidirectional control characters: readers do not see them, the model does.",
-     "Remove them unless the language needs them (joiners, emoji).", hidden_characters),
-    ("leaked", "warning", "response stands in its prompt", "The answer can be copied, which teaches copying.",
-     "Check that the prompt does not hold the answer by mistake.", leaked),
-    ("empty_other", "warning", "empty response among the others",
-     "Only its end token is scored: the pair teaches not to be silent, nothing else.",
-     "Drop the rows unless silence is what you want to train away.", empty_other),
-    ("starts_with_blank", "note", "response starts with a blank",
-     "The first token differs from the one that sampling would start with.",
-     "Strip responses, unless the template expects the blank.", starts_with_blank),
-    ("special_in_response", "note", "response spells a special token",
-     "It stays text here (split_special_tokens) and never ends the response.",
-     "Nothing, if it is meant; else clean the source.", special_in_response),
-    ("frequent_prompt", "note", f"prompt in {OFTEN} rows or more", "One prompt with many rows weighs as much as many prompts.",
-     "Take fewer pairs of each prompt; split train and test by prompt.", frequent_prompt),)  # fmt: skip
+    (
+        "response_cut",
+        "severe",
+        "response cut: no end token",
+        "The end and the end token are gone: it teaches text that never stops.",
+        "Raise max_length, shorten or drop these rows.",
+        response_cut,
+    ),
+    (
+        "no_end_token",
+        "severe",
+        "no end token",
+        "A response that does not end teaches the policy not to stop.",
+        "Encode responses with policy.encode_response or policy.group; of samples drop those that hit max_new_tokens.",
+        no_end_token,
+    ),
+    (
+        "end_token_inside",
+        "severe",
+        "end token before the end",
+        "Tokens behind it are never reached in sampling, yet they are scored.",
+        "Give the response as text: policy.group then keeps exactly one end token.",
+        end_token_inside,
+    ),
+    (
+        "empty_chosen",
+        "severe",
+        "preferred response is empty",
+        "Only the end token is scored: it teaches to say nothing.",
+        "Drop the rows or fill in the answers.",
+        empty_chosen,
+    ),
+    (
+        "two_begin_tokens",
+        "severe",
+        "begin token twice",
+        "Template and tokenizer both add it: a start that pretraining never showed.",
+        "Take the begin token out of the chat template, or encode prompts with policy.encode_prompt.",
+        two_begin_tokens,
+    ),
+    (
+        "unknown_token",
+        "severe",
+        "unknown token",
+        "The tokenizer has no token for a part of the text, so its meaning is lost.",
+        "Use a tokenizer with byte fallback, or add the missing tokens and train their embeddings.",
+        unknown_token,
+    ),
+    (
+        "not_written_back",
+        "severe",
+        "text lost in tokens",
+        "The tokens of a response do not give its text back.",
+        "Look at the normaliser of the tokenizer; use one that works on bytes.",
+        not_written_back,
+    ),
+    (
+        "in_held_out",
+        "severe",
+        "prompt is held out",
+        "Evaluation prompts in training make held-out numbers worthless.",
+        "Split by prompt: data.held_out(rows, test_size=...).",
+        in_held_out,
+    ),
+    (
+        "special_in_prompt",
+        "severe",
+        "prompt spells a special token",
+        "It is read as that token: the text can end its turn or open another one.",
+        "Remove or rewrite the token's name in the prompt.",
+        special_in_prompt,
+    ),
+    (
+        "prompt_cut",
+        "warning",
+        "prompt cut on the left",
+        "The model answers a question whose beginning it does not see.",
+        "Raise max_length or max_prompt_length, or shorten the prompts.",
+        prompt_cut,
+    ),
+    (
+        "identical",
+        "warning",
+        "identical responses",
+        "Such a pair has no signal: its gradient is 0 for every pairwise loss.",
+        "Drop the rows; many of them mean that sampling is too cold.",
+        identical,
+    ),
+    (
+        "near_identical",
+        "warning",
+        "near-identical responses",
+        (
+            "Few tokens carry the difference; pushing them apart can lower the likelihood of both (likelihood"
+            " displacement)."
+        ),
+        "Drop the rows, add an SFT term, or watch chosen log-probs in training.",
+        near_identical,
+    ),
+    (
+        "conflicting",
+        "warning",
+        "the same pair both ways",
+        "The same two responses stand here once each way, so the labels cancel.",
+        "Keep the majority's order, or give p_chosen to a loss that takes it.",
+        conflicting,
+    ),
+    (
+        "chosen_is_longer",
+        "warning",
+        "length gives the label away",
+        "A policy can lower its loss by writing longer and learning nothing else.",
+        "Balance lengths, or use a length-normalised loss (SimPO, or IPO with average log-probs).",
+        chosen_is_longer,
+    ),
+    (
+        "duplicates",
+        "warning",
+        "duplicate rows",
+        "The same row several times weighs more and makes metrics look surer than they are.",
+        "Drop duplicates, or keep them on purpose as weights.",
+        duplicates,
+    ),
+    (
+        "template_in_text",
+        "warning",
+        "prompt brings turn markers",
+        "The text already holds a chat template's marks, inside or instead of the tokenizer's own.",
+        "Give chats as lists of messages and let the tokenizer's template write the marks.",
+        template_in_text,
+    ),
+    (
+        "hidden_characters",
+        "warning",
+        "hidden characters",
+        "Zero-width or bidirectional control characters: readers do not see them, the model does.",
+        "Remove them unless the language needs them (joiners, emoji).",
+        hidden_characters,
+    ),
+    (
+        "leaked",
+        "warning",
+        "response stands in its prompt",
+        "The answer can be copied, which teaches copying.",
+        "Check that the prompt does not hold the answer by mistake.",
+        leaked,
+    ),
+    (
+        "empty_other",
+        "warning",
+        "empty response among the others",
+        "Only its end token is scored: the pair teaches not to be silent, nothing else.",
+        "Drop the rows unless silence is what you want to train away.",
+        empty_other,
+    ),
+    (
+        "starts_with_blank",
+        "note",
+        "response starts with a blank",
+        "The first token differs from the one that sampling would start with.",
+        "Strip responses, unless the template expects the blank.",
+        starts_with_blank,
+    ),
+    (
+        "special_in_response",
+        "note",
+        "response spells a special token",
+        "It stays text here (split_special_tokens) and never ends the response.",
+        "Nothing, if it is meant; else clean the source.",
+        special_in_response,
+    ),
+    (
+        "frequent_prompt",
+        "note",
+        f"prompt in {OFTEN} rows or more",
+        "One prompt with many rows weighs as much as many prompts.",
+        "Take fewer pairs of each prompt; split train and test by prompt.",
+        frequent_prompt,
+    ),
+)
 RULES = tuple(Rule(*fields) for fields in _KNOWN)
 BY_CODE = {rule.code: rule for rule in RULES}
 

@@ -69,7 +69,8 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically. NaN and infinities are kept, as Python's reader understands them; claims write null instead."""
+    """Writes JSON atomically. NaN and infinities are kept, as Python's reader understands them; claims write null
+    instead."""
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=True)
     with atomic(path) as file:
         file.write(text.encode(errors="replace"))  # half a character of a model's text must not lose a run its results
@@ -97,8 +98,8 @@ def plain(value: Any) -> Any:
 def cached_folder(key: Mapping[str, Any], build: Callable[[Path], None], *, root: Path | None = None) -> Path:
     """A folder whose content is a function of `key`; `build(folder)` fills it when it is not there yet.
 
-    A process that wants what another one is building waits for it; where the disk knows no locks both build, and the first
-    rename wins.
+    A process that wants what another one is building waits for it; where the disk knows no locks both build, and the
+    first rename wins.
     """
     digest = _digest(key)
     target = (root or default_root() / ".cache") / f"{key.get('kind', 'item')}-{digest}"
@@ -356,11 +357,21 @@ def open_run(system: str, module: str, scale: str, parameters: Mapping[str, Any]
             with atomic(run.folder / DIFF) as file:
                 file.write(code.diff.encode(errors="replace"))
         run.update_manifest(
-            system=system, scale=scale, parameters=plain(parameters), key=key, status="running", started=_now(),
-            provenance=provenance.machine(), inputs=provenance.inputs(parameters),
-            code={"hash": code_hash(module), "commit": code.commit, "changed": list(code.changed),
-                  "diff": DIFF if code.diff else ""},
-        )  # fmt: skip
+            system=system,
+            scale=scale,
+            parameters=plain(parameters),
+            key=key,
+            status="running",
+            started=_now(),
+            provenance=provenance.machine(),
+            inputs=provenance.inputs(parameters),
+            code={
+                "hash": code_hash(module),
+                "commit": code.commit,
+                "changed": list(code.changed),
+                "diff": DIFF if code.diff else "",
+            },
+        )
     return run
 
 

@@ -1,7 +1,8 @@
-"""Which claims to keep: ROC of a score that should be low for invented claims, and the share of invented ones among those kept.
+"""Which claims to keep: ROC of a score that should be low for invented claims, and the share of invented ones among
+those kept.
 
-May live here: pure numpy functions from labels and scores, any scores, to numbers or small tables, with intervals from a
-bootstrap that draws whole clusters (all titles of one topic came from one prompt; they are not independent). May not:
+May live here: pure numpy functions from labels and scores, any scores, to numbers or small tables, with intervals from
+a bootstrap that draws whole clusters (all titles of one topic came from one prompt; they are not independent). May not:
 models, files, figures. Equal means equal to nine digits, and rows of equal score count as their expectation over random
 orders, so the order of a file decides nothing.
 
@@ -73,7 +74,8 @@ def roc(h: ArrayLike, s: ArrayLike, *, ids: Sequence[object] | None = None) -> t
 def auroc(
     h: ArrayLike, s: ArrayLike, weights: np.ndarray | None = None, *, ids: Sequence[object] | None = None
 ) -> np.ndarray:
-    """P(an invented row scores below a real one) + half P(equal), for each row of `weights` [rounds, n]; NaN for one class."""
+    """P(an invented row scores below a real one) + half P(equal), for each row of `weights` [rounds, n]; NaN for one
+    class."""
     labels, scores = _checked(h, s, ids)
     weights = np.ones((1, len(labels))) if weights is None else weights
     order = np.argsort(scores, kind="stable")
@@ -87,9 +89,14 @@ def auroc(
 
 
 def roc_ci(
-    h: ArrayLike, s: ArrayLike, cluster: Sequence[object], *, rounds: int = 1_000, seed: int = 0,
+    h: ArrayLike,
+    s: ArrayLike,
+    cluster: Sequence[object],
+    *,
+    rounds: int = 1_000,
+    seed: int = 0,
     ids: Sequence[object] | None = None,
-) -> Interval:  # fmt: skip
+) -> Interval:
     """AUROC for invented rows with score -s, and its interval over clusters.
 
     Args:
@@ -107,10 +114,16 @@ def roc_ci(
 
 
 def gains_ci(
-    h: ArrayLike, scores: Mapping[str, ArrayLike], pairs: Sequence[tuple[str, str]], cluster: Sequence[object], *,
-    rounds: int = 1_000, seed: int = 0,
-) -> dict[tuple[str, str], Interval]:  # fmt: skip
-    """AUROC of the first score minus that of the second, for each pair of names; every round draws the same rows for both."""
+    h: ArrayLike,
+    scores: Mapping[str, ArrayLike],
+    pairs: Sequence[tuple[str, str]],
+    cluster: Sequence[object],
+    *,
+    rounds: int = 1_000,
+    seed: int = 0,
+) -> dict[tuple[str, str], Interval]:
+    """AUROC of the first score minus that of the second, for each pair of names; every round draws the same rows for
+    both."""
     draws = cluster_draws(cluster, rounds, seed)
     every = {name: (float(auroc(h, scores[name])[0]), auroc(h, scores[name], draws)) for pair in pairs for name in pair}
     return {(a, b): Interval(every[a][0] - every[b][0], *_percentiles(every[a][1] - every[b][1])) for a, b in pairs}
@@ -141,7 +154,8 @@ def fdr_at(
     *,
     ids: Sequence[object] | None = None,
 ) -> np.ndarray:
-    """Expected share of invented rows among the best-scored `fractions` (0 to 1), for each row of `weights`: [rounds, fractions].
+    """Expected share of invented rows among the best-scored `fractions` (0 to 1), for each row of `weights`: [rounds,
+    fractions].
 
     Inside a tie a random part is kept. Below the smallest group that a threshold can keep, the value is that group's.
     """

@@ -35,7 +35,8 @@ EDGE = 1e-6  # confidences stay this far from 0 and 1, where log(1 - c) has no g
 
 # ---------------------------------------------------------------------------------------------------------- the head
 def add_confidence(policy: Policy, *, seed: int = 0) -> Policy:
-    """Gives the policy's model a confidence head (a part of the model: trained and stored with it); returns the policy."""
+    """Gives the policy's model a confidence head (a part of the model: trained and stored with it); returns the
+    policy."""
     width = policy.model.config.get_text_config().hidden_size
     head = nn.Linear(width, 1)
     generator = torch.Generator().manual_seed(seed)
@@ -69,8 +70,8 @@ def load(source: str | Path, **options: Any) -> Policy:
     path = Path(source) / HEAD_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{source} has no {HEAD_FILE}: this checkpoint has no confidence head, so it cannot decide between read and "
-            "write; train one (`add_confidence`, then multi-task fine-tuning), or decode with wait-k"
+            f"{source} has no {HEAD_FILE}: this checkpoint has no confidence head, so it cannot decide between read and"
+            " write; train one (`add_confidence`, then multi-task fine-tuning), or decode with wait-k"
         )
     policy = add_confidence(Policy.load(source, **options))
     policy.model.confidence.load_state_dict(load_file(path))
@@ -120,8 +121,12 @@ class States(NamedTuple):
 
 
 def states(
-    policy: Policy, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, whole_vocabulary: bool = False
-) -> States:  # fmt: skip
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    whole_vocabulary: bool = False,
+) -> States:
     """All states of given translations, each behind its own prompt; differentiable.
 
     Args:
@@ -171,15 +176,20 @@ class Pair(NamedTuple):
 
 
 def drawn_prefixes(batch: Sequence[Pair], min_prefix: int, seed: int) -> list[int]:
-    """One prefix for the whole batch, as a share of the source: words of each row. A function of the batch alone, so that
-    a resumed training draws the same."""
+    """One prefix for the whole batch, as a share of the source: words of each row. A function of the batch alone, so
+    that a resumed training draws the same."""
     share = 1.0 - np.random.default_rng([seed, 7, *_numbers(batch)]).random()  # in (0, 1]
     return [min(len(row.prompts), max(min_prefix, math.ceil(share * len(row.prompts)))) for row in batch]
 
 
 def expected_lagging(
-    policy: Policy, batch: Sequence[Pair], side: Sequence[list[int]], *, n_prefixes: int = 0, scrambled: int | None = None
-) -> Float[Tensor, " row"]:  # fmt: skip
+    policy: Policy,
+    batch: Sequence[Pair],
+    side: Sequence[list[int]],
+    *,
+    n_prefixes: int = 0,
+    scrambled: int | None = None,
+) -> Float[Tensor, " row"]:
     """Lat(y) of each row's translation: the expected lagging of the confidences, differentiable in them.
 
     Args:
@@ -242,7 +252,8 @@ class Step(NamedTuple):
 class Translation(NamedTuple):
     """What was written: token ids with the end token if it ended, source words read before each, and all decisions.
 
-    `early_ends`: how often the end was proposed before the source was read (and refused, unless early stops are allowed).
+    `early_ends`: how often the end was proposed before the source was read (and refused, unless early stops are
+    allowed).
     """
 
     ids: list[int]
@@ -262,7 +273,8 @@ def translate(
     allow_early_stop: bool = False,
     unit: Unit = "word",
 ) -> list[Translation]:
-    """Greedy streaming translation of every sentence; each is read and written word by word, side by side with the others.
+    """Greedy streaming translation of every sentence; each is read and written word by word, side by side with the
+    others.
 
     Args:
         prompts: for each sentence the token ids of its prompts after 1, 2, ..., J source words.

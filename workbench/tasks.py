@@ -152,8 +152,8 @@ class DocumentTask(Protocol):
     """Policies to align on documents with questions, whose reference answers serve measurements and chunk scores alone.
 
     Optional, asked for by `hasattr`: `evidence(row, rng)` (three contexts: all that a question needs, a part, nothing),
-    `misaligned(seed)` (a start that finds and does not tell), `needles(policy)` (accuracy by length and depth), `longer(n)`
-    (the task with documents of another length).
+    `misaligned(seed)` (a start that finds and does not tell), `needles(policy)` (accuracy by length and depth),
+    `longer(n)` (the task with documents of another length).
     """
 
     name: str
@@ -162,8 +162,8 @@ class DocumentTask(Protocol):
     def start(self, seed: int) -> Policy: ...
 
     def documents(self, split: str, seed: int) -> list[Row]:
-        """Rows `chunks` (texts that make the document, in order), `questions`, `answers`, and `chunk_of`, which says for
-        each question in which chunk its answer stands."""
+        """Rows `chunks` (texts that make the document, in order), `questions`, `answers`, and `chunk_of`, which says
+        for each question in which chunk its answer stands."""
         ...
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]: ...
@@ -172,9 +172,9 @@ class DocumentTask(Protocol):
 class FollowUpTask(Protocol):
     """Policies to align by what a user would say next.
 
-    Optional, asked for by `hasattr`: `follow_ups` (phrases by dimension and polarity), `pose` (what asks for a question),
-    `feedback(seed, shuffled=False)` (rows with `prompt`, `response` and `feedback` in words), `deaf(seed)` (the start, had
-    what users say been independent of the response), `score(prompts, responses)` (the truth).
+    Optional, asked for by `hasattr`: `follow_ups` (phrases by dimension and polarity), `pose` (what asks for a
+    question), `feedback(seed, shuffled=False)` (rows with `prompt`, `response` and `feedback` in words), `deaf(seed)`
+    (the start, had what users say been independent of the response), `score(prompts, responses)` (the truth).
     """
 
     name: str
@@ -215,7 +215,8 @@ class EnumeratedTask(Protocol):
 class TranslationTask(Protocol):
     """Policies to align on pairs of translations that are written while the source is still being read.
 
-    `quality_is` names the aspect that is compared; `counts_end` says whether the end token counts as a word in latencies.
+    `quality_is` names the aspect that is compared; `counts_end` says whether the end token counts as a word in
+    latencies.
     """
 
     name: str
@@ -241,8 +242,8 @@ class TranslationTask(Protocol):
 class EvidenceTask(Protocol):
     """Policies to align on responses to a prompt about evidence, which is a sequence of frames of any kind.
 
-    Optional, asked for by `hasattr`: `truth(evidence, prompt)`, the oracle's response to any evidence; `untrained(seed)`, a
-    model of the start's class that knows nothing.
+    Optional, asked for by `hasattr`: `truth(evidence, prompt)`, the oracle's response to any evidence;
+    `untrained(seed)`, a model of the start's class that knows nothing.
     """
 
     name: str
@@ -267,7 +268,8 @@ class EvidenceTask(Protocol):
 
 @dataclass
 class RealRows:
-    """Rows of a data set and a model to start from: what every task on real data shares. A task says how it reads its rows.
+    """Rows of a data set and a model to start from: what every task on real data shares. A task says how it reads its
+    rows.
 
     Attributes:
         dataset: hub id, folder or file.
@@ -315,8 +317,8 @@ class TextTask(RealRows):
     Attributes:
         kind: "demonstration", "preference" or "prompt", what the rows are.
         judge: folder or hub id of what compares responses; loaded when it is first asked.
-        judge_kind: "reward", a sequence-classification model, P(a better) = sigma(score a - score b); "chat", a model that is
-            asked in words, in both orders.
+        judge_kind: "reward", a sequence-classification model, P(a better) = sigma(score a - score b); "chat", a model
+            that is asked in words, in both orders.
     """
 
     kind: str = "demonstration"
@@ -355,8 +357,8 @@ class TextTask(RealRows):
         """
         if not self.judge or self.judge_kind != "reward":
             raise ValueError(
-                f"judge={self.judge!r}, judge_kind={self.judge_kind!r}: scores need a reward model; give the folder or hub id "
-                "of a sequence-classification model with one label as judge"
+                f"judge={self.judge!r}, judge_kind={self.judge_kind!r}: scores need a reward model; give the folder or"
+                " hub id of a sequence-classification model with one label as judge"
             )
         if "judge" not in self._loaded:
             from workbench.feedback.reward_model import RewardModel

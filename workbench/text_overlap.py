@@ -46,7 +46,8 @@ def rouge_l(reference: str, candidate: str) -> Overlap:
 
 
 def rouge_l_sum(reference: str, candidate: str) -> Overlap:
-    """Longest common subsequences line by line: what any line of the candidate shares with a reference line counts once."""
+    """Longest common subsequences line by line: what any line of the candidate shares with a reference line counts
+    once."""
     ours, theirs = ([tokens(line) for line in text.split("\n") if line] for text in (reference, candidate))
     left = [Counter(word for line in lines for word in line) for lines in (ours, theirs)]
     totals, hits = [count.total() for count in left], 0
@@ -65,7 +66,8 @@ def edit_similarity(reference: str, candidate: str) -> float:
 
 
 def match(reference: str, candidate: str) -> Match:
-    """Exact: the same tokens. Near-exact: nearly all of the reference in order, or few edits. No tokens match nothing."""
+    """Exact: the same tokens. Near-exact: nearly all of the reference in order, or few edits. No tokens match
+    nothing."""
     if not tokens(reference) or not tokens(candidate):
         return "no"
     if tokens(reference) == tokens(candidate):

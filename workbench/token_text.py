@@ -37,7 +37,8 @@ def visible(text: str) -> str:
 
 @cache
 def _byte_of() -> dict[str, int]:
-    """The byte behind each character of a byte-level vocabulary: printable ones stand for themselves, the rest moved up."""
+    """The byte behind each character of a byte-level vocabulary: printable ones stand for themselves, the rest moved
+    up."""
     kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     moved = [byte for byte in range(256) if byte not in kept]
     return {chr(byte): byte for byte in kept} | {chr(256 + i): byte for i, byte in enumerate(moved)}
@@ -47,7 +48,8 @@ class TokenText:
     """The vocabulary of a tokenizer as text.
 
     Attributes:
-        special: ids that no text may spell (begin, end, turns); `eos`, `bos`, `unk` are single ids, None where there is none.
+        special: ids that no text may spell (begin, end, turns); `eos`, `bos`, `unk` are single ids, None where there is
+            none.
         spelled: special token -> id.
     """
 

@@ -34,9 +34,19 @@ from workbench.reference import PairRow, pair_rows, reference_logps
 log = logging.getLogger(__name__)
 
 __all__ = [
-    "PairRow", "Round", "Step", "TrainConfig", "check_start", "iterate", "pair_numbers", "pair_rows", "preference_step",
-    "reference_logps", "supervised_step", "train",
-]  # fmt: skip
+    "PairRow",
+    "Round",
+    "Step",
+    "TrainConfig",
+    "check_start",
+    "iterate",
+    "pair_numbers",
+    "pair_rows",
+    "preference_step",
+    "reference_logps",
+    "supervised_step",
+    "train",
+]
 
 Step = Callable[[Policy, Sequence[Any]], tuple[Tensor, dict[str, Tensor]]]
 
@@ -63,7 +73,8 @@ class TrainConfig:
 def preference_step(
     objective: Callable[..., tuple[Tensor, dict[str, Tensor]]], *, average: bool = False, **options: Any
 ) -> Step:
-    """A step over `PairRow`s from an objective of four log-probs and the rows' targets. `options` go to it (beta, loss_type).
+    """A step over `PairRow`s from an objective of four log-probs and the rows' targets. `options` go to it (beta,
+    loss_type).
 
     Args:
         average: hand over log-probs divided by the number of tokens, as IPO, SimPO and ORPO take them.
@@ -82,7 +93,8 @@ def preference_step(
 
 
 class SupervisedStep:
-    """Losses [row]: negative log-likelihood of a row's first response, nats; an optimiser step divides by its tokens."""
+    """Losses [row]: negative log-likelihood of a row's first response, nats; an optimiser step divides by its
+    tokens."""
 
     def __call__(self, policy: Policy, batch: Sequence[Group]) -> tuple[Tensor, dict[str, Tensor]]:
         scores = score(policy, batch)
@@ -158,9 +170,15 @@ def train(
 
 
 def _loop(
-    policy: Policy, rows: Sequence[Any], step: Step, config: TrainConfig, run: runs.Run | None, seed: int, tag: dict,
+    policy: Policy,
+    rows: Sequence[Any],
+    step: Step,
+    config: TrainConfig,
+    run: runs.Run | None,
+    seed: int,
+    tag: dict,
     watch: Callable[[Policy, int], None] | None,
-) -> float:  # fmt: skip
+) -> float:
     from transformers import get_scheduler
 
     per_epoch = math.ceil(len(rows) / config.batch_size)
@@ -291,7 +309,8 @@ class Round:
     """What one round of an iterated method trains on.
 
     Attributes:
-        rows: what the step takes, usually `PairRow`s with the log-probs of their reference; none leaves the policy as it is.
+        rows: what the step takes, usually `PairRow`s with the log-probs of their reference; none leaves the policy as
+            it is.
         step: the objective as a step.
         config: optimisation of this round.
         start_loss: the loss that every row must have before any update, where the reference is the policy itself: one
@@ -379,7 +398,7 @@ def check_start(policy: Policy, round_: Round) -> None:
     tolerance = 1e-3 if exact else 5e-2
     if not worst < tolerance:
         raise RuntimeError(
-            f"step-0 check: the loss should be {float(expected[0]):.6f} on {'every' if is_one else 'the first'} row, because "
-            f"policy and reference are the same weights, but is off by {worst:.2g}; the reference is not the policy at the "
-            "start of this round"
+            f"step-0 check: the loss should be {float(expected[0]):.6f} on {'every' if is_one else 'the first'} row,"
+            f" because policy and reference are the same weights, but is off by {worst:.2g}; the reference is not the"
+            " policy at the start of this round"
         )

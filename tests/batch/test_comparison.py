@@ -17,12 +17,24 @@ from workbench.runs import Run
 def make(folder: Path, *, results=None, claims=None, **manifest) -> Run:
     """A finished run folder: `results` by seed."""
     facts = {
-        "system": "toy", "scale": "tiny", "status": "done", "started": "1", "key": "k", "notebook": "n",
-        "parameters": {"config": {"beta": 0.1, "arms": ["a", "b"], "inner": {"lr": 1e-3}}, "seeds": [0, 1], "model": "",
-                       "dataset": "", "device": "cpu", "inputs": ["", ""]},
+        "system": "toy",
+        "scale": "tiny",
+        "status": "done",
+        "started": "1",
+        "key": "k",
+        "notebook": "n",
+        "parameters": {
+            "config": {"beta": 0.1, "arms": ["a", "b"], "inner": {"lr": 1e-3}},
+            "seeds": [0, 1],
+            "model": "",
+            "dataset": "",
+            "device": "cpu",
+            "inputs": ["", ""],
+        },
         "provenance": {"python": "3.11.7", "torch": "2.13.0", "cores": "2"},
-        "code": {"hash": "h", "commit": "c", "changed": [], "diff": ""}, "inputs": [],
-    }  # fmt: skip
+        "code": {"hash": "h", "commit": "c", "changed": [], "diff": ""},
+        "inputs": [],
+    }
     runs.write_json(folder / "manifest.json", facts | manifest)
     runs.write_json(folder / "claims.json", claim_records() if claims is None else claims)
     for seed, result in (results or {0: {"win": [0.5, 0.75], "text": "x"}, 1: {"win": [0.25, 1], "text": "y"}}).items():
@@ -56,15 +68,19 @@ def test_parameters_and_what_a_run_was_made_with_are_named_by_dotted_keys(tmp_pa
         "inputs": ["m", ""],
     }
     b = make(
-        tmp_path / "b", parameters=other, provenance={"python": "3.11.7", "torch": "2.14.0", "gpu": "H200", "cores": "2"},
+        tmp_path / "b",
+        parameters=other,
+        provenance={"python": "3.11.7", "torch": "2.14.0", "gpu": "H200", "cores": "2"},
         code={"hash": "h2", "commit": "c", "changed": ["workbench/x.py"], "diff": "code.diff"},
         inputs=[{"kind": "model", "source": "m", "fingerprint": "m", "revision": "r"}],
-    )  # fmt: skip
+    )
     found = comparison.compare(a, b)
     assert {row.name: (row.a, row.b) for row in found.parameters} == {
-        "config.beta": (0.1, 0.5), "config.arms": (["a", "b"], ["a"]), "config.inner.lr": (1e-3, 1e-2),
+        "config.beta": (0.1, 0.5),
+        "config.arms": (["a", "b"], ["a"]),
+        "config.inner.lr": (1e-3, 1e-2),
         "config.new": (comparison.MISSING, None),
-    }  # fmt: skip
+    }
     made = {row.name: (row.a, row.b) for row in found.made_with}
     assert made["provenance.torch"] == ("2.13.0", "2.14.0")
     assert made["provenance.gpu"] == (comparison.MISSING, "H200")
@@ -124,8 +140,9 @@ def test_nan_equals_nan_and_never_hides_a_difference(tmp_path):
 
 def test_true_and_one_differ_but_one_and_one_point_zero_do_not():
     assert comparison.differences({"a": 1, "b": 1, "c": []}, {"a": 1.0, "b": True, "c": {}}) == [
-        ("b", 1, True), ("c", [], {}),
-    ]  # fmt: skip
+        ("b", 1, True),
+        ("c", [], {}),
+    ]
 
 
 def test_hostile_text_is_neither_markup_nor_a_terminal_command(tmp_path):

@@ -71,8 +71,14 @@ def test_a_child_whose_parent_is_gone_already_touches_nothing(tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
     notebook = write_notebook(tmp_path / "toy.ipynb", OPEN, "import time\ntime.sleep(600)")
-    job = {"notebook": notebook, "folder": tmp_path / "run", "root": tmp_path, "force": False, "timeout_s": 60,
-           "parameters": {"output": str(tmp_path / "run")}}  # fmt: skip
+    job = {
+        "notebook": notebook,
+        "folder": tmp_path / "run",
+        "root": tmp_path,
+        "force": False,
+        "timeout_s": 60,
+        "parameters": {"output": str(tmp_path / "run")},
+    }
     runs.write_json(tmp_path / "job.json", job)
     words = [sys.executable, "-m", "workbench.batch.notebook_job", str(tmp_path / "job.json"), str(gone.pid)]
     environment = os.environ | executors.environment(tmp_path)

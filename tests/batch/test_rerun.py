@@ -179,8 +179,8 @@ def test_anyway_and_other_code_go_on_and_say_so(runs_root, tmp_path, book, quiet
     text = quiet.file.getvalue()
     assert "rows.jsonl has changed since" in text
     assert (
-        "note: the code differs from that of the original (commit abc123; code.diff in its folder holds what was changed"
-        in text
+        "note: the code differs from that of the original (commit abc123; code.diff in its folder holds what was"
+        " changed" in text
     )
     (job,) = planned
     assert job.parameters["overrides"] == run.manifest["parameters"]["config"]

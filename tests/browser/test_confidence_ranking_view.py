@@ -24,8 +24,14 @@ def page_file(tmp_path_factory):
     rng, place = np.random.default_rng(0), np.arange(N)
     score = 10.0 - (place - (place % 6 == 5)) / 500
     right = (rng.random(N) < 1 - 0.8 * place / N).astype(float)
-    answers = pd.DataFrame({"qid": [f"q{i}" for i in place], "question": [f"question number {i}" for i in place],
-                            "answer": [f"answer {i}" for i in place], "correct": right})  # fmt: skip
+    answers = pd.DataFrame(
+        {
+            "qid": [f"q{i}" for i in place],
+            "question": [f"question number {i}" for i in place],
+            "answer": [f"answer {i}" for i in place],
+            "correct": right,
+        }
+    )
     answers.loc[0, ["question", "answer"]] = [HOSTILE, "=1+2"]
     left = rng.integers(0, N, 20_000)
     matchups = pd.DataFrame(
@@ -33,8 +39,14 @@ def page_file(tmp_path_factory):
     )
     for side in ("left", "right"):
         matchups[side] = [f"q{i}" for i in matchups[side]]
-    view = ConfidenceRanking(answers, {"bt": score, "coarse": np.round(score / 5)}, intervals={"bt": (score - 1, score + 1)},
-                             matchups=matchups, labels={"bt": HOSTILE}, kept=1000)  # fmt: skip
+    view = ConfidenceRanking(
+        answers,
+        {"bt": score, "coarse": np.round(score / 5)},
+        intervals={"bt": (score - 1, score + 1)},
+        matchups=matchups,
+        labels={"bt": HOSTILE},
+        kept=1000,
+    )
     output = new_output("display_data", data=view._repr_mimebundle_())
     folder = tmp_path_factory.mktemp("ranking")
     nbformat.write(
@@ -142,6 +154,7 @@ def test_it_is_read_by_screen_readers(opened):
     assert page.locator(".wb-ranking [role=listbox]").get_attribute("aria-label") == "answers, most trusted first"
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll('.wb-ranking :is(button, select, input, canvas, svg)')]
-        .filter(x => !(x.getAttribute('aria-label') || x.closest('label') || x.textContent.trim())).map(x => x.outerHTML)"""
+        .filter(x => !(x.getAttribute('aria-label') || x.closest('label') || x.textContent.trim()))
+        .map(x => x.outerHTML)"""
     )
     assert unnamed == []

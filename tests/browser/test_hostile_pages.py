@@ -1,4 +1,5 @@
-"""What a model wrote, in every place of a real page: it is shown, and it does nothing. No network, and a count of who asked."""
+"""What a model wrote, in every place of a real page: it is shown, and it does nothing. No network, and a count of who
+asked."""
 
 import json
 from dataclasses import dataclass, field
@@ -25,7 +26,10 @@ ATTACKS = {
     "end of a script": f"</script><script>{SCRIPT}</script><!--",
     "image": f"<img src=http://x.invalid/leak.png onerror='{SCRIPT}'>",
     "drawing": f"<svg onload='{SCRIPT}'><script>{SCRIPT}</script><use href=http://x.invalid/a.svg#b></svg>",
-    "formula": f"<math><mtext><img src=x onerror='{SCRIPT}'></mtext><maction xlink:href='javascript:{SCRIPT}'>x</maction></math>",
+    "formula": (
+        f"<math><mtext><img src=x onerror='{SCRIPT}'></mtext><maction"
+        f" xlink:href='javascript:{SCRIPT}'>x</maction></math>"
+    ),
     "frames": f"<iframe srcdoc='<script>parent.{SCRIPT}</script>'></iframe><object data=http://x.invalid></object>",
     "redirect": "<meta http-equiv=refresh content='0;url=http://x.invalid/'><base href=http://x.invalid/>",
     "style": "<style>@import url(http://x.invalid/a.css); body { background: url(http://x.invalid/b.png) }</style>",
@@ -109,8 +113,10 @@ def root(tmp_path_factory) -> Path:
     """A run whose every part was written by the model, and the index over it."""
     root = tmp_path_factory.mktemp("runs")
     every = "\n".join(ATTACKS.values())
-    records = [claim_records(text)[0] | {"id": f"C{i}", "paper": text, "verdict": text, "control_is": text, "unit": text[:40]}
-               for i, text in enumerate(WRITTEN)]  # fmt: skip
+    records = [
+        claim_records(text)[0] | {"id": f"C{i}", "paper": text, "verdict": text, "control_is": text, "unit": text[:40]}
+        for i, text in enumerate(WRITTEN)
+    ]
     run = finished(root, "spin", name="a<img src=x onerror=alert(1)>", records=records, dataset=ATTACKS["image"])
     for name in ("older", "oldest"):
         finished(root, "spin", name=name, records=records, dataset=ATTACKS["image"])
@@ -120,18 +126,30 @@ def root(tmp_path_factory) -> Path:
         code={"hash": written, "commit": written, "changed": [written], "diff": "code.diff"},
         inputs=[{"kind": written, "source": written, "fingerprint": written, "revision": written}],
         parameters=run.manifest["parameters"]
-        | {"config": {written[:70]: written, "beta": [written]}, "device": written},
+        | {
+            "config": {written[:70]: written, "beta": [written]},
+            "device": written,
+        },
     )
     (run.folder / "code.diff").write_text(written)
     table = pd.DataFrame({"response": WRITTEN})
     book = stored(
-        stdout(every), new_output("stream", name="stderr", text=every), display(text_plain=every), display(text_markdown=every),
-        display(text_latex=f"$\\text{{{ATTACKS['formula']}}} <x>$"), display(text_latex=ATTACKS["script"]),
-        new_output("error", ename=ATTACKS["script"], evalue=every, traceback=[every]), display(text_html=table.to_html()),
-        display(text_html=claims.table_html(records)), display(text_html=figures.Note(every)._repr_html_()),
-        *[figure(text) for text in ATTACKS.values()], view(), stdout(LONG), display(text_html=f"<table><tr><td>{LONG[:5000]}"),
+        stdout(every),
+        new_output("stream", name="stderr", text=every),
+        display(text_plain=every),
+        display(text_markdown=every),
+        display(text_latex=f"$\\text{{{ATTACKS['formula']}}} <x>$"),
+        display(text_latex=ATTACKS["script"]),
+        new_output("error", ename=ATTACKS["script"], evalue=every, traceback=[every]),
+        display(text_html=table.to_html()),
+        display(text_html=claims.table_html(records)),
+        display(text_html=figures.Note(every)._repr_html_()),
+        *[figure(text) for text in ATTACKS.values()],
+        view(),
+        stdout(LONG),
+        display(text_html=f"<table><tr><td>{LONG[:5000]}"),
         markdown="# A page\n\n$$\\sum_{i=1}^n x_i$$",
-    )  # fmt: skip
+    )
     (run.folder / "notebook.ipynb").write_text(json.dumps(book))
     pages.render(run.folder / "notebook.ipynb", run.folder / "page.html", root=root)
     broken = finished(root, "spin", "smoke", name="broken")

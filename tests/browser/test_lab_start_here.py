@@ -1,4 +1,5 @@
-"""The first notebook in JupyterLab itself: pick a system, run it with the button, open its page; move the slider at the end."""
+"""The first notebook in JupyterLab itself: pick a system, run it with the button, open its page; move the slider at the
+end."""
 
 from pathlib import Path
 
@@ -21,8 +22,12 @@ INSIDE = "import os\nos.environ['WORKBENCH_RUNS'] = os.path.abspath('runs')"
 def start_here(lab):
     """start-here.ipynb without the cells that sample and train, opened and run."""
     book = nbformat.read(ROOT / "notebooks" / "start-here.ipynb", as_version=4)
-    kept = [cell.source for cell in book.cells if cell.cell_type == "code"
-            and any(word in cell.source for word in ("import ", "scale = ", "Launcher()", "overshoot_figure"))]  # fmt: skip
+    kept = [
+        cell.source
+        for cell in book.cells
+        if cell.cell_type == "code"
+        and any(word in cell.source for word in ("import ", "scale = ", "Launcher()", "overshoot_figure"))
+    ]
     assert len(kept) == 4
     page = lab.open(lab.write("start-here.ipynb", INSIDE, *kept[:3], "world = PlantedChain()", kept[3]))
     lab.run_all(page)

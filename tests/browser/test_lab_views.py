@@ -34,7 +34,10 @@ from workbench.worlds.language import bpe_tokenizer
 words = "the quick brown fox jumps over a lazy dog near warm fires".split()
 tokenizer = bpe_tokenizer([" ".join(words) * 9], vocab_size=330)
 policy = Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=200, seed=0), tokenizer)
-rows = [{"prompt": f"say {i} and {words[i % 11]}?", "chosen": words[i % 7], "rejected": words[i % 5] + " no"} for i in range(60)]
+rows = [
+    {"prompt": f"say {i} and {words[i % 11]}?", "chosen": words[i % 7], "rejected": words[i % 5] + " no"}
+    for i in range(60)
+]
 rows[5]["rejected"] = rows[5]["chosen"]
 training_preview.CARRIED = 2_000
 shown = training_preview.TrainingPreview.of_rows(policy, rows).widget()
@@ -64,15 +67,19 @@ def test_training_preview_fetches_tokens_and_follows_python(lab, barriers, dark)
 
 
 BROWSER = """from workbench.widgets.preference_browser import PreferenceBrowser
-rows = [{"prompt": f"question {i}", "chosen": f"answer {i} " + 90 * "long ", "rejected": f"no {i} " + 90 * "tall ", "margin": i % 7 - 3.0}
-        for i in range(100_000)]
+rows = [{"prompt": f"question {i}", "chosen": f"answer {i} " + 90 * "long ", "rejected": f"no {i} " + 90 * "tall ",
+         "margin": i % 7 - 3.0} for i in range(100_000)]
 browser = PreferenceBrowser(rows, name="many", page_limit=100_000)
 browser"""
 
 
 def test_a_hundred_thousand_pairs_are_browsed_and_labelled_for_python(lab, barriers):
-    """The browser asks Python for what is in sight; what a reader labels is in Python, and what Python filters is in the view."""
-    saved = "import json; open('seen.json', 'w').write(json.dumps([browser.relabels, browser.view['text'], len(browser.order)]))"
+    """The browser asks Python for what is in sight; what a reader labels is in Python, and what Python filters is in
+    the view."""
+    saved = (
+        "import json; open('seen.json', 'w').write(json.dumps([browser.relabels, browser.view['text'],"
+        " len(browser.order)]))"
+    )
     page = lab.open(lab.write("browser.ipynb", BROWSER, "_ = browser.filter(text='')", saved))
     lab.run_all(page)
     page.wait_for_selector(".wb-browser .row")
@@ -116,7 +123,8 @@ def test_a_hundred_thousand_pairs_are_browsed_and_labelled_for_python(lab, barri
     page.get_by_text("2 labelled").first.wait_for()
 
 
-WATCHED = ["""import subprocess, sys, time
+WATCHED = [
+    """import subprocess, sys, time
 import ipywidgets
 from workbench.runs import Run
 from workbench.widgets.training_monitor import TrainingMonitor
@@ -127,13 +135,16 @@ shown, seen, jump = monitor.widget(), ipywidgets.HTML("nothing yet"), ipywidgets
 shown.observe(lambda change: setattr(seen, "value", f"python saw step {change.new}"), "step")
 jump.on_click(lambda _: setattr(shown, "step", 3))
 monitor.follow(0.2)
-ipywidgets.VBox([shown, seen, jump])""", """for k in range(30):
+ipywidgets.VBox([shown, seen, jump])""",
+    """for k in range(30):
     run.child("seed-0/dpo/round-1").log({"step": k, "loss": 1 / (k + 1)})
-    time.sleep(0.1)""", """code = "import sys, time; from pathlib import Path\\nfrom workbench.runs import Run\\n"
+    time.sleep(0.1)""",
+    """code = "import sys, time; from pathlib import Path\\nfrom workbench.runs import Run\\n"
 code += "run = Run(Path(sys.argv[1]))\\n"
 code += "for k in range(20): run.child('seed-1/dpo/round-1').log({'step': k, 'loss': 2.0}); time.sleep(0.1)\\n"
 code += "run.update_manifest(status='done')"
-started = subprocess.Popen([sys.executable, "-c", code, str(run.folder)])"""]  # fmt: skip
+started = subprocess.Popen([sys.executable, "-c", code, str(run.folder)])""",
+]
 
 
 def test_the_monitor_grows_while_a_cell_and_another_process_train(lab, barriers):
@@ -141,7 +152,8 @@ def test_the_monitor_grows_while_a_cell_and_another_process_train(lab, barriers)
     page.evaluate("""() => {
         window.told = new Set();
         new MutationObserver(() => {
-            const busy = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].some(x => x.textContent.includes('*'));
+            const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+            const busy = prompts.some(x => x.textContent.includes('*'));
             const where = document.querySelector('.wb-monitor .where');
             if (busy && where) window.told.add(where.textContent);
         }).observe(document.body, {childList: true, subtree: true});

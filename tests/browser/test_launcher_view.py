@@ -1,4 +1,5 @@
-"""The launcher in a rendered page, with no kernel: search, keys, formulas, verdicts, both themes, hostile text, a narrow page."""
+"""The launcher in a rendered page, with no kernel: search, keys, formulas, verdicts, both themes, hostile text, a
+narrow page."""
 
 import nbformat
 import pytest

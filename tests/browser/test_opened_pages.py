@@ -37,12 +37,16 @@ def rendered(tmp_path_factory):
     table = pd.DataFrame({"response": ATTACKS})
     records = claim_records(statement=hostile)
     node = stored(
-        stdout(hostile), figure(), figure(height=300), display(text_html=table.to_html()),
-        display(text_html=claims.table_html(records)), new_output("error", ename="E", evalue="v", traceback=[hostile]),
+        stdout(hostile),
+        figure(),
+        figure(height=300),
+        display(text_html=table.to_html()),
+        display(text_html=claims.table_html(records)),
+        new_output("error", ename="E", evalue="v", traceback=[hostile]),
         # what a method's own HTML must never let through, and what the page's policy stops if it does
         display(text_html=f"<p>unescaped {ATTACKS[0]} {ATTACKS[2]}</p>"),
         markdown="# A page\n\nwith $\\frac{a}{b}$ and\n\n$$\\sum_{i=1}^n x_i$$",
-    )  # fmt: skip
+    )
     nbformat.write(node, run.folder / "notebook.ipynb")
     runs.write_json(run.folder / "claims.json", records)
     run.update_manifest(status="done", finished="2026-01-01T00:00:00+00:00")

@@ -1,5 +1,5 @@
-"""The preference browser in a rendered page, with no kernel: mouse, keys, filters, labels, export, hostile text; and that
-its script means the same by filters and labels as Python does."""
+"""The preference browser in a rendered page, with no kernel: mouse, keys, filters, labels, export, hostile text; and
+that its script means the same by filters and labels as Python does."""
 
 import json
 import math
@@ -22,10 +22,17 @@ N = 400
 def rows(n=N):
     rng = np.random.default_rng(0)
     found = [
-        {"prompt": f"question {i}", "chosen": f"the answer {i} is very good", "rejected": f"the answer {i} is bad",
-         "margin": round(float(rng.normal()), 3), "iteration": i % 3, "source_chosen": ["human", "model"][i % 2], "task_id": f"t{i}"}
+        {
+            "prompt": f"question {i}",
+            "chosen": f"the answer {i} is very good",
+            "rejected": f"the answer {i} is bad",
+            "margin": round(float(rng.normal()), 3),
+            "iteration": i % 3,
+            "source_chosen": ["human", "model"][i % 2],
+            "task_id": f"t{i}",
+        }
         for i in range(n)
-    ]  # fmt: skip
+    ]
     found[0] |= {
         "prompt": HOSTILE,
         "chosen": f"zero\u200bwidth \u202eturned {HOSTILE}",
@@ -248,12 +255,10 @@ def test_it_is_read_by_everyone_and_stays_in_the_window(page_file, visit, barrie
         page.get_by_label("what is marked").select_option(mode)
         assert barriers(page, ".wb-browser") == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-    out = page.evaluate(
-        """() => { const box = document.querySelector('.wb-browser').getBoundingClientRect();
+    out = page.evaluate("""() => { const box = document.querySelector('.wb-browser').getBoundingClientRect();
         return [...document.querySelectorAll('.wb-browser :is(button, select, input, .side, .list, .opened)')]
         .filter(x => x.offsetParent && !x.closest('.sides.of-ranking'))
-        .filter(x => x.getBoundingClientRect().right > box.right + 1).map(x => x.outerHTML.slice(0, 90)) }"""
-    )
+        .filter(x => x.getBoundingClientRect().right > box.right + 1).map(x => x.outerHTML.slice(0, 90)) }""")
     assert out == []
 
 
@@ -267,7 +272,8 @@ def script(chromium):
 
     def call(expression, given):
         return page.evaluate(
-            f"([code, given]) => {{ const {{{names}}} = new Function(code + '; return {{{names}}}')(); return ({expression})(given); }}",
+            f"([code, given]) => {{ const {{{names}}} = new Function(code + '; return {{{names}}}')(); return"
+            f" ({expression})(given); }}",
             [code, given],
         )
 
@@ -293,9 +299,11 @@ def test_a_filter_means_the_same_in_both(script):
         given.append(
             row
             if i % 10
-            else {"prompt": "r", "responses": ["a", "b"], "scores": [float(i % 7), 2.0]}
-            if i % 20
-            else {"prompt": "c", "completion": "d", "score": i % 5}
+            else (
+                {"prompt": "r", "responses": ["a", "b"], "scores": [float(i % 7), 2.0]}
+                if i % 20
+                else {"prompt": "c", "completion": "d", "score": i % 5}
+            )
         )
     browser = PreferenceBrowser(given, page_limit=10**8)
     for i in range(0, 300, 7):
@@ -308,10 +316,16 @@ def test_a_filter_means_the_same_in_both(script):
     specs = []
     for _ in range(300):
         view = {
-            "text": some(searched, 0.4) or "", "low": some([-1.0, -0.3, 0.0, 0.4], 0.4), "high": some([-0.5, 0, 0.3, 1], 0.4),
-            "source": some(["s", "t"], 0.3) or "", "arm": some(["a", "b"], 0.3) or "", "iteration": some(["1", "2", "late"], 0.3) or "",
-            "state": some(preference_rows.STATES, 1), "sort": some(preference_rows.SORTS, 1), "down": some([True], 0.5) or False,
-        }  # fmt: skip
+            "text": some(searched, 0.4) or "",
+            "low": some([-1.0, -0.3, 0.0, 0.4], 0.4),
+            "high": some([-0.5, 0, 0.3, 1], 0.4),
+            "source": some(["s", "t"], 0.3) or "",
+            "arm": some(["a", "b"], 0.3) or "",
+            "iteration": some(["1", "2", "late"], 0.3) or "",
+            "state": some(preference_rows.STATES, 1),
+            "sort": some(preference_rows.SORTS, 1),
+            "down": some([True], 0.5) or False,
+        }
         specs.append(preference_rows.checked_view(view))
     specs += [
         {**preference_rows.VIEW, "text": text}
@@ -350,8 +364,14 @@ def test_a_label_means_the_same_in_both(script):
         for i, kind in enumerate(browser.rows.kinds)
         for value in {"pair": "012x", "ranking": "012x", "rated": "x"}[kind]
     ]
-    mine = [[preference_labels.relabelled(browser.rows.raw[i], v), preference_labels.preferred(browser.rows.raw[i], v),
-             preference_labels.preferred(browser.rows.raw[i])] for i, v in asked]  # fmt: skip
+    mine = [
+        [
+            preference_labels.relabelled(browser.rows.raw[i], v),
+            preference_labels.preferred(browser.rows.raw[i], v),
+            preference_labels.preferred(browser.rows.raw[i]),
+        ]
+        for i, v in asked
+    ]
     ask = "([i, v]) => [relabelled(details[i], v), preferred(details[i], v), preferred(details[i])]"
     theirs = script(f"({{details, asked}}) => asked.map({ask})", {"details": details, "asked": asked})
     assert theirs == mine

@@ -1,4 +1,5 @@
-"""The scoreboard in a real browser: filters by mouse, keys and address, history of verdicts, both themes, small screens."""
+"""The scoreboard in a real browser: filters by mouse, keys and address, history of verdicts, both themes, small
+screens."""
 
 import pytest
 from finished_runs import finished
@@ -165,7 +166,8 @@ def test_hundreds_of_rows_are_filtered_at_once(tmp_path, visit):
         finished(tmp_path, "spin", name=str(number), dataset=f"hub/{number}", records=records)
     page = visit(pages.index(tmp_path)).page
     took = page.evaluate(
-        """() => { const q = document.getElementById("q"); q.value = "number-7 statement"; const start = performance.now();
+        """() => { const q = document.getElementById("q"); q.value = "number-7 statement";
+            const start = performance.now();
         q.dispatchEvent(new Event("input")); document.body.offsetHeight; return performance.now() - start; }"""
     )
     assert page.locator("#count").inner_text() == "100 of 1000 claims"

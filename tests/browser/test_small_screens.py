@@ -53,16 +53,20 @@ def page_file(tmp_path_factory):
     view = ConfidenceRanking(answers, {"bt": [float(-i) for i in range(30)]}, kept=10)
     table = pd.DataFrame(np.ones((4, 14)), columns=[f"column_{i}" for i in range(14)])
     formula = (
-        r"\mathcal{L} = -\log \sigma\left(\beta \log \frac{\pi(y_w)}{\pi_r(y_w)} - \beta \log \frac{\pi(y_l)}{\pi_r(y_l)}\right)"
+        r"\mathcal{L} = -\log \sigma\left(\beta \log \frac{\pi(y_w)}{\pi_r(y_w)} - \beta \log"
+        r" \frac{\pi(y_l)}{\pi_r(y_l)}\right)"
         r" + \lambda \sum_{i=1}^{n} |x_i|"
     )
     text = f"# Does it fit?\n\nText with $\\frac{{a}}{{b}}$ and\n\n$${formula}$$\n\n- an item with ${formula}$\n\n"
     node = stored(
-        stdout("a printed line\n" * 3), display(text_html=table.to_html()), of_figure(wide), of_figure(panels),
+        stdout("a printed line\n" * 3),
+        display(text_html=table.to_html()),
+        of_figure(wide),
+        of_figure(panels),
         new_output("display_data", data=view._repr_mimebundle_()),
         display(text_html=claims.table_html(claim_records("a statement " * 12))),
         markdown=text + "| a | b |\n|---|---|\n| 1 | 2 |",
-    )  # fmt: skip
+    )
     node.cells[1].source = "count = 1  # a comment\nprint('" + "x" * 300 + "')"
     nbformat.write(node, run.folder / "notebook.ipynb")
     return pages.render(run.folder / "notebook.ipynb", run.folder / "page.html", root=root)
@@ -83,14 +87,12 @@ def test_nothing_runs_out_of_a_telephone(on_phone):
             summary.click()
     page.locator("details.provenance details summary").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    over = page.evaluate(
-        """() => [...document.querySelectorAll("body *")].filter(node => {
+    over = page.evaluate("""() => [...document.querySelectorAll("body *")].filter(node => {
             if (node.getBoundingClientRect().right <= innerWidth + 1) return false;
             for (let box = node.parentElement; box; box = box.parentElement)
               if (getComputedStyle(box).overflowX !== "visible") return false;
             return true;
-        }).map(node => node.outerHTML.slice(0, 90))"""
-    )
+        }).map(node => node.outerHTML.slice(0, 90))""")
     assert over == []
     for label in ("show this page in dark colours", "hide all code", "show all code"):
         button = page.get_by_role("button", name=label)
@@ -183,7 +185,8 @@ def test_a_page_is_one_file_of_about_five_megabytes(page_file, visit):
 
 
 def test_the_scoreboard_has_its_rules_to_itself():
-    """A rule for the name of a class would reach into plotly's figures and into views, which have names of their own."""
+    """A rule for the name of a class would reach into plotly's figures and into views, which have names of their
+    own."""
     css = page_frame.source("page.css")
     ours = (
         "mark",

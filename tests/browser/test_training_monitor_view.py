@@ -1,4 +1,5 @@
-"""The training monitor in a rendered page, with no kernel: cursor, legend, scales, samples, diagnosis, export, hostile text."""
+"""The training monitor in a rendered page, with no kernel: cursor, legend, scales, samples, diagnosis, export, hostile
+text."""
 
 import csv
 
@@ -32,14 +33,32 @@ def write_probe(folder, *, harmful):
     for k, step in enumerate((0, 200, 400, 600)):
         scores += [[step, i, -20 - k - 9 * (i == 0) * k + rng.normal(0, 0.1), -20 - 2 * k] for i in range(n)]
         samples += [
-            [step, i, 0, said[i % 4] + f" at {step}" * (i % 4 != 2), 10 + 3 * k, i % 3 > 0, -9.0, 0.9 - 0.2 * k * harmful]
+            [
+                step,
+                i,
+                0,
+                said[i % 4] + f" at {step}" * (i % 4 != 2),
+                10 + 3 * k,
+                i % 3 > 0,
+                -9.0,
+                0.9 - 0.2 * k * harmful,
+            ]
             for i in range(8)
-        ]  # fmt: skip
+        ]
     rows.to_parquet(path / "rows.parquet")
     pd.DataFrame(scores, columns=SCORES).to_parquet(path / "scores.parquet")
     pd.DataFrame(samples, columns=SAMPLES).to_parquet(path / "samples.parquet")
-    write_json(path / "about.json", {"key": "x", "beta": 0.1, "prompts": [HOSTILE, *(f"question {i}" for i in range(1, 8))], "probe_s": 1.0,
-                                     "training_s": 19.0, "seconds_at": {"0": 0.0, "200": 100.0, "400": 200.0, "600": 300.0}})  # fmt: skip
+    write_json(
+        path / "about.json",
+        {
+            "key": "x",
+            "beta": 0.1,
+            "prompts": [HOSTILE, *(f"question {i}" for i in range(1, 8))],
+            "probe_s": 1.0,
+            "training_s": 19.0,
+            "seconds_at": {"0": 0.0, "200": 100.0, "400": 200.0, "600": 300.0},
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +70,16 @@ def page_file(tmp_path_factory):
             part = folder / f"seed-{seed}" / arm / "round-1"
             rng = np.random.default_rng([seed, number])
             lines = [
-                {"step": k, "loss": 0.7 * 0.995**k + 0.02 * rng.random() + 5 * (k == 333), "margins": k / STEPS + seed, "accuracies": 0.5,
-                 "policy_clipped": 0.0, "kl": float("nan") if 100 < k < 200 else k / 1e6}
+                {
+                    "step": k,
+                    "loss": 0.7 * 0.995**k + 0.02 * rng.random() + 5 * (k == 333),
+                    "margins": k / STEPS + seed,
+                    "accuracies": 0.5,
+                    "policy_clipped": 0.0,
+                    "kl": float("nan") if 100 < k < 200 else k / 1e6,
+                }
                 for k in range(STEPS)
-            ]  # fmt: skip
+            ]
             part.mkdir(parents=True)
             (part / "metrics.jsonl").write_text("".join(pd.Series(line).to_json() + "\n" for line in lines))
             if seed == 0:
@@ -249,7 +274,8 @@ def test_it_fits_a_phone(page_file, visit, barriers):
         summary.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     outside = page.evaluate(
-        """() => [...document.querySelectorAll('.wb-monitor *')].filter(x => !x.closest('.scroll') && x.getBoundingClientRect().right > 391)
+        """() => [...document.querySelectorAll('.wb-monitor *')]
+            .filter(x => !x.closest('.scroll') && x.getBoundingClientRect().right > 391)
         .map(x => x.outerHTML.slice(0, 120))"""
     )
     assert outside == []

@@ -1,4 +1,5 @@
-"""The training preview in a rendered page, with no kernel: warnings that list their rows, tokens by mouse and keys, hostile text."""
+"""The training preview in a rendered page, with no kernel: warnings that list their rows, tokens by mouse and keys,
+hostile text."""
 
 import nbformat
 import pytest
@@ -166,8 +167,11 @@ def test_screen_readers_and_small_screens(page_file, visit, barriers, dark, widt
     page.locator(f"{VIEW} .tokens").nth(2).press("ArrowRight")
     assert barriers(page, VIEW) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    outside = page.evaluate("""() => [...document.querySelectorAll('.wb-preview :is(button, select, input, .tokens, figure, p)')]
-        .filter(x => x.offsetParent && x.getBoundingClientRect().right > innerWidth + 1).map(x => x.outerHTML.slice(0, 90))""")
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll('.wb-preview :is(button, select, input, .tokens, figure, p)')]
+        .filter(x => x.offsetParent && x.getBoundingClientRect().right > innerWidth + 1)
+        .map(x => x.outerHTML.slice(0, 90))"""
+    )
     assert outside == []
 
 

@@ -13,13 +13,20 @@ CASES = pd.DataFrame(
     {"case_id": ["c0", "c1"], "title": "", "summary": ['s {analysis} "0"', "s1"], "predicted_root_cause": ["p0", "p1"]}
 )
 REFS = pd.DataFrame(
-    {"case_id": ["c0"] * 3, "rank": [3, 1, 2], "title": "", "summary": ["x3" * 20, "x1", "x2"],
-     "root_cause": ["r3", "r1", "r2"]}
-)  # fmt: skip
+    {
+        "case_id": ["c0"] * 3,
+        "rank": [3, 1, 2],
+        "title": "",
+        "summary": ["x3" * 20, "x1", "x2"],
+        "root_cause": ["r3", "r1", "r2"],
+    }
+)
 PHASE = Phase(
-    "rce", Template("a", "{incident}|{references}|{prediction}|think"),
-    Template("b", "{incident}|{references}|{prediction}|{analysis}|rate"), lambda text: float(text) if text else math.nan,
-)  # fmt: skip
+    "rce",
+    Template("a", "{incident}|{references}|{prediction}|think"),
+    Template("b", "{incident}|{references}|{prediction}|{analysis}|rate"),
+    lambda text: float(text) if text else math.nan,
+)
 
 
 class Scripted:
@@ -32,8 +39,10 @@ class Scripted:
 
     def ask(self, requests):
         self.asked += requests
-        return [Reply("thoughts" if r.messages[0]["content"].endswith("think") else "" if i in self.empty else "0.5")
-                for i, r in enumerate(requests)]  # fmt: skip
+        return [
+            Reply("thoughts" if r.messages[0]["content"].endswith("think") else "" if i in self.empty else "0.5")
+            for i, r in enumerate(requests)
+        ]
 
     def fits(self, request):
         return len(request.messages[0]["content"]) + request.max_tokens <= self.limit
@@ -43,8 +52,17 @@ def test_every_analysis_gets_its_answers_and_braces_in_text_are_data():
     model = Scripted()
     samples = sample_scores(CASES, REFS, model, PHASE, 3, 2)
     assert len(samples) == 2 * 3 * 2
-    assert list(samples) == ["case_id", "phase", "analysis_index", "answer_index", "raw_text", "value", "parse_status",
-                             "version", "k_used"]  # fmt: skip
+    assert list(samples) == [
+        "case_id",
+        "phase",
+        "analysis_index",
+        "answer_index",
+        "raw_text",
+        "value",
+        "parse_status",
+        "version",
+        "k_used",
+    ]
     analyses, answers = model.asked[:6], model.asked[6:]
     first = answers[0].messages[0]["content"]
     assert 's {analysis} "0"' in first

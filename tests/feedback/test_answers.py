@@ -27,13 +27,30 @@ def test_final_answers(text, answer):
 @pytest.mark.parametrize(
     ("a", "b", "same"),
     [
-        ("0.5", "\\frac{1}{2}", True), ("\\dfrac12", "1/2", True), ("1,234", "\\$1234", True), ("1,234.50", "1234.5", True),
-        ("50\\%", "1/2", True), ("18 dollars", "18", True), ("2\\frac{1}{2}", "2.5", True), ("-\\frac{1}{2}", "-0.5", True),
-        ("18", "18.0", True), ("18", "19", False), ("1/3", "0.3333", False), ("(1, 2)", "(1,2.0)", True), ("(1,2)", "(2,1)", False),
-        ("\\{1, 2\\}", "\\{2, 1\\}", True), ("\\{1, 1\\}", "\\{1, 2\\}", False), ("(1,2)", "[1,2]", False), ("x+1", "x + 1", True),
-        ("x+1", "1+x", None), ("", "", None), ("\\frac{1}{0}", "1", None), ("90^\\circ", "90", True), ("7 text{cm}", "x", None),
+        ("0.5", "\\frac{1}{2}", True),
+        ("\\dfrac12", "1/2", True),
+        ("1,234", "\\$1234", True),
+        ("1,234.50", "1234.5", True),
+        ("50\\%", "1/2", True),
+        ("18 dollars", "18", True),
+        ("2\\frac{1}{2}", "2.5", True),
+        ("-\\frac{1}{2}", "-0.5", True),
+        ("18", "18.0", True),
+        ("18", "19", False),
+        ("1/3", "0.3333", False),
+        ("(1, 2)", "(1,2.0)", True),
+        ("(1,2)", "(2,1)", False),
+        ("\\{1, 2\\}", "\\{2, 1\\}", True),
+        ("\\{1, 1\\}", "\\{1, 2\\}", False),
+        ("(1,2)", "[1,2]", False),
+        ("x+1", "x + 1", True),
+        ("x+1", "1+x", None),
+        ("", "", None),
+        ("\\frac{1}{0}", "1", None),
+        ("90^\\circ", "90", True),
+        ("7 text{cm}", "x", None),
     ],
-)  # fmt: skip
+)
 def test_same_answers(a, b, same):
     assert same_answer(a, b) is same
     assert same_answer(b, a) is same
@@ -50,7 +67,8 @@ def test_every_answer_of_the_real_problems_is_read(shared):
 
 
 def test_real_solutions_are_judged_as_their_authors_did(shared):
-    """Right and wrong solutions of four real models: the marks that came with the data are reached from the text alone."""
+    """Right and wrong solutions of four real models: the marks that came with the data are reached from the text
+    alone."""
     golds = [json.loads(line)["answer"] for line in (shared / "data/gsm8k/test.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in (shared / "data/gsm8k/example_model_solutions.jsonl").read_text().splitlines()]
     agree = []

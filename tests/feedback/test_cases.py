@@ -7,8 +7,15 @@ import pytest
 
 from workbench.feedback.cases import CaseFile, check_cases, check_history, has_prediction
 
-CASE = {"case_id": "c1", "title": "t", "summary": "s", "predicted_root_cause": "x", "created": "2024-05-01", "correct": 1,
-        "split": "test"}  # fmt: skip
+CASE = {
+    "case_id": "c1",
+    "title": "t",
+    "summary": "s",
+    "predicted_root_cause": "x",
+    "created": "2024-05-01",
+    "correct": 1,
+    "split": "test",
+}
 PAST = {"incident_id": "h1", "summary": "s", "root_cause": "x", "created": "2024-04-01"}
 
 

@@ -37,19 +37,39 @@ def test_confidence_is_the_last_number_of_the_last_line(text, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Confidence:", "Confidence: very sure", "Confidence: 85", "Confidence: 150%", "Confidence: -0.2",
-     "Confidence: 9/10", "Answer: 0.5", "Answer: 1\nConfidence: high", "0.9", "Confidence: nan"],
-)  # fmt: skip
+    [
+        "",
+        "Confidence:",
+        "Confidence: very sure",
+        "Confidence: 85",
+        "Confidence: 150%",
+        "Confidence: -0.2",
+        "Confidence: 9/10",
+        "Answer: 0.5",
+        "Answer: 1\nConfidence: high",
+        "0.9",
+        "Confidence: nan",
+    ],
+)
 def test_a_confidence_outside_the_range_or_in_words_is_unread_never_zero(text):
     assert math.isnan(chat.confidence(text))
 
 
 @pytest.mark.parametrize(
     ("text", "index"),
-    [("Answer: B", 1), ("answer: (c)", 2), ("**Answer:** D. blue", 3), ("Answer: A\nno, wait\nAnswer: B", 1),
-     ("Answer: E", None), ("Answer:", None), ("B", None), ("Answer: blue", None),
-     ("Answer: A\nAnswer:", None), ("The answer is B", None)],
-)  # fmt: skip
+    [
+        ("Answer: B", 1),
+        ("answer: (c)", 2),
+        ("**Answer:** D. blue", 3),
+        ("Answer: A\nno, wait\nAnswer: B", 1),
+        ("Answer: E", None),
+        ("Answer:", None),
+        ("B", None),
+        ("Answer: blue", None),
+        ("Answer: A\nAnswer:", None),
+        ("The answer is B", None),
+    ],
+)
 def test_choice(text, index):
     assert chat.choice(text, 4) == index
 

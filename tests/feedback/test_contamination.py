@@ -1,4 +1,5 @@
-"""Instances are cut as the specification says, instructions name what they should, judges' replies are read or counted."""
+"""Instances are cut as the specification says, instructions name what they should, judges' replies are read or
+counted."""
 
 import math
 from itertools import pairwise
@@ -82,16 +83,27 @@ def test_two_sentences_are_always_cut_in_the_middle():
 
 
 def test_pairs_are_their_sentences():
-    frame = pd.DataFrame({"instance_id": ["a"], "dataset": "d", "split": "s", "sentence1": ["It rains."], "sentence2": ["Wet."],
-                          "label": ["1 (entailment)"]})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "instance_id": ["a"],
+            "dataset": "d",
+            "split": "s",
+            "sentence1": ["It rains."],
+            "sentence2": ["Wet."],
+            "label": ["1 (entailment)"],
+        }
+    )
     (row,) = con.split_instances(frame, "nli").instances.to_dict("records")
     assert (row["first_piece"], row["second_piece"], row["label"]) == ("It rains.", "Wet.", "1 (entailment)")
 
 
 def test_abbreviations_and_initials_do_not_end_a_sentence():
     assert con.sentences('Dr. Ann B. Smith left. "Why?" Nobody knew! e.g. this.') == [
-        "Dr. Ann B. Smith left.", '"Why?"', "Nobody knew!", "e.g. this."
-    ]  # fmt: skip
+        "Dr. Ann B. Smith left.",
+        '"Why?"',
+        "Nobody knew!",
+        "e.g. this.",
+    ]
     assert con.sentences("3.14 is no end") == ["3.14 is no end"]
 
 
@@ -100,8 +112,10 @@ def test_unusable_instances_are_listed_with_the_reason():
     cut = con.split_instances(partition(texts), "sum", 50, 50)
     assert cut.instances["instance_id"].tolist() == ["p/0", "p/4"]
     assert dict(zip(cut.rejected["instance_id"], cut.rejected["reason"], strict=True)) == {
-        "p/1": "empty text", "p/2": "empty first piece (one word?)", "p/3": "duplicate"
-    }  # fmt: skip
+        "p/1": "empty text",
+        "p/2": "empty first piece (one word?)",
+        "p/3": "duplicate",
+    }
     cut = con.check_instances(partition(["", ""]).assign(task="sum", first_piece="x", second_piece=["", None]))
     assert cut.rejected["reason"].tolist() == ["empty second piece (one word?)"] * 2
 
@@ -130,9 +144,13 @@ def test_without_splitting_the_pieces_must_be_there():
 
 # ---- instructions
 ROW = {
-    "task": "cls", "dataset": "Field Notes {split}", "split": "test", "label": "1 (rain)", "first_piece": "It {rains}",
+    "task": "cls",
+    "dataset": "Field Notes {split}",
+    "split": "test",
+    "label": "1 (rain)",
+    "first_piece": "It {rains}",
     "second_piece": "SECRET",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("task", con.TASKS)
@@ -160,9 +178,17 @@ def test_calls_are_greedy_and_short():
 
 def instances(n=3, **columns):
     return pd.DataFrame(
-        {"instance_id": [f"d/s/{i}" for i in range(n)], "dataset": "d", "split": "s", "task": "sum", "label": "",
-         "first_piece": [f"The ferry {i} left." for i in range(n)], "second_piece": "It carried forty cars.", **columns}
-    )  # fmt: skip
+        {
+            "instance_id": [f"d/s/{i}" for i in range(n)],
+            "dataset": "d",
+            "split": "s",
+            "task": "sum",
+            "label": "",
+            "first_piece": [f"The ferry {i} left." for i in range(n)],
+            "second_piece": "It carried forty cars.",
+            **columns,
+        }
+    )
 
 
 def test_completions_keep_reply_template_and_repetition(tmp_path):
@@ -186,11 +212,17 @@ def test_what_does_not_fit_is_found_and_never_cut():
 @pytest.mark.parametrize(
     ("reply", "label"),
     [
-        ("Yes (exact match)", "exact"), ("yes (near-exact match).", "near-exact"), ("No", "no"), ("no", "no"),
-        ("Answer: No.", "no"), ("Not sure", "unparsed"), ("", "unparsed"), ("Yes", "unparsed"),
+        ("Yes (exact match)", "exact"),
+        ("yes (near-exact match).", "near-exact"),
+        ("No", "no"),
+        ("no", "no"),
+        ("Answer: No.", "no"),
+        ("Not sure", "unparsed"),
+        ("", "unparsed"),
+        ("Yes", "unparsed"),
         ("No... on reflection Yes (near-exact match)", "near-exact"),
     ],
-)  # fmt: skip
+)
 def test_replies_of_a_judge(reply, label):
     assert con.read_match(reply) == label
 

@@ -125,8 +125,13 @@ def test_rows_below_the_minimum_are_listed(policy, tmp_path, monkeypatch):
     from workbench.feedback import evidence
 
     asked = []
-    monkeypatch.setattr(evidence, "sample", lambda policy, prompts, **how: asked.extend(prompts) or SimpleNamespace(
-        texts=[["Mira"], ["butler"], ["burned"]][: len(prompts)]))  # fmt: skip
+    monkeypatch.setattr(
+        evidence,
+        "sample",
+        lambda policy, prompts, **how: (
+            asked.extend(prompts) or SimpleNamespace(texts=[["Mira"], ["butler"], ["burned"]][: len(prompts)])
+        ),
+    )
     table = preferences(Few(), policy, HOW, "train", 0, Run(tmp_path))
     assert table["row"].tolist() == [0]
     assert table["chosen"].tolist() == ["Mira"]

@@ -145,7 +145,8 @@ def test_what_fits_is_what_the_server_says(serve):
 # ---- the server of transformers
 @pytest.mark.slow
 def test_the_server_of_transformers_killed_half_way(tmp_path, monkeypatch):
-    """A real model behind `transformers serve`: killed by SIGKILL while it answers, started again, nothing asked twice."""
+    """A real model behind `transformers serve`: killed by SIGKILL while it answers, started again, nothing asked
+    twice."""
     from workbench.models import new_llama
     from workbench.worlds.language import bpe_tokenizer
 

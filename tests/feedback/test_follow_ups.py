@@ -1,4 +1,5 @@
-"""Follow-ups: their place in a real chat template, only their words scored, balanced scores, keys, and every bad input."""
+"""Follow-ups: their place in a real chat template, only their words scored, balanced scores, keys, and every bad
+input."""
 
 import logging
 
@@ -21,11 +22,22 @@ from workbench.feedback.phrases import PHRASES
 from workbench.models import Policy, new_llama
 from workbench.worlds.language import bpe_tokenizer
 
-SETS = {"understanding": {"positive": ["You got it."], "negative": ["You misread it.", "Read it again."]},
-        "following": {"positive": ["As I asked.", "Just so.", "Thanks."], "negative": ["No."]}}  # fmt: skip
-ROWS = [{"prompt": "How do I boil an egg?", "response": "Seven minutes in boiling water."},
-        {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
-                    {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Why?"}], "response": "No idea."}]  # fmt: skip
+SETS = {
+    "understanding": {"positive": ["You got it."], "negative": ["You misread it.", "Read it again."]},
+    "following": {"positive": ["As I asked.", "Just so.", "Thanks."], "negative": ["No."]},
+}
+ROWS = [
+    {"prompt": "How do I boil an egg?", "response": "Seven minutes in boiling water."},
+    {
+        "prompt": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello."},
+            {"role": "user", "content": "Why?"},
+        ],
+        "response": "No idea.",
+    },
+]
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +123,11 @@ def test_scores_on_other_scales_are_refused(policy):
     assert first.key == follow_up_scores(policy, ROWS[:1], follow_ups).key
     other = Policy(new_llama(policy.tokenizer, width=16, layers=1, heads=2, max_length=200, seed=1), policy.tokenizer)
     for second in (
-        follow_up_scores(policy, ROWS, FollowUps.of(SETS, ["following"])), follow_up_scores(other, ROWS, follow_ups),
-        follow_up_scores(policy, ROWS, follow_ups, statistic="sum"), follow_up_scores(policy, ROWS, follow_ups, layout="swapped"),
-    ):  # fmt: skip
+        follow_up_scores(policy, ROWS, FollowUps.of(SETS, ["following"])),
+        follow_up_scores(other, ROWS, follow_ups),
+        follow_up_scores(policy, ROWS, follow_ups, statistic="sum"),
+        follow_up_scores(policy, ROWS, follow_ups, layout="swapped"),
+    ):
         with pytest.raises(ValueError, match="share no scale"):
             comparable(first, second)
         with pytest.raises(ValueError, match="share no scale"):

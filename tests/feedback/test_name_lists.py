@@ -36,8 +36,21 @@ def test_spellings_that_are_one_list(first, second, method):
     assert author_overlap(first, second, method) == 1.0
 
 
-@pytest.mark.parametrize("text", ["", "AUTHORS:", "I'm sorry, I cannot help.", "Unknown", "AUTHORS: I don't know", "N/A", "NOTHING",
-                                  "As an AI language model I have no such information.", "1975", "---"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "AUTHORS:",
+        "I'm sorry, I cannot help.",
+        "Unknown",
+        "AUTHORS: I don't know",
+        "N/A",
+        "NOTHING",
+        "As an AI language model I have no such information.",
+        "1975",
+        "---",
+    ],
+)
 def test_what_is_no_list_is_missing_and_not_zero(text):
     assert read_names(text) is None
     assert math.isnan(author_overlap(text, "Ana Rossi"))
@@ -104,9 +117,17 @@ def test_unclear_judgments_are_left_out_with_a_warning():
 
 @pytest.mark.parametrize(
     ("text", "official", "strict"),
-    [("ANS: 250", 1.0, 1.0), ("ANSWER: 33.3%", 0.333, 0.333), ("0.5%", 0.005, 0.005), ("1", 0.01, 0.01), ("ANS: 0", 0.0, 0.0),
-     ("ANS: none", 0.0, math.nan), ("ANS: 0.5", 0.005, math.nan), ("JUSTIFICATION: 3 of 4", 0.0, math.nan)],
-)  # fmt: skip
+    [
+        ("ANS: 250", 1.0, 1.0),
+        ("ANSWER: 33.3%", 0.333, 0.333),
+        ("0.5%", 0.005, 0.005),
+        ("1", 0.01, 0.01),
+        ("ANS: 0", 0.0, 0.0),
+        ("ANS: none", 0.0, math.nan),
+        ("ANS: 0.5", 0.005, math.nan),
+        ("JUSTIFICATION: 3 of 4", 0.0, math.nan),
+    ],
+)
 def test_percentages(text, official, strict):
     assert overlap_percent(text) == pytest.approx(official)
     assert read_percent(text) == pytest.approx(strict, nan_ok=True)

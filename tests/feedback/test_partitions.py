@@ -100,10 +100,16 @@ def test_other_json_is_not_released_scores(tmp_path):
 
 
 # ---- BLEURT, where somebody has it
-JOINED = pd.DataFrame({
-    "instance_id": ["a", "b"], "instruction": ["guided", "guided"], "task": ["sum", "nli"], "first_piece": ["one", "two"],
-    "second_piece": ["1", "2"], "text": ["x", "y"],
-})  # fmt: skip
+JOINED = pd.DataFrame(
+    {
+        "instance_id": ["a", "b"],
+        "instruction": ["guided", "guided"],
+        "task": ["sum", "nli"],
+        "first_piece": ["one", "two"],
+        "second_piece": ["1", "2"],
+        "text": ["x", "y"],
+    }
+)
 
 
 def test_bleurt_reads_the_whole_text_but_of_pairs_the_second_sentence():

@@ -1,4 +1,5 @@
-"""Process rewards: planted quality, conditioned on the whole prefix, and a real token classifier read behind each step."""
+"""Process rewards: planted quality, conditioned on the whole prefix, and a real token classifier read behind each
+step."""
 
 import math
 
@@ -61,8 +62,14 @@ def folder(tmp_path_factory):
     tokenizer = bpe_tokenizer(["one two three"], vocab_size=300)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_0>"]})
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                         num_attention_heads=2, num_labels=2)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=2,
+    )
     path = tmp_path_factory.mktemp("prm")
     LlamaForTokenClassification(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -85,8 +92,12 @@ def test_a_two_layer_head_is_read_from_the_weights(folder, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
     weights = {name: value for name, value in weights.items() if not name.startswith("score")}
-    head = {"score.0.weight": torch.eye(16), "score.0.bias": torch.zeros(16), "score.2.weight": torch.zeros(2, 16),
-            "score.2.bias": torch.tensor([0.0, 1.0])}  # fmt: skip
+    head = {
+        "score.0.weight": torch.eye(16),
+        "score.0.bias": torch.zeros(16),
+        "score.2.weight": torch.zeros(2, 16),
+        "score.2.bias": torch.tensor([0.0, 1.0]),
+    }
     save_file({**weights, **head}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert TokenPrm(str(tmp_path), device="cpu")("one", [" two"]) == pytest.approx([1 / (1 + math.exp(-1))], abs=1e-6)
 

@@ -1,4 +1,5 @@
-"""Ranked lists: sorted, freed of duplicates, counted; every bad input named; official rows, pairs and real lists understood."""
+"""Ranked lists: sorted, freed of duplicates, counted; every bad input named; official rows, pairs and real lists
+understood."""
 
 import logging
 

@@ -32,19 +32,30 @@ ROW = {
         ("Here you are:\n\n1) A\n 2. *B*\nThat is all", [(1, "A"), (2, "B")]),
         ("1. A\n2. \n3. NOTHING\n4. D", [(1, "A"), (4, "D")]),  # the numbers of what is left stay
         ("1. A\n1. B\n1. C", [(1, "A"), (2, "B"), (3, "C")]),
-        ("NOTHING", []), ("", []), ("no numbers here.", []),
+        ("NOTHING", []),
+        ("", []),
+        ("no numbers here.", []),
         ("\n".join(f"{i}. T{i}" for i in range(1, 8)), [(i, f"T{i}") for i in range(1, 8)]),  # more than asked: kept
     ],
-)  # fmt: skip
+)
 def test_titles_of_a_list(text, titles):
     assert read_titles(text) == titles
 
 
 @pytest.mark.parametrize(
     ("text", "official", "strict"),
-    [("Yes.", 1, 1), ("**yes**, it does", 1, 1), ("No", 0, 0), ("I cannot say yes", 1, math.nan), ("No, and yes", 1, 0), ("", 0, math.nan),
-     ("Yes and no", 1, 1), ("Eyes", 1, math.nan), ("Not sure", 0, math.nan)],
-)  # fmt: skip
+    [
+        ("Yes.", 1, 1),
+        ("**yes**, it does", 1, 1),
+        ("No", 0, 0),
+        ("I cannot say yes", 1, math.nan),
+        ("No, and yes", 1, 0),
+        ("", 0, math.nan),
+        ("Yes and no", 1, 1),
+        ("Eyes", 1, math.nan),
+        ("Not sure", 0, math.nan),
+    ],
+)
 def test_yes_and_no(text, official, strict):
     assert read_yes(text, official=True) == official
     assert read_yes(text) == pytest.approx(strict, nan_ok=True)
@@ -115,10 +126,16 @@ def test_a_list_that_is_asked_about_must_be_there(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"rows": []}, "recorded results need an object `models`"), ([], "recorded results need an object `models`"),
-     ({"models": {"m": {"grounded": [1], "IQ": [0.5, 1], "topic_index": [0]}}}, "columns grounded, IQ, topic_index of one length .* m has"),
-     ({"models": {"m": {"grounded": [1], "topic_index": [0]}}}, "columns grounded, IQ, topic_index")],
-)  # fmt: skip
+    [
+        ({"rows": []}, "recorded results need an object `models`"),
+        ([], "recorded results need an object `models`"),
+        (
+            {"models": {"m": {"grounded": [1], "IQ": [0.5, 1], "topic_index": [0]}}},
+            "columns grounded, IQ, topic_index of one length .* m has",
+        ),
+        ({"models": {"m": {"grounded": [1], "topic_index": [0]}}}, "columns grounded, IQ, topic_index"),
+    ],
+)
 def test_a_broken_record(tmp_path, content, message):
     path = tmp_path / "r.json"
     path.write_text(json.dumps(content))

@@ -13,13 +13,22 @@ START = pd.Timestamp("2024-01-01")
 
 def tables(case_texts, history_texts, case_day=10):
     cases = pd.DataFrame(
-        {"case_id": [f"c{i}" for i in range(len(case_texts))], "title": "", "summary": case_texts,
-         "created": START + pd.Timedelta(case_day, "D")}
-    )  # fmt: skip
+        {
+            "case_id": [f"c{i}" for i in range(len(case_texts))],
+            "title": "",
+            "summary": case_texts,
+            "created": START + pd.Timedelta(case_day, "D"),
+        }
+    )
     history = pd.DataFrame(
-        {"incident_id": [f"h{i}" for i in range(len(history_texts))], "title": "", "summary": history_texts,
-         "root_cause": "x", "created": START + pd.to_timedelta(range(len(history_texts)), "D")}
-    )  # fmt: skip
+        {
+            "incident_id": [f"h{i}" for i in range(len(history_texts))],
+            "title": "",
+            "summary": history_texts,
+            "root_cause": "x",
+            "created": START + pd.to_timedelta(range(len(history_texts)), "D"),
+        }
+    )
     return cases, history
 
 

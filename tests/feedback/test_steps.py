@@ -1,4 +1,5 @@
-"""Steps: cutting gives the text back, the checker's decision by the official rule, and rows of step pairs made sound."""
+"""Steps: cutting gives the text back, the checker's decision by the official rule, and rows of step pairs made
+sound."""
 
 import pytest
 
@@ -80,8 +81,12 @@ def test_an_oracle_that_finds_nothing_says_so():
 
 # ------------------------------------------------------------------------------------------------------- step pairs
 def row(**changes):
-    good = {"prompt": "Compute 3+4*2.", "initial_reason_steps": f"{OPENING} 4*2 = 8.\nStep 2:", "chosen": " 3+8 = 11.",
-            "rejected": " 3+8 = 12."}  # fmt: skip
+    good = {
+        "prompt": "Compute 3+4*2.",
+        "initial_reason_steps": f"{OPENING} 4*2 = 8.\nStep 2:",
+        "chosen": " 3+8 = 11.",
+        "rejected": " 3+8 = 12.",
+    }
     return {**good, **changes}
 
 

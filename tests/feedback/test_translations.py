@@ -18,10 +18,13 @@ from workbench.feedback.translations import (
 )
 
 ROW = {
-    "source": "wir haben gestern im haus den brief gefunden", "chosen": "we yesterday in the house found the letter",
-    "rejected": "we found the letter in the house yesterday", "lang": "de-en",
-    "alignment": [[0, 0], [2, 1], [4, 4], [6, 7], [7, 5]], "key_items": ["yesterday", "house", "letter"],
-}  # fmt: skip
+    "source": "wir haben gestern im haus den brief gefunden",
+    "chosen": "we yesterday in the house found the letter",
+    "rejected": "we found the letter in the house yesterday",
+    "lang": "de-en",
+    "alignment": [[0, 0], [2, 1], [4, 4], [6, 7], [7, 5]],
+    "key_items": ["yesterday", "house", "letter"],
+}
 
 
 def test_aspects_of_the_preferred_and_of_the_offline_text():
@@ -115,8 +118,10 @@ def test_rewriting_counts_what_it_leaves_out(tmp_path):
             source.split()[0]
         ]
 
-    rows = [{"source": f"{word} a b", "reference": f"one two {word}", "key_items": ["two"] if word == "kurz" else []}
-            for word in ("gut", "nein", "gleich", "kurz")]  # fmt: skip
+    rows = [
+        {"source": f"{word} a b", "reference": f"one two {word}", "key_items": ["two"] if word == "kurz" else []}
+        for word in ("gut", "nein", "gleich", "kurz")
+    ]
     transcript = Transcript(tmp_path / "log.jsonl")
     kept, lost = rewrite(SimulatedModel("planted", respond), rows, transcript)
     assert [(row["chosen"], row["rejected"]) for row in kept] == [("tug owt eno", "one two gut")]

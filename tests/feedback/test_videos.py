@@ -71,9 +71,18 @@ def test_a_picture_is_looked_at_once(videos, monkeypatch):
 def test_real_videos_end_to_end(videos, runs_root):
     """Some optimiser steps of the method on pictures; vision tower and projector stay as they are."""
     experiment = methods.Experiment(
-        "pami_vdpo", scale="smoke", model=str(videos / "model"), dataset=str(videos / "rows.jsonl"), seeds=[0],
-        overrides={"arms": ["pami", "shuffled"], "max_steps": 3, "n_frames": 4, "kinds": ["shuffle", "reverse", "crop", "mix"]},
-    )  # fmt: skip
+        "pami_vdpo",
+        scale="smoke",
+        model=str(videos / "model"),
+        dataset=str(videos / "rows.jsonl"),
+        seeds=[0],
+        overrides={
+            "arms": ["pami", "shuffled"],
+            "max_steps": 3,
+            "n_frames": 4,
+            "kinds": ["shuffle", "reverse", "crop", "mix"],
+        },
+    )
     found = pami_vdpo.run(experiment.task, experiment.config, 0, experiment.run.child("seed-0"))
     before, after = found["arms"]["pami"]
     assert after["evidence_nats"] != before["evidence_nats"]
@@ -87,8 +96,12 @@ def test_videos_that_cannot_be_read_are_listed_and_never_filled_up(videos, tmp_p
     (tmp_path / "broken").mkdir()
     for t in range(3):
         (tmp_path / "broken" / f"{t}.png").write_bytes(b"no picture")
-    rows = [{"video": str(videos / "clip-0")}, {"video": "broken"}, {"video": "gone"},
-            {"video": [str(videos / "clip-1" / "0.png")] * 2}]  # fmt: skip
+    rows = [
+        {"video": str(videos / "clip-0")},
+        {"video": "broken"},
+        {"video": "gone"},
+        {"video": [str(videos / "clip-1" / "0.png")] * 2},
+    ]
     with caplog.at_level(logging.WARNING):
         kept, lost = with_frames(rows, 3, tmp_path)
     assert [len(row["evidence"]) for row in kept] == [1 * 3]

@@ -7,16 +7,24 @@ from workbench import objectives
 
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}
 WORDS = {
-    "policy_logp_original_video": "policy_original_logps", "policy_logp_augmented_video": "policy_altered_logps",
-    "ref_logp_original_video": "reference_original_logps", "ref_logp_augmented_video": "reference_altered_logps",
-    "policy_chosen": "policy_chosen_logps", "policy_rejected": "policy_rejected_logps",
-    "policy_chosen_other_visual": "policy_altered_logps", "ref_chosen": "reference_chosen_logps",
-    "ref_rejected": "reference_rejected_logps", "ref_chosen_other_visual": "reference_altered_logps",
-}  # fmt: skip
+    "policy_logp_original_video": "policy_original_logps",
+    "policy_logp_augmented_video": "policy_altered_logps",
+    "ref_logp_original_video": "reference_original_logps",
+    "ref_logp_augmented_video": "reference_altered_logps",
+    "policy_chosen": "policy_chosen_logps",
+    "policy_rejected": "policy_rejected_logps",
+    "policy_chosen_other_visual": "policy_altered_logps",
+    "ref_chosen": "reference_chosen_logps",
+    "ref_rejected": "reference_rejected_logps",
+    "ref_chosen_other_visual": "reference_altered_logps",
+}
 GRADIENTS = {
-    "grad_original": "policy_original_logps", "grad_augmented": "policy_altered_logps", "grad_policy_chosen": "policy_chosen_logps",
-    "grad_policy_rejected": "policy_rejected_logps", "grad_policy_other_visual": "policy_altered_logps",
-}  # fmt: skip
+    "grad_original": "policy_original_logps",
+    "grad_augmented": "policy_altered_logps",
+    "grad_policy_chosen": "policy_chosen_logps",
+    "grad_policy_rejected": "policy_rejected_logps",
+    "grad_policy_other_visual": "policy_altered_logps",
+}
 
 
 @pytest.fixture(scope="module")

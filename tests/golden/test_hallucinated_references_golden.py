@@ -1,8 +1,8 @@
 """Golden numbers of hallucinated references: every field of the recorded results, and two parsers' tables.
 
-The recorded IQ has four digits; the figures beside it were computed from more, with rounding errors of sums deciding a few
-ties. AUROC, means and rates agree to 1e-4. A count of references above a threshold may differ by those whose score is the
-threshold to nine digits, and by no others.
+The recorded IQ has four digits; the figures beside it were computed from more, with rounding errors of sums deciding a
+few ties. AUROC, means and rates agree to 1e-4. A count of references above a threshold may differ by those whose score
+is the threshold to nine digits, and by no others.
 """
 
 import numpy as np
@@ -31,8 +31,14 @@ def test_recorded_results(golden, golden_folder):
     for model, expected in content["expected"].items():
         table = combined(recorded.tables[model])
         h = 1 - table["grounded"].to_numpy(dtype=float)
-        assert set(expected) == {"hallucination_rate", "n", "n_topics", "auroc_hallucination", "fdr_threshold_kept_fraction_fdr",
-                                 "mean_score_grounded_hallucinated"}  # fmt: skip
+        assert set(expected) == {
+            "hallucination_rate",
+            "n",
+            "n_topics",
+            "auroc_hallucination",
+            "fdr_threshold_kept_fraction_fdr",
+            "mean_score_grounded_hallucinated",
+        }
         assert (len(table), table["topic"].nunique()) == (expected["n"], expected["n_topics"])
         assert selective.mean_ci(h, table["topic"]).value == pytest.approx(expected["hallucination_rate"], abs=1e-9)
         for name, area in expected["auroc_hallucination"].items():

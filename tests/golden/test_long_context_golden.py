@@ -1,4 +1,5 @@
-"""LOGO: loss with gradients, TRL's SimPO as the case M = 1, covering windows; what its released slices give is not followed.
+"""LOGO: loss with gradients, TRL's SimPO as the case M = 1, covering windows; what its released slices give is not
+followed.
 LongPO: loss with gradients from token log-probs, several turns."""
 
 import pytest
@@ -77,9 +78,13 @@ def test_logo_with_one_rejected_answer_is_trls_simpo(golden):
     for case in [case for case in golden("logo.json")["cases"] if case["id"].startswith("trl_simpo")]:
         given, how, wanted = case["inputs"], case["hyperparameters"], case["outputs"]
         losses, logged = objectives.logo(
-            double(given["avg_logp_chosen"]), double(given["avg_logp_rejected"])[:, None], beta=how["beta"],
-            gamma_beta_ratio=how["simpo_gamma"] / how["beta"], label_smoothing=how["label_smoothing"], sft_weight=0.0,
-        )  # fmt: skip
+            double(given["avg_logp_chosen"]),
+            double(given["avg_logp_rejected"])[:, None],
+            beta=how["beta"],
+            gamma_beta_ratio=how["simpo_gamma"] / how["beta"],
+            label_smoothing=how["label_smoothing"],
+            sft_weight=0.0,
+        )
         torch.testing.assert_close(losses, double(wanted["losses"]), **TIGHT)
         torch.testing.assert_close(logged["chosen_rewards"], double(wanted["chosen_rewards"]), **TIGHT)
         torch.testing.assert_close(logged["rejected_rewards"], double(wanted["rejected_rewards"]), **TIGHT)
@@ -122,9 +127,14 @@ def longpo_of(case, *, averaged=False, reference_shift=0, nll_of="chosen"):
         reference[side] = (logps * mask).sum()[None] / (len(logps) if averaged else 1)
     policy = {side: (leaves[side] * answers[side]).sum(-1) for side in leaves}
     losses, logged = objectives.longpo(
-        policy["chosen"], policy["rejected"], reference["chosen"], reference["rejected"],
-        chosen_token_nll=-leaves[nll_of].mean(-1), beta=how["beta"], lam=how["dpo_lambda"],
-    )  # fmt: skip
+        policy["chosen"],
+        policy["rejected"],
+        reference["chosen"],
+        reference["rejected"],
+        chosen_token_nll=-leaves[nll_of].mean(-1),
+        beta=how["beta"],
+        lam=how["dpo_lambda"],
+    )
     return losses, logged, leaves, policy, reference
 
 
@@ -134,11 +144,16 @@ def test_longpo_values_and_gradients(golden):
     for case in cases:
         losses, logged, leaves, policy, reference = longpo_of(case)
         losses.sum().backward()
-        got = {"total": losses.sum(), "losses": logged["preference_losses"], "nll": logged["nll"],
-               "chosen_rewards": logged["chosen_rewards"], "rejected_rewards": logged["rejected_rewards"],
-               **{f"policy_{side}": value for side, value in policy.items()},
-               **{f"ref_{side}": value for side, value in reference.items()},
-               **{f"grad_policy_{side}": leaf.grad[0] for side, leaf in leaves.items()}}  # fmt: skip
+        got = {
+            "total": losses.sum(),
+            "losses": logged["preference_losses"],
+            "nll": logged["nll"],
+            "chosen_rewards": logged["chosen_rewards"],
+            "rejected_rewards": logged["rejected_rewards"],
+            **{f"policy_{side}": value for side, value in policy.items()},
+            **{f"ref_{side}": value for side, value in reference.items()},
+            **{f"grad_policy_{side}": leaf.grad[0] for side, leaf in leaves.items()},
+        }
         assert set(got) == set(case["outputs"])
         for name, value in got.items():
             wanted = double(case["outputs"][name])

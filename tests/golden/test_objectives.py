@@ -34,33 +34,61 @@ TABLE = {
 }
 # read by test_rankings.py and by the test of relative confidence
 ELSEWHERE = {
-    "logo.json", "longpo.json",  # test_long_context_golden.py
-    "sequence_logps.json", "rank_bradley_terry.json", "rank_elo.json", "rank_trueskill.json", "selective_calibration.json",
+    "logo.json",
+    "longpo.json",  # test_long_context_golden.py
+    "sequence_logps.json",
+    "rank_bradley_terry.json",
+    "rank_elo.json",
+    "rank_trueskill.json",
+    "selective_calibration.json",
     "published_relative_confidence.json",
     # test_rollouts.py
-    "ppo_loss.json", "drpo_ppo_loss.json", "drpo_advantages.json", "drpo_truncate.json", "drpo_reset_lengths.json",
-    "drpo_forced_scores.json", "drpo_dpo_baseline.json", "reward_model_loss.json",
-    "sppo.json", "sppo_win_rates.json", "dno_soft.json", "trl_masked.json",  # test_self_play_golden.py
-    "step_dpo.json", "step_dpo_tokenize.json",
-    "pro.json", "rrhf.json",  # test_ranked_lists_golden.py
+    "ppo_loss.json",
+    "drpo_ppo_loss.json",
+    "drpo_advantages.json",
+    "drpo_truncate.json",
+    "drpo_reset_lengths.json",
+    "drpo_forced_scores.json",
+    "drpo_dpo_baseline.json",
+    "reward_model_loss.json",
+    "sppo.json",
+    "sppo_win_rates.json",
+    "dno_soft.json",
+    "trl_masked.json",  # test_self_play_golden.py
+    "step_dpo.json",
+    "step_dpo_tokenize.json",
+    "pro.json",
+    "rrhf.json",  # test_ranked_lists_golden.py
     "flr.json",  # test_follow_ups_golden.py
-    "latency.json", "simul_confidence.json",  # test_simultaneous_golden.py
+    "latency.json",
+    "simul_confidence.json",  # test_simultaneous_golden.py
     "vdpo.json",  # test_evidence_golden.py
     "agreement_metrics.json",  # test_agreement_golden.py
     # test_hallucinated_references_golden.py; of the second file the parsers that systems have so far
-    "real_hallucinated_references.json", "parser_cases_confidence.json",
-    "rouge.json", "bootstrap_significance.json", "real_time_travel.json",  # test_overlap_golden.py
-}  # fmt: skip
+    "real_hallucinated_references.json",
+    "parser_cases_confidence.json",
+    "rouge.json",
+    "bootstrap_significance.json",
+    "real_time_travel.json",  # test_overlap_golden.py
+}
 NOT_BUILT_YET = {
-    "armorm_cases.json", "cipherchat.json",
-    "codeultrafeedback_parser_cases.json", "healthcare-delivery.json", "judge_parser_cases.json",
+    "armorm_cases.json",
+    "cipherchat.json",
+    "codeultrafeedback_parser_cases.json",
+    "healthcare-delivery.json",
+    "judge_parser_cases.json",
     "judge_scores_mtbench_gpt4.json",
     "judge_scores_vicuna_gpt4.json",
-    "preference_dissection_coefs.json", "preference_dissection_compare.json",
-    "preference_dissection_expected.json", "preference_dissection_fits.json", "prelude.json",
-    "published_bigcodereward.json", "real_daily_dilemmas.json",
-    "steerlm2_cases.json", "touchstone.json",
-}  # fmt: skip
+    "preference_dissection_coefs.json",
+    "preference_dissection_compare.json",
+    "preference_dissection_expected.json",
+    "preference_dissection_fits.json",
+    "prelude.json",
+    "published_bigcodereward.json",
+    "real_daily_dilemmas.json",
+    "steerlm2_cases.json",
+    "touchstone.json",
+}
 COMMENTS = {"method", "source", "note", "dtype", "cases"}
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}
 

@@ -18,9 +18,12 @@ def test_pro(golden):
         assert set(given["sft_index"]) == {0}, case["id"]
         tokens, mask = tensor(given["token_logps"]).requires_grad_(), tensor(given["response_mask"])
         losses, logged = objectives.pro(
-            (tokens * mask).sum(-1), mask.sum(-1).long(), tensor(given["rewards"]), **case["hyperparameters"],
+            (tokens * mask).sum(-1),
+            mask.sum(-1).long(),
+            tensor(given["rewards"]),
+            **case["hyperparameters"],
             in_order="unsorted" not in case["id"],
-        )  # fmt: skip
+        )
         n = len(given["rewards"][0])
         torch.testing.assert_close(losses.mean().item(), expected["total_loss"], **TIGHT, msg=case["id"])
         ranks = [logged[f"rank_{k}"].mean().item() for k in range(1, n)]
@@ -37,9 +40,13 @@ def test_rrhf(golden):
         tokens, mask = tensor(given["token_logps"]).requires_grad_(), tensor(given["response_mask"])
         lengths = mask.sum(-1).long()
         losses, logged = objectives.rrhf(
-            (tokens * mask).sum(-1)[None], lengths[None], tensor(given["rewards"])[None], width=tokens.shape[-1],
-            rank_weight=settings["rrhf_weight"], length_penalty=settings["length_penalty"],
-        )  # fmt: skip
+            (tokens * mask).sum(-1)[None],
+            lengths[None],
+            tensor(given["rewards"])[None],
+            width=tokens.shape[-1],
+            rank_weight=settings["rrhf_weight"],
+            length_penalty=settings["length_penalty"],
+        )
         got = {"rank_loss": logged["rank_loss"], "sft_loss": logged["sft_nll"], "total": losses.detach()}
         for name, value in got.items():
             assert value.item() == pytest.approx(expected[name], rel=1e-6, abs=1e-6), (case["id"], name)

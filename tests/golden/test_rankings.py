@@ -55,10 +55,21 @@ def test_bradley_terry_cases(golden):
         fields(case, ["n_items", "matches", "expected"], where)
         expected = fields(
             case["expected"],
-            ["weak_components", "strong_components", "mle", "mle_log_strength_mean0", "mle_elo_mean1000", "mle_nll",
-             "gradient_inf_norm", "mle_strength_sum1", "arena_sandwich_95", "l2_map", "tie_models"],
+            [
+                "weak_components",
+                "strong_components",
+                "mle",
+                "mle_log_strength_mean0",
+                "mle_elo_mean1000",
+                "mle_nll",
+                "gradient_inf_norm",
+                "mle_strength_sum1",
+                "arena_sandwich_95",
+                "l2_map",
+                "tie_models",
+            ],
             where,
-        )  # fmt: skip
+        )
         n, matches = case["n_items"], case["matches"]
         disconnected = expected["weak_components"] > 1
         for solution in expected["l2_map"]:
@@ -133,8 +144,12 @@ def test_bradley_terry_bootstrap(golden):
 
 
 def test_invalid_matches(golden):
-    message = {"self match": "self match", "unknown item": "unknown player", "no matches": "no matches",
-               "outcome must be 0, 0.5 or 1": "outcome must be 0, 0.5 or 1"}  # fmt: skip
+    message = {
+        "self match": "self match",
+        "unknown item": "unknown player",
+        "no matches": "no matches",
+        "outcome must be 0, 0.5 or 1": "outcome must be 0, 0.5 or 1",
+    }
     for case in load(golden, "rank_bradley_terry.json")["invalid"]:
         fields(case, ["n_items", "matches", "expected_error"], case["name"])
         for system in (ranking.bradley_terry, ranking.elo, ranking.trueskill, ranking.win_rate_ranking):
@@ -211,9 +226,14 @@ def test_trueskill_single_updates(golden):
         margin = ranking.ndtri((case["draw_probability"] + 1) / 2) * np.sqrt(2) * beta
         first, second = ("j", "i") if case["outcome_for_i"] == "loss" else ("i", "j")
         beliefs = ranking._trueskill_update(
-            case[first][0], case[first][1] ** 2 + tau**2, case[second][0], case[second][1] ** 2 + tau**2,
-            beta, margin, {"win": False, "loss": False, "draw": True}[case["outcome_for_i"]],
-        )  # fmt: skip
+            case[first][0],
+            case[first][1] ** 2 + tau**2,
+            case[second][0],
+            case[second][1] ** 2 + tau**2,
+            beta,
+            margin,
+            {"win": False, "loss": False, "draw": True}[case["outcome_for_i"]],
+        )
         for player, (mean, variance) in zip((first, second), beliefs, strict=True):
             close([mean, np.sqrt(variance)], case[f"after_{player}"], where)
 

@@ -1,4 +1,5 @@
-"""Golden numbers of PPO, DR-PO and the reward model, from Cornell-RL/drpo and tril: every case, values and gradients."""
+"""Golden numbers of PPO, DR-PO and the reward model, from Cornell-RL/drpo and tril: every case, values and
+gradients."""
 
 import numpy as np
 import pytest
@@ -27,16 +28,27 @@ def test_clipped_losses(golden, name):
         policy, values = matrix(inputs["new_logprobs"], requires_grad=True), matrix(inputs["vpred"], requires_grad=True)
         coefficient = options.pop("vf_coef")
         (policy_losses, value_losses), logged = objectives.ppo(
-            policy, matrix(inputs["old_logprobs"]), matrix(inputs["advantages"]), values, matrix(inputs["old_values"]),
-            matrix(inputs["returns"]), is_generated=is_generated, **options,
-        )  # fmt: skip
+            policy,
+            matrix(inputs["old_logprobs"]),
+            matrix(inputs["advantages"]),
+            values,
+            matrix(inputs["old_values"]),
+            matrix(inputs["returns"]),
+            is_generated=is_generated,
+            **options,
+        )
         drawn = policy_losses.numel() if is_generated is None else is_generated.sum()
         pg_loss, vf_loss = policy_losses.sum() / drawn, value_losses.mean()
         loss = pg_loss + coefficient * vf_loss
         loss.backward()
         expected = case["outputs"]
-        for got, key in ((pg_loss, "pg_loss"), (vf_loss, "vf_loss"), (loss, "loss"), (policy.grad, "grad_new_logprobs"),
-                         (values.grad, "grad_vpred")):  # fmt: skip
+        for got, key in (
+            (pg_loss, "pg_loss"),
+            (vf_loss, "vf_loss"),
+            (loss, "loss"),
+            (policy.grad, "grad_new_logprobs"),
+            (values.grad, "grad_vpred"),
+        ):
             close(got, expected[key], f"{where}, {key}")
         assert float(logged["value_clipped"].double().mean()) == pytest.approx(expected["vf_clipfrac"], abs=1e-6)
 
@@ -46,9 +58,12 @@ def test_rewards_and_advantages(golden):
         inputs, options, expected = case["inputs"], case["hyperparameters"], case["outputs"]
         values = matrix(inputs["values"])
         rewards, penalty = objectives.token_rewards(
-            matrix(inputs["logprobs"]), matrix(inputs["ref_logprobs"]), tensor(inputs["scores"]),
-            torch.tensor(inputs["sequence_lengths"]), kl_coef=options["kl_coef"],
-        )  # fmt: skip
+            matrix(inputs["logprobs"]),
+            matrix(inputs["ref_logprobs"]),
+            tensor(inputs["scores"]),
+            torch.tensor(inputs["sequence_lengths"]),
+            kl_coef=options["kl_coef"],
+        )
         close(penalty, expected["non_score_reward"], f"case {number}, non_score_reward")
         if options["whiten_rewards"]:
             rewards = objectives.whiten(rewards, shift_mean=False)
@@ -62,8 +77,11 @@ def test_truncation(golden):
     for case in cases(golden, "drpo_truncate.json"):
         options, expected = case["hyperparameters"], case["outputs"]
         cut, last, ended = objectives.truncate(
-            torch.tensor(case["inputs"]["responses"]), end_id=options["eos_token_id"], pad_id=options["pad_token_id"], needs_pad=True
-        )  # fmt: skip
+            torch.tensor(case["inputs"]["responses"]),
+            end_id=options["eos_token_id"],
+            pad_id=options["pad_token_id"],
+            needs_pad=True,
+        )
         assert cut.tolist() == expected["truncated"]
         assert last.tolist() == expected["sequence_lengths"]
         assert ended.int().tolist() == expected["has_eos"]

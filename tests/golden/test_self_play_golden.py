@@ -46,9 +46,10 @@ def test_sppo_win_rates(golden):
         np.testing.assert_array_equal(worst, expected["rejected_index"])
         rows, rates = np.arange(len(scores)), win_rates(probability)
         for name, got in (
-            ("chosen_probs", probability[rows, best, worst]), ("chosen_probs_win", rates[rows, best]),
+            ("chosen_probs", probability[rows, best, worst]),
+            ("chosen_probs_win", rates[rows, best]),
             ("chosen_probs_lose", rates[rows, worst]),
-        ):  # fmt: skip
+        ):
             np.testing.assert_allclose(got, expected[name], rtol=1e-6, err_msg=name)
         moderate = (
             np.ptp(scores, axis=1) < 10
@@ -57,8 +58,12 @@ def test_sppo_win_rates(golden):
 
 
 def test_soft_dno(golden):
-    words = {"policy_logps_1": "policy_first_logps", "policy_logps_2": "policy_second_logps",
-             "previous_logps_1": "reference_first_logps", "previous_logps_2": "reference_second_logps"}  # fmt: skip
+    words = {
+        "policy_logps_1": "policy_first_logps",
+        "policy_logps_2": "policy_second_logps",
+        "previous_logps_1": "reference_first_logps",
+        "previous_logps_2": "reference_second_logps",
+    }
     for number, case in enumerate(cases(golden, "dno_soft.json")):
         logps = {ours: tensor(case["inputs"][theirs], requires_grad=True) for theirs, ours in words.items()}
         rates = {"first_win_rate": tensor(case["inputs"]["r1"]), "second_win_rate": tensor(case["inputs"]["r2"])}

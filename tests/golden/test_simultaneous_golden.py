@@ -14,16 +14,19 @@ def test_latency_of_the_reference_scorer(golden):
     for case in golden("latency.json")["cases"]:
         inputs = case["inputs"]
         found = latency(
-            inputs["delays"], inputs["source_length"], inputs["reference_length"],
+            inputs["delays"],
+            inputs["source_length"],
+            inputs["reference_length"],
             use_reference=case["hyperparameters"]["use_ref_len"],
-        )  # fmt: skip
+        )
         assert set(case["outputs"]) == {"AL", "LAAL", "AP", "DAL", "ATD"}
         for name in ("AL", "LAAL", "AP", "DAL"):
             assert getattr(found, name) == pytest.approx(case["outputs"][name], abs=1e-9), (case["id"], name)
 
 
 def test_state_confidence(golden):
-    """The official code taxes padding too: there, the penalty and its gradient differ by exactly the padding's share."""
+    """The official code taxes padding too: there, the penalty and its gradient differ by exactly the padding's
+    share."""
     for case in golden("simul_confidence.json")["cases"]:
         names = ("full_source_logits", "prefix_logits", "confidence")
         inputs = {
@@ -33,20 +36,25 @@ def test_state_confidence(golden):
         targets = torch.tensor(case["inputs"]["targets"])
         is_token = targets != case["inputs"]["padding_id"]
         losses, logged = objectives.state_confidence(
-            inputs["full_source_logits"].log_softmax(-1), inputs["prefix_logits"].log_softmax(-1), confidence, targets,
-            is_token, **case["hyperparameters"],
-        )  # fmt: skip
+            inputs["full_source_logits"].log_softmax(-1),
+            inputs["prefix_logits"].log_softmax(-1),
+            confidence,
+            targets,
+            is_token,
+            **case["hyperparameters"],
+        )
         losses.sum().backward()
         expected = {name: torch.tensor(value, dtype=torch.float64) for name, value in case["outputs"].items()}
         weight = case["hyperparameters"]["confidence_weight"]
         of_padding = -confidence.detach().log()[~is_token].sum()
         found = {
-            "full_source_loss": logged["full_losses"].sum(), "mixed_prefix_loss": logged["mixed_losses"].sum(),
+            "full_source_loss": logged["full_losses"].sum(),
+            "mixed_prefix_loss": logged["mixed_losses"].sum(),
             "confidence_penalty": logged["confidence_penalties"].sum() + of_padding,
             "total": losses.detach().sum() + weight * of_padding,
             "grad_confidence": torch.where(is_token, confidence.grad, -weight / confidence.detach()),
             **{f"grad_{n}": inputs[n].grad for n in names[:2]},
-        }  # fmt: skip
+        }
         assert set(found) == set(expected)
         for name, value in found.items():
             torch.testing.assert_close(

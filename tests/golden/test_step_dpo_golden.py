@@ -1,5 +1,5 @@
-"""Step-DPO: the loss of its trainer, values and gradients; and the tokens of a step pair, without loss on the prompt and
-without an end token on a step, against the official tokenize_row."""
+"""Step-DPO: the loss of its trainer, values and gradients; and the tokens of a step pair, without loss on the prompt
+and without an end token on a step, against the official tokenize_row."""
 
 from types import SimpleNamespace
 
@@ -50,11 +50,15 @@ def test_step_pairs_as_the_official_code_tokenises_them(golden):
         policy = policy_with(limits["bos_token_id"])
         text = {name: "".join(map(chr, ids)) for name, ids in given.items()}
         sides = [policy.encode_part(text["chosen_ids"]), policy.encode_part(text["rejected_ids"])]
-        group = policy.group(policy.encode_prompt(text["prompt_ids"]), sides, max_length=limits["max_length"],
-                             max_prompt_length=limits["max_prompt_length"])  # fmt: skip
+        group = policy.group(
+            policy.encode_prompt(text["prompt_ids"]),
+            sides,
+            max_length=limits["max_length"],
+            max_prompt_length=limits["max_prompt_length"],
+        )
         assert group.prompt_ids == expected["prompt_input_ids"]
-        # They keep max_length - max_prompt_length tokens of a step that is too long even where the prompt is shorter than
-        # its limit; here such a step may fill the room that is there.
+        # They keep max_length - max_prompt_length tokens of a step that is too long even where the prompt is shorter
+        # than its limit; here such a step may fill the room that is there.
         room = limits["max_length"] - limits["max_prompt_length"]
         is_long = len(group.prompt_ids) + max(map(len, sides)) > limits["max_length"]
         for side, ids in zip(("chosen", "rejected"), group.responses_ids, strict=True):

@@ -22,7 +22,8 @@ for n, vocab, width, dtype in ((1, 2, 3, torch.float32), (70, 300, 80, torch.flo
         logits = cap * torch.tanh(logits / cap) if cap else logits
         logps, totals = triton_logps(hidden, weight, targets, scale=scale, cap=cap)
         torch.testing.assert_close(totals, logits.logsumexp(-1), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(logps, logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-5)
+        expected = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+        torch.testing.assert_close(logps, expected, rtol=1e-5, atol=1e-5)
 
 # the forward pass of the kernel under the backward pass of torch
 from workbench.kernels.heads import PLAIN, _LinearLogps
@@ -39,7 +40,8 @@ print("all equal")
 
 @pytest.mark.slow
 def test_the_triton_kernel_is_the_plain_head():
-    """Sizes off every block, a capped head, half-precision inputs. In a process of its own: Triton reads its mode at import."""
+    """Sizes off every block, a capped head, half-precision inputs. In a process of its own: Triton reads its mode at
+    import."""
     pytest.importorskip("triton", reason="Triton is installed for Linux on x86-64 alone")
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True

@@ -26,9 +26,14 @@ def plain(hidden, targets, head, finish=PLAIN):
 
 @settings(max_examples=80, deadline=None)
 @given(
-    n=st.integers(1, 40), vocab=st.integers(2, 50), chunk=st.integers(1, 45), kept=st.integers(0, 45), finish=FINISHES,
-    bias=st.booleans(), trained=st.sampled_from(["all", "head", "hidden"]),
-)  # fmt: skip
+    n=st.integers(1, 40),
+    vocab=st.integers(2, 50),
+    chunk=st.integers(1, 45),
+    kept=st.integers(0, 45),
+    finish=FINISHES,
+    bias=st.booleans(),
+    trained=st.sampled_from(["all", "head", "hidden"]),
+)
 def test_numbers_and_gradients_are_those_of_the_plain_head(n, vocab, chunk, kept, finish, bias, trained):
     """Trained and frozen, with and without bias, scaled and capped, whatever is kept and whatever is computed again."""
     hidden, targets, head = inputs(n, 6, vocab, bias=bias)
@@ -46,7 +51,8 @@ def test_numbers_and_gradients_are_those_of_the_plain_head(n, vocab, chunk, kept
 
 
 def test_log_probs_far_below_the_smallest_number():
-    """A target of log-prob -2000 has probability 0 in every format; its log-prob and gradient are exact all the same."""
+    """A target of log-prob -2000 has probability 0 in every format; its log-prob and gradient are exact all the
+    same."""
     head = nn.Linear(1, 3, bias=False)
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[0.0], [1000.0], [2000.0]]))

@@ -118,9 +118,16 @@ def tiny_llava():
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
     )
     text = LlamaConfig(
-        vocab_size=23, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=128, pad_token_id=0, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=23,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_select_strategy="full"
     )

@@ -1,4 +1,5 @@
-"""Every route against a plain loop over single sequences with all logits; the choice between routes; what is refused."""
+"""Every route against a plain loop over single sequences with all logits; the choice between routes; what is
+refused."""
 
 import logging
 
@@ -140,9 +141,18 @@ def family(kind, **extra):
 
     torch.manual_seed(1)
     config = getattr(transformers, f"{kind}{'TextConfig' if kind == 'Gemma3' else 'Config'}")(
-        vocab_size=23, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        max_position_embeddings=64, pad_token_id=0, bos_token_id=0, eos_token_id=1, **{**FAMILIES[kind], **extra},
-    )  # fmt: skip
+        vocab_size=23,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=1,
+        **{**FAMILIES[kind], **extra},
+    )
     model = getattr(transformers, f"{kind}ForCausalLM")(config).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():

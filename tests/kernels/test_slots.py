@@ -1,4 +1,5 @@
-"""The fast loop against the textbook: every family, ragged groups, any number of slots; and the models that it refuses."""
+"""The fast loop against the textbook: every family, ragged groups, any number of slots; and the models that it
+refuses."""
 
 import copy
 import logging
@@ -18,19 +19,36 @@ from workbench.models import add_lora
 
 PROMPTS = [[3, 4, 5], [6], [7, 8], [9, 10, 11, 12, 13], [2, 2], [5, 4, 3]]
 FAMILIES = {
-    "Llama": {}, "Qwen2": {}, "Qwen3": {"head_dim": 8}, "Mistral": {"sliding_window": 64}, "Gemma": {"head_dim": 8},
+    "Llama": {},
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 8},
+    "Mistral": {"sliding_window": 64},
+    "Gemma": {"head_dim": 8},
     "Gemma3Text": {"head_dim": 8, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
-    "Cohere": {"logit_scale": 0.3}, "Granite": {"logits_scaling": 4.0}, "Phi3": {}, "GPTNeoX": {}, "GPT2": {},
-}  # fmt: skip
+    "Cohere": {"logit_scale": 0.3},
+    "Granite": {"logits_scaling": 4.0},
+    "Phi3": {},
+    "GPTNeoX": {},
+    "GPT2": {},
+}
 
 
 def family(kind, **extra):
     """A random model of a family, with logits of some size; grouped queries where the family has them."""
     torch.manual_seed(1)
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=23, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64, pad_token_id=0, bos_token_id=0, eos_token_id=1, **{**FAMILIES.get(kind, {}), **extra},
-    )  # fmt: skip
+        vocab_size=23,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=1,
+        **{**FAMILIES.get(kind, {}), **extra},
+    )
     model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -42,9 +60,13 @@ def stems(groups, new, start=0):
     """Stems of (ids, lengths of its rows) with uniforms of their own."""
     rng = np.random.default_rng(7)
     return [
-        Stem(ids, max(1, len(ids) - start), [Row(i, k, rng.random(n + min(start, len(ids) - 1))) for k, n in enumerate(lengths)])
+        Stem(
+            ids,
+            max(1, len(ids) - start),
+            [Row(i, k, rng.random(n + min(start, len(ids) - 1))) for k, n in enumerate(lengths)],
+        )
         for i, (ids, lengths) in enumerate(groups)
-    ]  # fmt: skip
+    ]
 
 
 @torch.no_grad()
@@ -87,9 +109,11 @@ ROWS = st.tuples(
 @pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    groups=st.lists(ROWS, min_size=1, max_size=6), max_rows=st.integers(1, 12), start=st.integers(0, 3),
+    groups=st.lists(ROWS, min_size=1, max_size=6),
+    max_rows=st.integers(1, 12),
+    start=st.integers(0, 3),
     law=st.sampled_from([Law(), Law(0.0), Law(0.7, 0.9), Law(1.3, 1.0, 5)]),
-)  # fmt: skip
+)
 def test_ragged_groups_equal_the_textbook(tiny_llama, groups, max_rows, start, law):
     """Any prompts, any number of rows a prompt, lengths that differ, given beginnings, any number of slots."""
     got = finished(decode_in_slots, tiny_llama, groups, law, max_rows, start)

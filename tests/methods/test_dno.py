@@ -258,9 +258,13 @@ def test_a_later_round_without_pairs_leaves_the_policy_as_it_is(played, root, mo
 
 def test_stuck_and_empty_samples_are_never_chosen(played, root, monkeypatch):
     task, settings, _, _ = played
-    rows = pd.DataFrame({"prompt": ["p0 p0"] * 2,
-                         "responses": [["", "s0 s1 s2", "s0 s1 s3"], ["a a a a a a a a a a", "s0 s1 s2", "s0 s0 s0"]],
-                         "responses_ids": [[[3], [4], [5]]] * 2})  # fmt: skip
+    rows = pd.DataFrame(
+        {
+            "prompt": ["p0 p0"] * 2,
+            "responses": [["", "s0 s1 s2", "s0 s1 s3"], ["a a a a a a a a a a", "s0 s1 s2", "s0 s0 s0"]],
+            "responses_ids": [[[3], [4], [5]]] * 2,
+        }
+    )
     monkeypatch.setattr(dno, "draw_samples", lambda *a, **k: rows)
     monkeypatch.setattr(dno, "prompts_of_round", lambda *a, **k: ["p0 p0"] * 2)
     run = Run(root / "stuck")
@@ -287,15 +291,22 @@ class Told:
 
 
 def told(**changes):
-    """Made-up results of five seeds over four rounds: wins against gold (last), against the last round, S>T share, signs."""
+    """Made-up results of five seeds over four rounds: wins against gold (last), against the last round, S>T share,
+    signs."""
     rng = np.random.default_rng(1)
     arms = {
-        "dno": (0.7, 0.55, [0.2, 0.4, 0.6, 0.8], 1.0), "restrictive": (0.55, 0.52, [0.0] * 4, 1.0), "spin": (0.5, 0.52, [0.0] * 4, 0.6),
-        "offline": (0.6, 0.51, [0.2] * 4, 1.0), "sft": (0.5, 0.53, [0.2] * 4, 1.0), "shuffled": (0.4, 0.5, [0.2, 0.21, 0.19, 0.2], 1.0),
+        "dno": (0.7, 0.55, [0.2, 0.4, 0.6, 0.8], 1.0),
+        "restrictive": (0.55, 0.52, [0.0] * 4, 1.0),
+        "spin": (0.5, 0.52, [0.0] * 4, 0.6),
+        "offline": (0.6, 0.51, [0.2] * 4, 1.0),
+        "sft": (0.5, 0.53, [0.2] * 4, 1.0),
+        "shuffled": (0.4, 0.5, [0.2, 0.21, 0.19, 0.2], 1.0),
         "noisy": (0.7, 0.54, [0.3, 0.4, 0.6, 0.8], 0.65),
-        "noisy_all": (0.6, 0.54, [0.3] * 4, 0.6), "noisy_restrictive": (0.55, 0.5, [0.0] * 4, 0.6),
-        "noisy_shuffled": (0.4, 0.5, [0.3, 0.31, 0.29, 0.3], 0.65), "soft": (0.6, 0.56, [0.0] * 4, 1.0),
-    }  # fmt: skip
+        "noisy_all": (0.6, 0.54, [0.3] * 4, 0.6),
+        "noisy_restrictive": (0.55, 0.5, [0.0] * 4, 0.6),
+        "noisy_shuffled": (0.4, 0.5, [0.3, 0.31, 0.29, 0.3], 0.65),
+        "soft": (0.6, 0.56, [0.0] * 4, 1.0),
+    }
 
     def evaluations(gold, last, shares, signs):
         for t in range(5):
@@ -309,8 +320,13 @@ def told(**changes):
                 if t
                 else {}
             )
-            yield {"win_against_gold": gold + noise, "win_against_last": last + noise if t else 0.5, "kl_to_last": 0.1 if t else 0.0,
-                   "average_exploitability": 0.2, **built}  # fmt: skip
+            yield {
+                "win_against_gold": gold + noise,
+                "win_against_last": last + noise if t else 0.5,
+                "kl_to_last": 0.1 if t else 0.0,
+                "average_exploitability": 0.2,
+                **built,
+            }
 
     return [
         {"arms": {arm: list(evaluations(*values)) for arm, values in {**arms, **changes}.items()}} for _ in Told.seeds
@@ -320,8 +336,16 @@ def told(**changes):
 def test_verdicts_of_a_method_that_works():
     found = dno.claims(Told(), told()).verdicts()
     assert {id for id, verdict in found.items() if verdict == "shown in small"} == {
-        "C1", "C2", "C3", "C4", "C4 sampled", "C5", "C5 sampled", "C6", "C10",
-    }  # fmt: skip
+        "C1",
+        "C2",
+        "C3",
+        "C4",
+        "C4 sampled",
+        "C5",
+        "C5 sampled",
+        "C6",
+        "C10",
+    }
     assert {id for id, verdict in found.items() if verdict == "needs full scale"} == {"C7", "C8", "C9"}
 
 
@@ -351,8 +375,15 @@ def on_text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     tokenizer = bpe_tokenizer(["How many apples are left? Give three tips for a good day."] * 3, vocab_size=300)
     Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=160, seed=0), tokenizer).save(folder / "model")
-    shape = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                        max_position_embeddings=160, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=160,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     shape.num_labels = 1
     judge = LlamaForSequenceClassification(shape)
     judge.score.weight.data *= 200  # a judge with opinions
@@ -361,12 +392,29 @@ def on_text(tmp_path_factory):
 
 
 def test_real_answers_as_the_teacher_and_a_reward_model_as_judge(shared, on_text, root):
-    overrides = {"rounds": 2, "n_prompts": 6, "samples": 3, "batch_size": 3, "max_new_tokens": 6, "max_length": 120,
-                 "max_prompt_length": 100,
-                 "test_size": 6, "judge": str(on_text / "judge"), "judge_kind": "reward", "arms": ["dno", "shuffled"],
-                 "learning_rate": 1e-3}  # fmt: skip
-    experiment = methods.Experiment("dno", scale="smoke", model=str(on_text / "model"), dataset=str(shared / "data/gsm8k/train.jsonl"),
-                                    seeds=[0], overrides=overrides, output=str(root / "text"))  # fmt: skip
+    overrides = {
+        "rounds": 2,
+        "n_prompts": 6,
+        "samples": 3,
+        "batch_size": 3,
+        "max_new_tokens": 6,
+        "max_length": 120,
+        "max_prompt_length": 100,
+        "test_size": 6,
+        "judge": str(on_text / "judge"),
+        "judge_kind": "reward",
+        "arms": ["dno", "shuffled"],
+        "learning_rate": 1e-3,
+    }
+    experiment = methods.Experiment(
+        "dno",
+        scale="smoke",
+        model=str(on_text / "model"),
+        dataset=str(shared / "data/gsm8k/train.jsonl"),
+        seeds=[0],
+        overrides=overrides,
+        output=str(root / "text"),
+    )
     results = experiment.results()
     start, *after = results[0]["arms"]["dno"]
     assert start["quality"] == pytest.approx(0.5)

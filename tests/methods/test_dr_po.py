@@ -220,7 +220,8 @@ def test_open_task_says_what_is_missing():
 
 # --------------------------------------------------------------------------------------------------------- real text
 def test_real_pairs_and_a_learned_reward_end_to_end(runs_root, shared, tmp_path):
-    """Rows of alpaca_eval, a small random model in the hub's format, a reward model trained on the pairs, two updates."""
+    """Rows of alpaca_eval, a small random model in the hub's format, a reward model trained on the pairs, two
+    updates."""
     from workbench import data
 
     dataset = str(shared / "data" / "alpaca_eval" / "pairs.jsonl.gz")
@@ -266,8 +267,17 @@ def results(levels):
     return [{"arms": {name: arm(level) for name, level in levels.items()}} for _ in range(5)]
 
 
-GOOD = {"dr_po": 0.3, "dr_po_50": 0.5, "dr_po_25": 0.4, "ppo": 0.02, "ppo_pp": 0.02, "wrong": 0.02,
-        "sft": 0.2, "patchy": 0.3, "sft_patchy": 0.1}  # fmt: skip
+GOOD = {
+    "dr_po": 0.3,
+    "dr_po_50": 0.5,
+    "dr_po_25": 0.4,
+    "ppo": 0.02,
+    "ppo_pp": 0.02,
+    "wrong": 0.02,
+    "sft": 0.2,
+    "patchy": 0.3,
+    "sft_patchy": 0.1,
+}
 TOKENS = {"dr_po_50": (19.0, 4.5), "ppo": (19.0, 0.0), "ppo_pp": (19.0, 4.5)}
 
 

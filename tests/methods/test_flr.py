@@ -93,8 +93,20 @@ def test_first_losses_and_what_is_told(played):
     start, end = result["arms"]["dpo_flr"]
     assert {"quality", "greedy", "flr", "flr_deaf"} == set(start) == set(end)
     (ranking,) = result["arms"]["ranking"]
-    for name in ("flr", "deaf", "tuned", "mistuned", "own_likelihood", "length", "flr_positive", "flr_one_phrase", "flr_sum",
-                 "flr_official_raw_logit", "flr_spearman", "flr_half_phrases_sd"):  # fmt: skip
+    for name in (
+        "flr",
+        "deaf",
+        "tuned",
+        "mistuned",
+        "own_likelihood",
+        "length",
+        "flr_positive",
+        "flr_one_phrase",
+        "flr_sum",
+        "flr_official_raw_logit",
+        "flr_spearman",
+        "flr_half_phrases_sd",
+    ):
         assert -1 <= ranking[name] <= 1
     assert (run.folder / "sft_tuned" / "round-1" / "weights.safetensors").is_file()
     table = pd.read_parquet(run.folder / "ranking" / "scores-flr.parquet")
@@ -200,8 +212,15 @@ def test_real_pairs_end_to_end(shared, model, root):
         "test_size": 60,
         "learning_rate": 1e-3,
     }
-    experiment = methods.Experiment("flr", scale="smoke", model=str(model), dataset=str(shared / "data/alpaca_eval/pairs.jsonl.gz"),
-                                    seeds=[0], overrides=overrides, output=str(root / "text"))  # fmt: skip
+    experiment = methods.Experiment(
+        "flr",
+        scale="smoke",
+        model=str(model),
+        dataset=str(shared / "data/alpaca_eval/pairs.jsonl.gz"),
+        seeds=[0],
+        overrides=overrides,
+        output=str(root / "text"),
+    )
     results = experiment.results()
     (ranking,) = results[0]["arms"]["ranking"]
     assert {"flr", "own_likelihood", "length", "flr_official_raw_logit"} <= set(ranking)
@@ -228,10 +247,25 @@ def test_real_questions_with_feedback_in_aligned_files(shared, model, root, tmp_
         for r in rows
     ]
     (tmp_path / "feedback.jsonl").write_text("\n".join(map(json.dumps, told)))
-    overrides = {"max_new_tokens": 4, "max_length": 300, "samples": 2, "n_prompts": 2, "test_size": 3, "arms": ["ranking", "dpo_tuned"],
-                 "feedback": str(tmp_path / "feedback.jsonl"), "tuning_rate": 1e-3}  # fmt: skip
-    experiment = methods.Experiment("flr", scale="smoke", model=str(model), dataset=str(tmp_path / "maths_accept.json"), seeds=[0],
-                                    overrides=overrides, output=str(root / "aligned"))  # fmt: skip
+    overrides = {
+        "max_new_tokens": 4,
+        "max_length": 300,
+        "samples": 2,
+        "n_prompts": 2,
+        "test_size": 3,
+        "arms": ["ranking", "dpo_tuned"],
+        "feedback": str(tmp_path / "feedback.jsonl"),
+        "tuning_rate": 1e-3,
+    }
+    experiment = methods.Experiment(
+        "flr",
+        scale="smoke",
+        model=str(model),
+        dataset=str(tmp_path / "maths_accept.json"),
+        seeds=[0],
+        overrides=overrides,
+        output=str(root / "aligned"),
+    )
     results = experiment.results()
     assert {"flr", "tuned", "mistuned"} <= set(results[0]["arms"]["ranking"][0])
     assert len(results[0]["arms"]["dpo_tuned"]) == 2
@@ -244,11 +278,31 @@ class Told:
     scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
 
 
-QUALITY = {"dpo_flr": 0.6, "dpo_tuned": 0.7, "sft_flr": 0.58, "sft_tuned": 0.65, "kto_flr": 0.57, "dpo_fast": 0.45, "dpo_inverted": 0.2,
-           "dpo_shuffled": 0.38, "dpo_mistuned": 0.37}  # fmt: skip
-RANKING = {"flr": 0.8, "deaf": 0.5, "tuned": 0.95, "mistuned": 0.6, "own_likelihood": 0.3, "flr_one_phrase": 0.7, "deaf_one_phrase": 0.5,
-           "flr_positive": 0.75, "flr_official_raw_logit": 0.6, "tuned_official_raw_logit": 0.9, "flr_half_phrases_sd": 0.01,
-           "flr_one_phrase_sd": 0.03}  # fmt: skip
+QUALITY = {
+    "dpo_flr": 0.6,
+    "dpo_tuned": 0.7,
+    "sft_flr": 0.58,
+    "sft_tuned": 0.65,
+    "kto_flr": 0.57,
+    "dpo_fast": 0.45,
+    "dpo_inverted": 0.2,
+    "dpo_shuffled": 0.38,
+    "dpo_mistuned": 0.37,
+}
+RANKING = {
+    "flr": 0.8,
+    "deaf": 0.5,
+    "tuned": 0.95,
+    "mistuned": 0.6,
+    "own_likelihood": 0.3,
+    "flr_one_phrase": 0.7,
+    "deaf_one_phrase": 0.5,
+    "flr_positive": 0.75,
+    "flr_official_raw_logit": 0.6,
+    "tuned_official_raw_logit": 0.9,
+    "flr_half_phrases_sd": 0.01,
+    "flr_one_phrase_sd": 0.03,
+}
 
 
 def told(ranking=(), **quality):
@@ -298,7 +352,8 @@ def test_verdicts_of_a_broken_method(ranking, quality, lost):
 # ---------------------------------------------------------------------------------------------------------- sabotage
 @pytest.mark.slow
 def test_sabotage_in_the_world(root, monkeypatch):
-    """The world's start, one seed. The intact reward ranks, its pairs raise the policy, and each mistake is seen in a number."""
+    """The world's start, one seed. The intact reward ranks, its pairs raise the policy, and each mistake is seen in a
+    number."""
     monkeypatch.delattr(Listener, "deaf")  # not needed here, and not trained then
     settings = flr.Config.at("tiny", world={"draws": 10}, max_steps=40, arms=["dpo_flr"])
     task = flr.open_task(settings)

@@ -99,10 +99,19 @@ class Recording:
 
 
 TITLE = 'On "quotes", {braces}\nand \\lines'
-REFS = references([
-    {"ref_id": "a", "topic": "T", "gen_title": TITLE, "list_text": "1. X\n2. {title}", "position": 3, "grounded": 1},
-    {"ref_id": "b", "topic": "T", "gen_title": "Plain", "list_text": "1. Plain", "position": 1, "grounded": 0},
-])  # fmt: skip
+REFS = references(
+    [
+        {
+            "ref_id": "a",
+            "topic": "T",
+            "gen_title": TITLE,
+            "list_text": "1. X\n2. {title}",
+            "position": 3,
+            "grounded": 1,
+        },
+        {"ref_id": "b", "topic": "T", "gen_title": "Plain", "list_text": "1. Plain", "position": 1, "grounded": 0},
+    ]
+)
 
 
 def test_a_title_in_a_slot_is_one_line_with_its_quotes_escaped():
@@ -176,9 +185,13 @@ def tables(replies):
 
 
 def test_the_specifications_example_and_missing_replies():
-    refs, samples, strict, official = tables({
-        "paper": ["A. Rossi, B. Lund", "A. Rossi", "C. Ito"], "refused": ["A. Rossi", "", "A. Rossi"], "silent": ["A. Rossi", "", "sorry"],
-    })  # fmt: skip
+    refs, samples, strict, official = tables(
+        {
+            "paper": ["A. Rossi, B. Lund", "A. Rossi", "C. Ito"],
+            "refused": ["A. Rossi", "", "A. Rossi"],
+            "silent": ["A. Rossi", "", "sorry"],
+        }
+    )
     jaccard = [t[t["method"] == "jaccard"] for t in (strict, official)]
     found, zeros = (reference_scores.consistency(t, samples) for t in jaccard)
     assert found["IQ"].to_dict() == pytest.approx({"paper": 0.5 / 3, "refused": 1.0, "silent": math.nan}, nan_ok=True)
@@ -203,8 +216,15 @@ MEASURE = {"seed": 0, "bootstrap": 20, "curve_bootstrap": 20}
 
 
 def test_measurements_leave_out_and_count_what_is_missing():
-    table = pd.DataFrame({"ref_id": list("abcdef"), "topic": list("aabbcc"), "grounded": [1, 0, 1, 0, None, 1],
-                          "IQ": [0.9, 0.1, 0.8, 0.2, 0.5, None], "duplicate_of": ["", "", "", "", "", "a"]})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "ref_id": list("abcdef"),
+            "topic": list("aabbcc"),
+            "grounded": [1, 0, 1, 0, None, 1],
+            "IQ": [0.9, 0.1, 0.8, 0.2, 0.5, None],
+            "duplicate_of": ["", "", "", "", "", "a"],
+        }
+    )
     found = reference_scores.measure(table, **MEASURE)
     assert (found["n"], found["n_labelled"], found["n_measured"], found["missing"]) == (6, 5, 4, {"IQ": 1})
     assert found["auroc"]["IQ"][0] == 1.0
@@ -255,8 +275,9 @@ hr.run(hr.open_task(config), config, 0, Run(Path({str(tmp_path / "killed" / "see
 def test_tables_of_the_run_folder(tmp_path):
     _, results = play(tmp_path, hr.Config(**SMALL), [0])
     refs, samples, agreements, scores = (
-        pd.read_parquet(tmp_path / "seed-0" / "simulated" / f"{name}.parquet") for name in ("references", "samples", "agreements", "scores")
-    )  # fmt: skip
+        pd.read_parquet(tmp_path / "seed-0" / "simulated" / f"{name}.parquet")
+        for name in ("references", "samples", "agreements", "scores")
+    )
     assert list(refs) == ["ref_id", "topic", "gen_title", "list_text", "position", "model", "grounded", "duplicate_of"]
     assert {"ref_id", "query", "sample_index", "text", "value", "template", "seed"} <= set(samples)
     assert samples.groupby("query").size().to_dict() == {
@@ -284,9 +305,10 @@ WORLD = Citations(n_topics=10)
 def real(monkeypatch):
     """The simulated model stands for a real one, behind a file of topics and a bibliography."""
     monkeypatch.setattr(
-        ReferenceFile, "part",
+        ReferenceFile,
+        "part",
         lambda self, arm, seed: Part(WORLD.subject(7), self.topics, self.references, self.labels, self.direct),
-    )  # fmt: skip
+    )
 
 
 def test_topics_and_a_bibliography(tmp_path, real):
@@ -307,8 +329,10 @@ def test_topics_and_a_bibliography(tmp_path, real):
 
 
 def test_own_references_without_labels_get_scores_and_no_claims(tmp_path, real):
-    rows = [{"ref_id": f"r{i}", "topic": "T", "gen_title": title, "list_text": f"1. {title}", "position": 1}
-            for i, title in enumerate(list(WORLD.truth(7))[:6])]  # fmt: skip
+    rows = [
+        {"ref_id": f"r{i}", "topic": "T", "gen_title": title, "list_text": f"1. {title}", "position": 1}
+        for i, title in enumerate(list(WORLD.truth(7))[:6])
+    ]
     config = hr.Config(**SMALL)
     task = hr.open_task(config, model="m", dataset=write(tmp_path / "refs.jsonl", rows))
     experiment, results = play(tmp_path, config, [0, 1, 2], task)
@@ -319,7 +343,8 @@ def test_own_references_without_labels_get_scores_and_no_claims(tmp_path, real):
 
 @pytest.mark.slow
 def test_a_tiny_real_model(tmp_path):
-    """A random Llama in the hub's format: its lists cannot be read; of given references its replies are counted as unread."""
+    """A random Llama in the hub's format: its lists cannot be read; of given references its replies are counted as
+    unread."""
     from workbench.models import Policy, new_llama
     from workbench.worlds.language import bpe_tokenizer
 
@@ -402,9 +427,11 @@ def test_a_wrong_record_is_noticed(tmp_path, golden):
     assert {claims.verdicts()[id] for id in ("C1", "C2", "C3", "C4", "C5")} == {DIFFERS}
     assert claims.verdicts()["C6"] == "needs full scale"
     assert {c.id: c.conditions for c in claims.decided()}["C1"] == {
-        "rate of gpt-4 comes out": False, "rate of gpt-3.5-turbo comes out": True, "rate of text-davinci-003 comes out": True,
+        "rate of gpt-4 comes out": False,
+        "rate of gpt-3.5-turbo comes out": True,
+        "rate of text-davinci-003 comes out": True,
         "fewer from model to better model": True,
-    }  # fmt: skip
+    }
 
 
 def test_a_record_of_other_models_has_nothing_published(tmp_path):
@@ -529,7 +556,8 @@ def test_string_equality_is_noticed(base, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_position_is_that_of_the_list_and_not_of_the_row(base):
-    """One title dropped from 10 % of the lists leaves the third direct question of all others as it is; row numbers do not."""
+    """One title dropped from 10 % of the lists leaves the third direct question of all others as it is; row numbers do
+    not."""
     refs = pd.read_parquet(base[0] / "seed-100" / "simulated" / "references.parquet")
     dropped = refs.drop(refs.groupby("topic", sort=False).head(1).index[::10]).reset_index(drop=True)
     model, config = Citations().subject(100), hr.Config.at("tiny")

@@ -1,4 +1,5 @@
-"""LOGO: positions reach the attention, M and the mask, the SFT term, resuming, bad input, real text, and what sabotage does."""
+"""LOGO: positions reach the attention, M and the mask, the SFT term, resuming, bad input, real text, and what sabotage
+does."""
 
 import json
 import logging
@@ -45,7 +46,8 @@ def rows_of(task, settings, run, arm="logo", **changes):
 
 # --------------------------------------------------------------------------------------------------------- positions
 def test_attention_sees_the_positions(played):
-    """score at synthetic positions is a plain forward pass of the model with these position_ids, and differs from real ones."""
+    """score at synthetic positions is a plain forward pass of the model with these position_ids, and differs from real
+    ones."""
     task, settings, run, _ = played
     row = rows_of(task, settings, run)[0]
     tokenizer = task.start(0).tokenizer
@@ -129,7 +131,8 @@ def test_rows_with_different_m_share_a_batch(played):
 
 
 def test_the_loss_by_hand(played):
-    """Means over tokens, mean over rejected answers, margin subtracted, cross-entropy shifted and without the prompt."""
+    """Means over tokens, mean over rejected answers, margin subtracted, cross-entropy shifted and without the
+    prompt."""
     policy = played[0].start(0)
     row = hand_made(policy, "v2 v4", "v2 v9 v9", "v1")
     losses, logged = logo.LogoStep(config(), logo.ARMS["logo"])(policy, [row])
@@ -378,8 +381,15 @@ def real_model(tmp_path_factory):
 
 
 def test_packed_problems_train_for_some_steps(shared, real_model, runs_root):
-    changes = {"lora_rank": 4, "max_new_tokens": 6, "arms": ["logo", "sft", "shuffled"], "window": 4096, "chunks": 4, "pack": 5,
-               "learning_rate": 1e-3}  # fmt: skip
+    changes = {
+        "lora_rank": 4,
+        "max_new_tokens": 6,
+        "arms": ["logo", "sft", "shuffled"],
+        "window": 4096,
+        "chunks": 4,
+        "pack": 5,
+        "learning_rate": 1e-3,
+    }
     experiment = methods.Experiment(
         "logo",
         scale="smoke",
@@ -439,7 +449,8 @@ def test_what_real_text_cannot_feed_is_refused():
 # -------------------------------------------------------------------------------------------------- what it must show
 @pytest.mark.slow
 def test_a_misaligned_start_learns_to_tell_what_it_finds(tmp_path, runs_root, monkeypatch):
-    """One seed of Part B, shortened. Sabotage of the running method, roles swapped where rows are read: recall falls."""
+    """One seed of Part B, shortened. Sabotage of the running method, roles swapped where rows are read: recall
+    falls."""
     world = {"steps": 300, "misaligned_steps": 60, "n_documents": 80, "n_test": 60, "lengths": (6,), "n_values": 8}
     settings = config(arms=["b_logo"], world=world, misaligned_steps=50)
     task = logo.open_task(settings)

@@ -1,4 +1,5 @@
-"""Verdicts of LOGO: what a method that works shows, and what each kind of broken one loses. Made-up measurements, no training."""
+"""Verdicts of LOGO: what a method that works shows, and what each kind of broken one loses. Made-up measurements, no
+training."""
 
 import numpy as np
 import pytest
@@ -26,10 +27,21 @@ LONG = {"retrieval_24": 0.87, "retrieval_44": 0.6}
 TOLD = {"recall_6": 0.9, "recall_12": 0.85, "quality": 0.75}
 FALLEN = {"retrieval_6": 0.4, "retrieval_12": 0.4, "recall_6": 0.2, "recall_12": 0.2, "quality": 0.15}
 GOOD = {
-    "logo": LONG, "logo_real": {}, "logo_unpassed": {}, "sft": LONG, "sft_real": {}, "sft_unpassed": {}, "swapped": FALLEN,
-    "b_logo": TOLD, "b_one": {**TOLD, "quality": 0.7}, "b_no_sft": {**TOLD, "quality": 0.72}, "b_copied": {**TOLD, "quality": 0.7},
-    "b_sft": {**TOLD, "quality": 0.7}, "b_swapped": FALLEN, "b_shuffled": FALLEN,
-}  # fmt: skip
+    "logo": LONG,
+    "logo_real": {},
+    "logo_unpassed": {},
+    "sft": LONG,
+    "sft_real": {},
+    "sft_unpassed": {},
+    "swapped": FALLEN,
+    "b_logo": TOLD,
+    "b_one": {**TOLD, "quality": 0.7},
+    "b_no_sft": {**TOLD, "quality": 0.72},
+    "b_copied": {**TOLD, "quality": 0.7},
+    "b_sft": {**TOLD, "quality": 0.7},
+    "b_swapped": FALLEN,
+    "b_shuffled": FALLEN,
+}
 
 
 def told(**arms):

@@ -1,4 +1,5 @@
-"""LongPO: two conditionings of the same tokens, several turns, filters, rounds, resuming, bad input, real text, sabotage."""
+"""LongPO: two conditionings of the same tokens, several turns, filters, rounds, resuming, bad input, real text,
+sabotage."""
 
 import json
 import logging
@@ -164,7 +165,8 @@ def test_padding_has_no_part(played):
 
 
 def test_nll_of_the_rejected_text_would_be_seen(played):
-    """Swapped roles exchange the preference term and leave the NLL where it is; the arm on rejected answers does not."""
+    """Swapped roles exchange the preference term and leave the NLL where it is; the arm on rejected answers does
+    not."""
     task, settings, *_ = played
     policy, rows = task.start(0), rows_of(played)
     rows = [row for row in rows if row.is_pair][:3]

@@ -1,4 +1,5 @@
-"""Verdicts of LongPO: what a method that works shows, and what each kind of broken one loses. Made-up measurements, no training."""
+"""Verdicts of LongPO: what a method that works shows, and what each kind of broken one loses. Made-up measurements, no
+training."""
 
 import math
 
@@ -14,14 +15,29 @@ class Told:
     scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
 
 
-START = {"retrieval_6": 1.0, "retrieval_40": 0.5, "retrieval_60": 0.4, "second_task": 1.0, "margin": -48.0, "reward_accuracy": 0.0,
-         "short_to_long_kl": 2.8, "start_loss": 4.6}  # fmt: skip
+START = {
+    "retrieval_6": 1.0,
+    "retrieval_40": 0.5,
+    "retrieval_60": 0.4,
+    "second_task": 1.0,
+    "margin": -48.0,
+    "reward_accuracy": 0.0,
+    "short_to_long_kl": 2.8,
+    "start_loss": 4.6,
+}
 BETTER = {"retrieval_40": 0.85, "retrieval_60": 0.75, "margin": -21.0, "short_to_long_kl": 0.4}
 GOOD = {
-    "longpo": [BETTER], "sft": [BETTER], "rejected": [{}], "lam1": [{**BETTER, "margin": -15.0}], "swapped": [{**BETTER, "margin": -26.0}],
-    "dpo": [{"retrieval_40": 0.2, "start_loss": math.log(2)}], "alone": [{"retrieval_40": 0.2, "retrieval_6": 0.5}],
-    "sft_fast": [{**BETTER, "second_task": 0.1}], "iterated": [BETTER, {**BETTER, "retrieval_60": 0.9}], "iterated_off": [BETTER, BETTER],
-}  # fmt: skip
+    "longpo": [BETTER],
+    "sft": [BETTER],
+    "rejected": [{}],
+    "lam1": [{**BETTER, "margin": -15.0}],
+    "swapped": [{**BETTER, "margin": -26.0}],
+    "dpo": [{"retrieval_40": 0.2, "start_loss": math.log(2)}],
+    "alone": [{"retrieval_40": 0.2, "retrieval_6": 0.5}],
+    "sft_fast": [{**BETTER, "second_task": 0.1}],
+    "iterated": [BETTER, {**BETTER, "retrieval_60": 0.9}],
+    "iterated_off": [BETTER, BETTER],
+}
 
 
 def told(**arms):

@@ -164,7 +164,8 @@ def replace_rate(settings):
 
 
 def test_sabotage_sign_of_the_margin_or_chosen_reward_alone():
-    """With planted margins: the right split has fewer wrong labels among easy pairs; the flipped one has the most there."""
+    """With planted margins: the right split has fewer wrong labels among easy pairs; the flipped one has the most
+    there."""
     rng = np.random.default_rng(0)
     better, worse = rng.normal(size=4_000), rng.normal(size=4_000)
     gap = better - worse
@@ -262,8 +263,8 @@ def test_bad_config(changes, message):
 # --------------------------------------------------------------------------------------------------------- real text
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_real_pairs_end_to_end(runs_root, shared, tmp_path, monkeypatch, lora_rank):
-    """Rows of alpaca_eval and a small random model in the hub's format: reward model, split, DPO, a real PPO update. What
-    is left in the run folder is the final policy, with and without adapters."""
+    """Rows of alpaca_eval and a small random model in the hub's format: reward model, split, DPO, a real PPO update.
+    What is left in the run folder is the final policy, with and without adapters."""
     from workbench import data
 
     monkeypatch.setattr(mpo, "check_reward_model", lambda *a, **o: None)  # a random model may be below a coin
@@ -308,8 +309,20 @@ class Told:
                 self.run.child(f"seed-{seed}").child(arm).table("split", lambda rows=rows: pd.DataFrame(rows))
 
 
-LEVELS = {"mpo": 1.0, "dpo": 0.3, "dpo_easy": 0.5, "dpo_hard": 0.1, "dpo_random": 0.25, "ppo": 0.6, "ppo_hard": 0.6, "mpo_all": 1.0,
-          "reversed": 0.6, "random": 0.7, "random_reversed": 0.7, "shuffled": 0.0}  # fmt: skip
+LEVELS = {
+    "mpo": 1.0,
+    "dpo": 0.3,
+    "dpo_easy": 0.5,
+    "dpo_hard": 0.1,
+    "dpo_random": 0.25,
+    "ppo": 0.6,
+    "ppo_hard": 0.6,
+    "mpo_all": 1.0,
+    "reversed": 0.6,
+    "random": 0.7,
+    "random_reversed": 0.7,
+    "shuffled": 0.0,
+}
 
 
 def results(levels):

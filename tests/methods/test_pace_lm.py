@@ -17,8 +17,17 @@ from workbench.methods.confidence import pace_lm as pl
 from workbench.runs import Run
 from workbench.worlds.incidents import Incidents
 
-SMALL = {"n_history": 80, "n_calibration": 100, "n_test": 30, "n_analyses": 1, "n_answers": 2, "neighbours": [], "bootstrap": 20,
-         "max_missing": 0.5, "max_unparsed": 0.1}  # fmt: skip
+SMALL = {
+    "n_history": 80,
+    "n_calibration": 100,
+    "n_test": 30,
+    "n_analyses": 1,
+    "n_answers": 2,
+    "neighbours": [],
+    "bootstrap": 20,
+    "max_missing": 0.5,
+    "max_unparsed": 0.1,
+}
 MEDIUM = {
     "n_calibration": 120,
     "n_test": 100,
@@ -44,10 +53,14 @@ def mean(results, score, metric, arm=pl.MAIN):
 # ---- configuration and readers
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"K": 3}, "K = 3: .*Fields: n_history"), ({"k": 0}, "k = 0: .*greater than or equal to 1"),
-     ({"family": "spline"}, "family = 'spline'"), ({"garbled": math.nan}, "garbled = nan: .*finite"),
-     ({"n_calibration": 49}, "n_calibration = 49: .*greater than or equal to 50")],
-)  # fmt: skip
+    [
+        ({"K": 3}, "K = 3: .*Fields: n_history"),
+        ({"k": 0}, "k = 0: .*greater than or equal to 1"),
+        ({"family": "spline"}, "family = 'spline'"),
+        ({"garbled": math.nan}, "garbled = nan: .*finite"),
+        ({"n_calibration": 49}, "n_calibration = 49: .*greater than or equal to 50"),
+    ],
+)
 def test_a_wrong_parameter_fails_in_one_line(overrides, message):
     with pytest.raises(ValueError, match=message) as caught:
         pl.Config.at("tiny", **overrides)
@@ -63,9 +76,16 @@ def test_presets_and_model_without_cases():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("Sufficient: yes", 1), ("**Sufficient:** No.", 0), ("Sufficient: yes\nno, wait\nsufficient: no", 0), ("Yes.", 1),
-     ("no", 0), ("Yes, they do.", 1), ("Sufficient: no\nSufficient: unclear", 0)],
-)  # fmt: skip
+    [
+        ("Sufficient: yes", 1),
+        ("**Sufficient:** No.", 0),
+        ("Sufficient: yes\nno, wait\nsufficient: no", 0),
+        ("Yes.", 1),
+        ("no", 0),
+        ("Yes, they do.", 1),
+        ("Sufficient: no\nSufficient: unclear", 0),
+    ],
+)
 def test_sufficient(text, value):
     assert pl.read_sufficient(text) == value
 
@@ -88,14 +108,34 @@ def test_an_unread_sufficiency_is_no_no(text):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("Score: 4", 0.8), ("**Score:** 0", 0.0), ("score = 5.", 1.0), ("Score: 1\nOn reflection:\nScore: 3", 0.6), ("Score: 4/5", 0.8)],
-)  # fmt: skip
+    [
+        ("Score: 4", 0.8),
+        ("**Score:** 0", 0.0),
+        ("score = 5.", 1.0),
+        ("Score: 1\nOn reflection:\nScore: 3", 0.6),
+        ("Score: 4/5", 0.8),
+    ],
+)
 def test_score(text, value):
     assert pl.read_score(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "Score:", "Scor", "Score: 6", "Score: -1", "Score: 55", "Score: 3.5", "Score: 0-5",
-                                  "Score: 3 to 4", "4", "Score: 2\nScore: 7"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Score:",
+        "Scor",
+        "Score: 6",
+        "Score: -1",
+        "Score: 55",
+        "Score: 3.5",
+        "Score: 0-5",
+        "Score: 3 to 4",
+        "4",
+        "Score: 2\nScore: 7",
+    ],
+)
 def test_an_unread_score_is_never_zero(text):
     assert math.isnan(pl.read_score(text))
 
@@ -208,8 +248,12 @@ class Plain:
 
 
 def real(cases, history):
-    return SimpleNamespace(tables=lambda seed: (cases, history), is_simulated=False, name="real",
-                           subject=lambda seed: Plain(Incidents(garbled=0.0).subject(seed)))  # fmt: skip
+    return SimpleNamespace(
+        tables=lambda seed: (cases, history),
+        is_simulated=False,
+        name="real",
+        subject=lambda seed: Plain(Incidents(garbled=0.0).subject(seed)),
+    )
 
 
 def rows(n, **changes):
@@ -272,7 +316,8 @@ def test_cases_without_an_older_incident_are_left_out_and_counted(tmp_path):
 
 
 def test_real_cases_with_self_consistency_and_a_second_predictor(tmp_path):
-    """The way of a file: one set of cases for all seeds, a predictor that was sampled, claims with intervals over cases."""
+    """The way of a file: one set of cases for all seeds, a predictor that was sampled, claims with intervals over
+    cases."""
     cases, history = rows(130)
     other = cases.assign(case_id=cases["case_id"] + "-b", predictor="other")
     both = pd.concat([cases, other], ignore_index=True)
@@ -297,10 +342,14 @@ def test_a_tiny_real_model_reads_grade_school_problems(tmp_path, shared):
     folder = tmp_path / "study"
     folder.mkdir()
     made = [{"summary": p["question"], "cause": p["answer"].split("####")[-1].strip()} for p in problems]
-    history = [{"incident_id": f"h{i}", "summary": p["summary"], "root_cause": p["cause"], "created": "2024-01-01"}
-               for i, p in enumerate(made[:9])]  # fmt: skip
-    cases = [{"case_id": f"c{i}", "summary": p["summary"], "predicted_root_cause": p["cause"], "created": "2024-02-01"}
-             for i, p in enumerate(made[9:])]  # fmt: skip
+    history = [
+        {"incident_id": f"h{i}", "summary": p["summary"], "root_cause": p["cause"], "created": "2024-01-01"}
+        for i, p in enumerate(made[:9])
+    ]
+    cases = [
+        {"case_id": f"c{i}", "summary": p["summary"], "predicted_root_cause": p["cause"], "created": "2024-02-01"}
+        for i, p in enumerate(made[9:])
+    ]
     for name, table in (("cases", cases), ("history", history)):
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in table))
     tokenizer = bpe_tokenizer([p["question"] for p in problems], vocab_size=400)
@@ -329,7 +378,8 @@ SEEDS = list(range(200, 207))
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """Seven seeds at a smaller size than the published run: as few as Wilcoxon's test with Holm's correction can use."""
+    """Seven seeds at a smaller size than the published run: as few as Wilcoxon's test with Holm's correction can
+    use."""
     folder = tmp_path_factory.mktemp("base")
     return folder, *play(folder, pl.Config(**MEDIUM), SEEDS)
 
@@ -452,7 +502,8 @@ def test_a_missing_product_and_an_ece_objective_are_noticed(base, tmp_path, monk
 
 
 def test_unread_ratings_counted_as_zero_move_the_mean(tmp_path, monkeypatch):
-    """The same replies, three in a hundred of them broken: the mean of what was read stays, a zero for each moves it."""
+    """The same replies, three in a hundred of them broken: the mean of what was read stays, a zero for each moves
+    it."""
     config = pl.Config(**{**SMALL, "garbled": 0.0})
     cases, history = pl.open_task(config).tables(0)
     refs = pl.find_references(cases, history, pl.MAIN, 5, config, 0)

@@ -1,4 +1,5 @@
-"""PaMi-VDPO: one response under two clips, selection close then far, weights, resuming, bad input, real text, pictures, sabotage."""
+"""PaMi-VDPO: one response under two clips, selection close then far, weights, resuming, bad input, real text, pictures,
+sabotage."""
 
 import json
 import math
@@ -34,8 +35,10 @@ def played(tmp_path_factory):
 
 
 def samples_of(task, policy, n=24, seed=0):
-    return [bags.Sample(f"row {i}", i, row, task.group(policy, row["evidence"], row["prompt"], row["response"]))
-            for i, row in enumerate(task.triples("train", seed)[:n])]  # fmt: skip
+    return [
+        bags.Sample(f"row {i}", i, row, task.group(policy, row["evidence"], row["prompt"], row["response"]))
+        for i, row in enumerate(task.triples("train", seed)[:n])
+    ]
 
 
 def oracle_divergence(task, samples, chooser, noise=0.0):
@@ -366,9 +369,13 @@ def test_real_passages_are_trained_on_end_to_end(shared, tmp_path, runs_root):
     rows = [{"prompt": json.loads(line)["question"], "completion": json.loads(line)["answer"][:40]} for line in lines]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     experiment = methods.Experiment(
-        "pami_vdpo", scale="smoke", model=str(tmp_path / "model"), dataset=str(tmp_path / "rows.jsonl"), seeds=[0, 1, 2],
+        "pami_vdpo",
+        scale="smoke",
+        model=str(tmp_path / "model"),
+        dataset=str(tmp_path / "rows.jsonl"),
+        seeds=[0, 1, 2],
         overrides={"arms": ["pami", "shuffled"], "max_steps": 3},
-    )  # fmt: skip
+    )
     results = [pami_vdpo.run(experiment.task, experiment.config, 0, experiment.run.child("seed-0"))] * 3
     before, after = results[0]["arms"]["pami"]
     assert after["evidence_nats"] != before["evidence_nats"]
@@ -384,8 +391,16 @@ class Told:
     scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
 
 
-GOOD = {"pami": (0.85, 0.99, 0.6), "random": (0.7, 0.95, 0.4), "shuffle": (0.55, 0.97, 0.3), "sft": (0.5, 1.0, 0.2),
-        "untrained": (0.68, 0.9, 0.4), "shuffled": (0.5, 1.0, 0.2), "inverted": (0.1, 1.0, 0.0), "dpo": (0.5, 1.0, 0.2)}  # fmt: skip
+GOOD = {
+    "pami": (0.85, 0.99, 0.6),
+    "random": (0.7, 0.95, 0.4),
+    "shuffle": (0.55, 0.97, 0.3),
+    "sft": (0.5, 1.0, 0.2),
+    "untrained": (0.68, 0.9, 0.4),
+    "shuffled": (0.5, 1.0, 0.2),
+    "inverted": (0.1, 1.0, 0.0),
+    "dpo": (0.5, 1.0, 0.2),
+}
 FALSE = {"pami": 0.4, "random": 0.7, "untrained": 0.7}
 
 

@@ -141,8 +141,15 @@ def looped(mistake):
     return objective
 
 
-MISTAKES = ("not normalised by length", "mean in the SFT term", "weight does not grow", "better answers are negatives",
-            "smallest gap for the positive", "temperatures the wrong way", "positive counted twice")  # fmt: skip
+MISTAKES = (
+    "not normalised by length",
+    "mean in the SFT term",
+    "weight does not grow",
+    "better answers are negatives",
+    "smallest gap for the positive",
+    "temperatures the wrong way",
+    "positive counted twice",
+)
 
 
 def test_mistakes_in_the_objective_change_the_first_loss(arms, task, monkeypatch):
@@ -183,8 +190,12 @@ def test_answers_in_chunks_give_the_same_gradient(task, at_once):
     lists, _ = as_lists(task.rankings("train", 0))
     policy = task.start(0)
     rows = rank_rows(policy, lists[:6], max_length=64, answer_room=10)
-    rows = [row._replace(group=Group(row.group.prompt_ids, row.group.responses_ids[: 2 + i % 3]), scores=row.scores[: 2 + i % 3])
-            for i, row in enumerate(rows)]  # fmt: skip
+    rows = [
+        row._replace(
+            group=Group(row.group.prompt_ids, row.group.responses_ids[: 2 + i % 3]), scores=row.scores[: 2 + i % 3]
+        )
+        for i, row in enumerate(rows)
+    ]
     found = []
     for k in (0, at_once):
         losses, logged = list_step(objectives.pro, n=5, at_once=k)(policy, rows)
@@ -357,13 +368,28 @@ def on_text(tmp_path_factory):
 def test_real_rankings_end_to_end(shared, on_text, root):
     """Four models' graded solutions, scored anew by one reward model, dev rewards by it, evaluation by another."""
     overrides = {
-        "judge": str(on_text / "judge"), "evaluation_judge": str(on_text / "larger"), "select_every": 1, "learning_rate": 1e-3,
-        "arms": ["pro", "shuffled"], "n_lists": 6, "test_size": 4, "dev_size": 3, "max_new_tokens": 4, "max_length": 200,
+        "judge": str(on_text / "judge"),
+        "evaluation_judge": str(on_text / "larger"),
+        "select_every": 1,
+        "learning_rate": 1e-3,
+        "arms": ["pro", "shuffled"],
+        "n_lists": 6,
+        "test_size": 4,
+        "dev_size": 3,
+        "max_new_tokens": 4,
+        "max_length": 200,
         "answer_room": 100,
-    }  # fmt: skip
+    }
     dataset = str(shared / "data/gsm8k/example_model_solutions.jsonl")
-    experiment = methods.Experiment("pro", scale="smoke", model=str(on_text / "model"), dataset=dataset, seeds=[0], overrides=overrides,
-                                    output=str(root / "text"))  # fmt: skip
+    experiment = methods.Experiment(
+        "pro",
+        scale="smoke",
+        model=str(on_text / "model"),
+        dataset=dataset,
+        seeds=[0],
+        overrides=overrides,
+        output=str(root / "text"),
+    )
     results = experiment.results()
     start, end = results[0]["arms"]["pro"]
     assert {"quality", "token_nll", "bleu_characters", "bleu_words", "agreement"} <= set(end)
@@ -387,8 +413,15 @@ def test_real_pairs_without_a_judge(shared, on_text, root):
         "answer_room": 60,
         "max_steps": 1,
     }
-    experiment = methods.Experiment("pro", scale="smoke", model=str(on_text / "model"), seeds=[0], overrides=overrides,
-                                    dataset=str(shared / "data/alpaca_eval/pairs.jsonl.gz"), output=str(root / "pairs"))  # fmt: skip
+    experiment = methods.Experiment(
+        "pro",
+        scale="smoke",
+        model=str(on_text / "model"),
+        seeds=[0],
+        overrides=overrides,
+        dataset=str(shared / "data/alpaca_eval/pairs.jsonl.gz"),
+        output=str(root / "pairs"),
+    )
     start, end = experiment.results()[0]["arms"]["pro"]
     assert set(end) == {"quality", "token_nll", "agreement"}
     assert end["quality"] != start["quality"]
@@ -397,8 +430,8 @@ def test_real_pairs_without_a_judge(shared, on_text, root):
 # ---------------------------------------------------------------------------------------------------------- sabotage
 @pytest.mark.slow
 def test_a_reversed_sort_in_the_world(arms, monkeypatch):
-    """The world of the experiment, one seed: PRO gains a reward and orders planted qualities; with the sort turned round it does
-    neither."""
+    """The world of the experiment, one seed: PRO gains a reward and orders planted qualities; with the sort turned
+    round it does neither."""
     options = {"world": {"draws": 10}, "max_steps": 60, "batch_size": 16, "max_new_tokens": 8, "learning_rate": 1e-3}
     _, sound = arms("pro_2", **options)
     start, end = sound["pro_2"]

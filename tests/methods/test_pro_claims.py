@@ -1,4 +1,5 @@
-"""Verdicts of PRO: what a method that works shows, and what each kind of broken one loses. Made-up measurements, no training."""
+"""Verdicts of PRO: what a method that works shows, and what each kind of broken one loses. Made-up measurements, no
+training."""
 
 import numpy as np
 import pytest
@@ -13,9 +14,21 @@ class Told:
 
 
 QUALITY = {
-    "pro_2": 0.3, "pro_3": 0.35, "pro_5": 0.4, "sft_2": -0.4, "bon_5": 0.0, "rrhf_2": -0.2, "rrhf_5": 0.1, "coh_2": -0.2, "plain_5": 0.2,
-    "no_sft_5": 0.2, "shuffled_2": -0.6, "shuffled_3": -0.6, "shuffled_5": -0.6, "reversed_5": -1.8,
-}  # fmt: skip
+    "pro_2": 0.3,
+    "pro_3": 0.35,
+    "pro_5": 0.4,
+    "sft_2": -0.4,
+    "bon_5": 0.0,
+    "rrhf_2": -0.2,
+    "rrhf_5": 0.1,
+    "coh_2": -0.2,
+    "plain_5": 0.2,
+    "no_sft_5": 0.2,
+    "shuffled_2": -0.6,
+    "shuffled_3": -0.6,
+    "shuffled_5": -0.6,
+    "reversed_5": -1.8,
+}
 
 
 def told(**changes):
@@ -24,8 +37,14 @@ def told(**changes):
     def arm(name, value):
         noise = rng.normal(0, 0.01)
         order = {"pro": 0.9, "shu": 0.3, "rev": 0.02}.get(name[:3], 0.5)
-        numbers = {"quality": value + noise, "greedy": value + noise, "agreement": order + noise, "bleu_characters": -value,
-                   "bleu_words": -value, "bleu_right": value}  # fmt: skip
+        numbers = {
+            "quality": value + noise,
+            "greedy": value + noise,
+            "agreement": order + noise,
+            "bleu_characters": -value,
+            "bleu_words": -value,
+            "bleu_right": value,
+        }
         return [{**numbers, "quality": -0.85, "agreement": 0.05}, numbers]
 
     return [{"arms": {name: arm(name, value) for name, value in {**QUALITY, **changes}.items()}} for _ in Told.seeds]

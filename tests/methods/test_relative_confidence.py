@@ -196,11 +196,16 @@ def test_every_score_is_finite_when_confidences_are_garbled(tmp_path):
 # ---- real questions: the same code with a file and another model
 def write_questions(path, n=30, gold=True):
     rows = [
-        {"qid": f"{name}{i}", "question": f"{name}: how much is {i} + {i}?", "dataset": name,
-         "choices": [] if name == "open" else [str(2 * i), "other"],
-         "gold": None if not gold else 2 * i if name == "open" else 0}
-        for name in ("open", "closed") for i in range(n)
-    ]  # fmt: skip
+        {
+            "qid": f"{name}{i}",
+            "question": f"{name}: how much is {i} + {i}?",
+            "dataset": name,
+            "choices": [] if name == "open" else [str(2 * i), "other"],
+            "gold": None if not gold else 2 * i if name == "open" else 0,
+        }
+        for name in ("open", "closed")
+        for i in range(n)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 

@@ -1,4 +1,5 @@
-"""SimulPL: prefixes that do not leak, confidence that is used, latency in the loss, resuming, bad input, real text, sabotage."""
+"""SimulPL: prefixes that do not leak, confidence that is used, latency in the loss, resuming, bad input, real text,
+sabotage."""
 
 import json
 import math
@@ -406,8 +407,17 @@ def real_pairs(shared, path, **changes):
     rows = []
     for line in (shared / "data/gsm8k/test.jsonl").read_text().splitlines()[:20]:
         words = json.loads(line)["question"].split()[:7]
-        rows.append({"source": " ".join(words), "chosen": " ".join(words[:5]), "rejected": " ".join(words[::-1]),
-                     "lang": "en-en", "key_items": words[:1], "alignment": [[i, i] for i in range(5)], **changes})  # fmt: skip
+        rows.append(
+            {
+                "source": " ".join(words),
+                "chosen": " ".join(words[:5]),
+                "rejected": " ".join(words[::-1]),
+                "lang": "en-en",
+                "key_items": words[:1],
+                "alignment": [[i, i] for i in range(5)],
+                **changes,
+            }
+        )
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return str(path)
 
@@ -415,9 +425,13 @@ def real_pairs(shared, path, **changes):
 def test_real_rows_train_both_stages_and_are_decoded_in_words(shared, real_model, tmp_path, runs_root):
     dataset = real_pairs(shared, tmp_path / "pairs.jsonl")
     experiment = methods.Experiment(
-        "simulpl", scale="smoke", model=str(real_model), dataset=dataset, seeds=[0, 1, 2],
+        "simulpl",
+        scale="smoke",
+        model=str(real_model),
+        dataset=dataset,
+        seeds=[0, 1, 2],
         overrides={"arms": ["simul_dpo"], "n_pairs": 8, "test_size": 3, "max_new_tokens": 6},
-    )  # fmt: skip
+    )
     results = [simulpl.run(experiment.task, experiment.config, 0, experiment.run.child("seed-0"))] * 3
     metrics = Run(experiment.run.folder / "seed-0/simul_dpo/round-1").metrics()
     assert len(metrics) == 2

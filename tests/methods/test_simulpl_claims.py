@@ -1,4 +1,5 @@
-"""Verdicts of SimulPL: what a method that works shows, and what each kind of broken one loses. Made-up measurements, no training."""
+"""Verdicts of SimulPL: what a method that works shows, and what each kind of broken one loses. Made-up measurements, no
+training."""
 
 import numpy as np
 import pytest
@@ -17,18 +18,39 @@ def point(reader, value, lag, quality):
 
 def told(rng, **changes):
     """What a run looks like in which every claim holds."""
-    ends = {"msft": (0.6, 2.0), "simul_dpo": (1.0, 1.81), "alpha_0": (1.0, 1.82), "alpha_5": (0.1, 1.47), "scrambled": (1.0, 1.85),
-            "dpo": (0.8, 3.2), "swapped": (0.0, 1.0), "shuffled": (0.6, 2.0), "dpo_shuffled": (0.6, 2.0), "preferred": (1.0, 1.81),
-            "offline": (0.0, 3.0), "ipo": (1.0, 1.9), "ipo_text": (0.9, 3.0), "ipo_shuffled": (0.6, 2.0), "ipo_text_shuffled": (0.6, 2.0),
-            **changes}  # fmt: skip
+    ends = {
+        "msft": (0.6, 2.0),
+        "simul_dpo": (1.0, 1.81),
+        "alpha_0": (1.0, 1.82),
+        "alpha_5": (0.1, 1.47),
+        "scrambled": (1.0, 1.85),
+        "dpo": (0.8, 3.2),
+        "swapped": (0.0, 1.0),
+        "shuffled": (0.6, 2.0),
+        "dpo_shuffled": (0.6, 2.0),
+        "preferred": (1.0, 1.81),
+        "offline": (0.0, 3.0),
+        "ipo": (1.0, 1.9),
+        "ipo_text": (0.9, 3.0),
+        "ipo_shuffled": (0.6, 2.0),
+        "ipo_text_shuffled": (0.6, 2.0),
+        **changes,
+    }
     jitter = lambda: float(rng.normal(0, 0.01))  # noqa: E731
     arms, curves = {}, {}
     for name, (quality, lag) in ends.items():
         quality = quality if quality in (0.0, 1.0) else quality + jitter()
         lag = lag + abs(jitter())
         preferred = name in ("simul_dpo", "alpha_0")
-        arms[name] = [{"quality": quality, "AL": lag, "monotonicity": 1.0 if preferred else 0.95 + jitter(),
-                       "key_points": 1.0 if preferred else 0.97 + jitter(), "length": 7.0 if preferred else 7.8 + jitter()}]  # fmt: skip
+        arms[name] = [
+            {
+                "quality": quality,
+                "AL": lag,
+                "monotonicity": 1.0 if preferred else 0.95 + jitter(),
+                "key_points": 1.0 if preferred else 0.97 + jitter(),
+                "length": 7.0 if preferred else 7.8 + jitter(),
+            }
+        ]
         curves[name] = [point("confidence", 0.5, lag - 1, quality / 2), point("confidence", 0.7, lag, quality)]
         curves[name] += [point("random", 0.5, 2.0, 0.3 + jitter())] if name == "simul_dpo" else []
         curves[name] += [point("wait_k", 2, 1.6, 0.0), point("wait_k", 3, 2.64, 1.0)] if name == "preferred" else []

@@ -149,8 +149,11 @@ def test_sabotage_the_request_to_correct_as_training_prompt_is_seen(played, tmp_
 
     def leaking(task, config, arm, stage, seed, data):
         pairs = real(task, config, arm, stage, seed, data)
-        return pairs.assign(prompt=[task.correction(row.prompt, row.rejected) for row in pairs.itertuples()] if stage == 2
-                            else pairs["prompt"])  # fmt: skip
+        return pairs.assign(
+            prompt=[task.correction(row.prompt, row.rejected) for row in pairs.itertuples()]
+            if stage == 2
+            else pairs["prompt"]
+        )
 
     monkeypatch.setattr(sphere, "stage_pairs", leaking)
     broken = Run(tmp_path)
@@ -187,15 +190,33 @@ class Told:
     scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
 
 
-GOOD = {"sphere": 0.5, "stage1": 0.45, "random": 0.35, "exact": 0.5, "noisy": 0.42, "coin": 0.3, "shuffled": 0.2, "cross": 0.15,
-        "cross_shuffled": 0.05}  # fmt: skip
+GOOD = {
+    "sphere": 0.5,
+    "stage1": 0.45,
+    "random": 0.35,
+    "exact": 0.5,
+    "noisy": 0.42,
+    "coin": 0.3,
+    "shuffled": 0.2,
+    "cross": 0.15,
+    "cross_shuffled": 0.05,
+}
 TABLE = [[1, "middle"]] * 60 + [[1, "easy"]] * 20 + [[1, "hard"]] * 20 + [[2, "hard"]] * 40 + [[3, "easy"]] * 40
 
 
 def told(table=TABLE, wrong=4.0, **quality):
     rng = np.random.default_rng(1)
-    counts = {"pairs": 100, "pairs_found": 100, "tokens": 40_000, "problems": {"easy": 1, "middle": 1, "hard": 1}, "table": table,
-              "routes": {"right/wrong": 1}, "log10_of_tree": -2.0, "most_of_2ED": 0.9, "wrong_steps": 3.0}  # fmt: skip
+    counts = {
+        "pairs": 100,
+        "pairs_found": 100,
+        "tokens": 40_000,
+        "problems": {"easy": 1, "middle": 1, "hard": 1},
+        "table": table,
+        "routes": {"right/wrong": 1},
+        "log10_of_tree": -2.0,
+        "most_of_2ED": 0.9,
+        "wrong_steps": 3.0,
+    }
 
     def noise():
         return rng.normal(0, 0.01)
@@ -256,15 +277,33 @@ def test_real_problems_end_to_end(shared, tmp_path, runs_root):
     train(policy, groups * 8, supervised_step, TrainConfig(learning_rate=3e-3, batch_size=16, epochs=12))
     policy.save(tmp_path / "model")
     tokenizer.add_tokens([STEP_TOKEN])
-    shape = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                        num_attention_heads=2, num_labels=2, max_position_embeddings=512)  # fmt: skip
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=2,
+        max_position_embeddings=512,
+    )
     LlamaForTokenClassification(shape).save_pretrained(tmp_path / "prm")
     tokenizer.save_pretrained(tmp_path / "prm")
 
     settings = sphere.Config.at(
-        "smoke", True, arms=["stage1"], prm=str(tmp_path / "prm"), width=4, depth=5, temperature=1.0, max_step_tokens=60,
-        max_new_tokens=120, test_size=2, n_problems=14, batch_size=2, epochs=2,
-    )  # fmt: skip
+        "smoke",
+        True,
+        arms=["stage1"],
+        prm=str(tmp_path / "prm"),
+        width=4,
+        depth=5,
+        temperature=1.0,
+        max_step_tokens=60,
+        max_new_tokens=120,
+        test_size=2,
+        n_problems=14,
+        batch_size=2,
+        epochs=2,
+    )
     task = sphere.open_task(
         settings, model=str(tmp_path / "model"), dataset=str(tmp_path / "problems.jsonl"), device="cpu"
     )

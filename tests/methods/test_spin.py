@@ -25,7 +25,8 @@ def config(**changes):
 # ------------------------------------------------------------------------------------------------------- closed form
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 def test_exact_minimiser_of_a_round(beta):
-    """One topic, 256 responses, free logits: minimising the expected loss reaches p_t (p_data / p_t)^(1/lambda) to 1e-4."""
+    """One topic, 256 responses, free logits: minimising the expected loss reaches p_t (p_data / p_t)^(1/lambda) to
+    1e-4."""
     rng = np.random.default_rng(3)
     p_policy, p_data = (torch.tensor(rng.dirichlet(np.full(256, 2.0))) for _ in range(2))
     pair_weight = (p_data[:, None] * p_policy[None, :]).flatten()
@@ -207,8 +208,8 @@ def played_with(arms, needed, seeds):
 def gains(arms=()):
     """Quality after two rounds minus that of the start, one number a seed, of SPIN and of SPIN with shuffled labels.
 
-    Not the verdict of C1: the gain of one round in two seeds is so near its noise that the rounding of a processor decides. The
-    rule of the verdict is tested on given numbers below.
+    Not the verdict of C1: the gain of one round in two seeds is so near its noise that the rounding of a processor
+    decides. The rule of the verdict is tested on given numbers below.
     """
     _, results = played_with(dict(arms), ["spin", "shuffled"], seeds=2)
     return {
@@ -247,8 +248,13 @@ def told(**curves):
     return [{"arms": {arm: evaluations(values) for arm, values in curves.items()}} for _ in Told.seeds]
 
 
-ROUNDS = {"spin": [0.3, 0.5, 0.6, 0.65, 0.65], "shuffled": [0.3, 0.29, 0.28, 0.27, 0.26], "sft": [0.3, 0.35, 0.4, 0.42, 0.43],
-          "long": [0.3, 0.5, 0.5], "frozen": [0.3, 0.5, 0.5]}  # fmt: skip
+ROUNDS = {
+    "spin": [0.3, 0.5, 0.6, 0.65, 0.65],
+    "shuffled": [0.3, 0.29, 0.28, 0.27, 0.26],
+    "sft": [0.3, 0.35, 0.4, 0.42, 0.43],
+    "long": [0.3, 0.5, 0.5],
+    "frozen": [0.3, 0.5, 0.5],
+}
 
 
 def test_verdicts_of_a_method_that_works():
@@ -281,7 +287,8 @@ def test_reference_and_opponent_never_updated_gains_less(shared_starts):
 
 @pytest.mark.slow
 def test_a_stale_reference_is_stopped_by_the_step_zero_check(runs_root):
-    """The bug itself: reference log-probs of round 1 taken from the first policy, while the method believes otherwise."""
+    """The bug itself: reference log-probs of round 1 taken from the first policy, while the method believes
+    otherwise."""
     settings = config(arms=["spin"], learning_rate=[1e-3])
     task = spin.open_task(settings)
     first = task.start(0)

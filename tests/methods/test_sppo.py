@@ -1,4 +1,5 @@
-"""SPPO: what a round does on the enumerable world, bad input, resume, real text, and what sabotage does to the verdicts."""
+"""SPPO: what a round does on the enumerable world, bad input, resume, real text, and what sabotage does to the
+verdicts."""
 
 import json
 import logging
@@ -57,7 +58,8 @@ def test_pairs_hold_the_win_rates_of_their_samples(played):
 
 
 def test_every_round_starts_at_the_exact_loss(played):
-    """eta^2/2 [(p_w - 1/2)^2 + (p_l - 1/2)^2] before any update, in every round: the reference is that round's policy."""
+    """eta^2/2 [(p_w - 1/2)^2 + (p_l - 1/2)^2] before any update, in every round: the reference is that round's
+    policy."""
     _, settings, run, _ = played
     for t in (1, 2):
         part = Run(run.folder / "sppo" / f"round-{t}")
@@ -252,15 +254,19 @@ class Told:
 
 
 def told(**changes):
-    """Made-up results of five seeds: averaged exploitability over three rounds, winner and loser movement, for each arm."""
+    """Made-up results of five seeds: averaged exploitability over three rounds, winner and loser movement, for each
+    arm."""
     rng = np.random.default_rng(1)
     arms = {
-        "sppo": ([0.3, 0.28, 0.2, 0.1], 0.4, -0.6), "shuffled": ([0.3, 0.3, 0.295, 0.29], 0.0, -0.02),
+        "sppo": ([0.3, 0.28, 0.2, 0.1], 0.4, -0.6),
+        "shuffled": ([0.3, 0.3, 0.295, 0.29], 0.0, -0.02),
         "swapped": ([0.3, 0.3, 0.31, 0.3], -0.5, 0.3),
-        "dpo_0.3": ([0.3, 0.25, 0.2, 0.18], -0.8, -5.0), "dpo_1": ([0.3, 0.25, 0.2, 0.17], -0.2, -3.0),
-        "ipo_0.25": ([0.3, 0.25, 0.2, 0.16], 0.4, -1.2), "ipo_1": ([0.3, 0.29, 0.28, 0.27], 0.2, -0.2),
+        "dpo_0.3": ([0.3, 0.25, 0.2, 0.18], -0.8, -5.0),
+        "dpo_1": ([0.3, 0.25, 0.2, 0.17], -0.2, -3.0),
+        "ipo_0.25": ([0.3, 0.25, 0.2, 0.16], 0.4, -1.2),
+        "ipo_1": ([0.3, 0.29, 0.28, 0.27], 0.2, -0.2),
         "k2": ([0.3, 0.29, 0.2, 0.105], 0.2, -0.3),
-    }  # fmt: skip
+    }
 
     def rounds(curve, up, down):
         for t, value in enumerate(curve):
@@ -374,8 +380,16 @@ def on_text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     tokenizer = bpe_tokenizer(["How many apples are left? Give three tips for a good day."] * 3, vocab_size=300)
     Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=800, seed=0), tokenizer).save(folder / "model")
-    shape = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                        max_position_embeddings=800, num_labels=1, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=800,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     RewardModel(LlamaForSequenceClassification(shape), tokenizer).save(folder / "judge")
     return folder
 
@@ -385,12 +399,29 @@ def on_text(tmp_path_factory):
     [("gsm8k/train.jsonl", "logit"), pytest.param("alpaca_eval/pairs.jsonl.gz", "win_rate", marks=pytest.mark.slow)],
 )
 def test_real_prompts_with_a_reward_model_as_judge(shared, on_text, root, file, select_by):
-    overrides = {"rounds": 2, "n_prompts": 6, "samples": 3, "batch_size": 3, "max_new_tokens": 6, "max_length": 120,
-                 "max_prompt_length": 100,
-                 "test_size": 6, "judge": str(on_text / "judge"), "arms": ["sppo", "shuffled"], "select_by": select_by,
-                 "learning_rate": 1e-3}  # fmt: skip
-    experiment = methods.Experiment("sppo", scale="smoke", model=str(on_text / "model"), dataset=str(shared / "data" / file), seeds=[0],
-                                    overrides=overrides, output=str(root / file.split("/")[0]))  # fmt: skip
+    overrides = {
+        "rounds": 2,
+        "n_prompts": 6,
+        "samples": 3,
+        "batch_size": 3,
+        "max_new_tokens": 6,
+        "max_length": 120,
+        "max_prompt_length": 100,
+        "test_size": 6,
+        "judge": str(on_text / "judge"),
+        "arms": ["sppo", "shuffled"],
+        "select_by": select_by,
+        "learning_rate": 1e-3,
+    }
+    experiment = methods.Experiment(
+        "sppo",
+        scale="smoke",
+        model=str(on_text / "model"),
+        dataset=str(shared / "data" / file),
+        seeds=[0],
+        overrides=overrides,
+        output=str(root / file.split("/")[0]),
+    )
     results = experiment.results()
     start, *rounds = results[0]["arms"]["sppo"]
     assert start["quality"] == pytest.approx(0.5)

@@ -145,8 +145,10 @@ def test_outside_steps_are_the_same_in_letters(played):
     policy, rows = task.start(0), table(run, "train-pairs")
     own = step_dpo.group_pairs(task, policy, rows, settings, step_dpo.ARMS["step_dpo"])
     outside = step_dpo.group_pairs(task, policy, rows, settings, step_dpo.ARMS["ood"])
-    assert all(a.responses_ids[0] != b.responses_ids[0] and a.responses_ids[1] == b.responses_ids[1]
-               for a, b in zip(own, outside, strict=True))  # fmt: skip
+    assert all(
+        a.responses_ids[0] != b.responses_ids[0] and a.responses_ids[1] == b.responses_ids[1]
+        for a, b in zip(own, outside, strict=True)
+    )
     arms = result["arms"]
     assert arms["ood"][0]["chosen_logp"] < arms["step_dpo"][0]["chosen_logp"]
 
@@ -283,8 +285,15 @@ def real_pairs(shared, path, **broken):
         row = json.loads(line)
         steps = row["answer"].split("\n")
         if len(steps) > 2:
-            rows.append({"prompt": row["question"], "initial_reason_steps": f"Let's think step by step.\nStep 1: {steps[0]}\nStep 2:",
-                         "chosen": f" {steps[1]}", "rejected": f" {steps[1]} So it is 0.", "answer": steps[-1]})  # fmt: skip
+            rows.append(
+                {
+                    "prompt": row["question"],
+                    "initial_reason_steps": f"Let's think step by step.\nStep 1: {steps[0]}\nStep 2:",
+                    "chosen": f" {steps[1]}",
+                    "rejected": f" {steps[1]} So it is 0.",
+                    "answer": steps[-1],
+                }
+            )
     path.write_text("\n".join(json.dumps({**row, **broken}) for row in rows))
     return str(path)
 
@@ -359,8 +368,14 @@ class Told:
     scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
 
 
-GOOD = {"step_dpo": (0.38, 0.65, 0.80, 0.13), "dpo": (0.25, 0.50, 0.68, 0.08), "shuffled": (0.17, 0.38, 0.5, 0.0),
-        "dpo_shuffled": (0.17, 0.38, 0.5, 0.0), "ood": (0.25, 0.5, 0.8, 0.13), "ood_shuffled": (0.17, 0.38, 0.5, 0.0)}  # fmt: skip
+GOOD = {
+    "step_dpo": (0.38, 0.65, 0.80, 0.13),
+    "dpo": (0.25, 0.50, 0.68, 0.08),
+    "shuffled": (0.17, 0.38, 0.5, 0.0),
+    "dpo_shuffled": (0.17, 0.38, 0.5, 0.0),
+    "ood": (0.25, 0.5, 0.8, 0.13),
+    "ood_shuffled": (0.17, 0.38, 0.5, 0.0),
+}
 
 
 def told(**arms):

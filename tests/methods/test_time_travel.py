@@ -411,7 +411,8 @@ def test_a_real_model_and_real_rows(tmp_path, shared):
 
 @pytest.mark.slow
 def test_a_small_transformer_tells_the_named_continuation_from_the_others(tmp_path, runs_root):
-    """The world at a fraction of its size: instances that were read 4 or 16 times come back when named, and only then."""
+    """The world at a fraction of its size: instances that were read 4 or 16 times come back when named, and only
+    then."""
     world = {
         "steps": 300,
         "width": 64,

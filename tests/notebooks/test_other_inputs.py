@@ -1,4 +1,5 @@
-"""The notebooks of the confidence systems with other inputs than their embedded worlds: a server's model, released results."""
+"""The notebooks of the confidence systems with other inputs than their embedded worlds: a server's model, released
+results."""
 
 import json
 import re

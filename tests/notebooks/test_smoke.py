@@ -1,4 +1,5 @@
-"""Every notebook of the registry runs to its end at `scale="smoke"`, through the same batch runner that a reader calls."""
+"""Every notebook of the registry runs to its end at `scale="smoke"`, through the same batch runner that a reader
+calls."""
 
 from io import StringIO
 

@@ -1,4 +1,5 @@
-"""PPO's formulas by hand: gradients only where the policy chose, masks that leave no trace, errors that name the row."""
+"""PPO's formulas by hand: gradients only where the policy chose, masks that leave no trace, errors that name the
+row."""
 
 import pytest
 import torch
@@ -90,17 +91,27 @@ def test_an_end_in_the_last_place_counts_unless_the_official_rule_is_asked_for()
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: token_rewards(zeros(2, 2), zeros(2, 2), torch.tensor([0.0, float("nan")]), torch.tensor([1, 1]), kl_coef=0.1),
-         r"scores of rows \[1\] are NaN or infinite"),
-        (lambda: token_rewards(zeros(1, 2), zeros(1, 2), torch.zeros(1), torch.tensor([2]), kl_coef=0.1),
-         r"`last` must be a place in 0\.\.1"),
+        (
+            lambda: token_rewards(
+                zeros(2, 2), zeros(2, 2), torch.tensor([0.0, float("nan")]), torch.tensor([1, 1]), kl_coef=0.1
+            ),
+            r"scores of rows \[1\] are NaN or infinite",
+        ),
+        (
+            lambda: token_rewards(zeros(1, 2), zeros(1, 2), torch.zeros(1), torch.tensor([2]), kl_coef=0.1),
+            r"`last` must be a place in 0\.\.1",
+        ),
         (lambda: gae(zeros(1, 2), zeros(1, 2), lam=1.5), r"gamma and lam must be in \[0, 1\]; got 1.0, 1.5"),
         (lambda: ppo(*[zeros(1, 2)] * 6, cliprange=0.0), "clip ranges must be above 0"),
-        (lambda: ppo(*[zeros(1, 2)] * 6, is_generated=torch.tensor([[True, True]]), is_token=torch.tensor([[True, False]])),
-         "padding cannot have been drawn"),
+        (
+            lambda: ppo(
+                *[zeros(1, 2)] * 6, is_generated=torch.tensor([[True, True]]), is_token=torch.tensor([[True, False]])
+            ),
+            "padding cannot have been drawn",
+        ),
         (lambda: whiten(zeros(1, 1)), "at least two positions; got 1"),
     ],
-)  # fmt: skip
+)
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -12,8 +12,13 @@ def state(c=0.5, prefix=0.25, full=0.5, **options):
     as_logps = lambda p: torch.tensor([[[math.log(p)]]], dtype=torch.float64)  # noqa: E731
     confidence = torch.tensor([[c]], dtype=torch.float64, requires_grad=True)
     return confidence, objectives.state_confidence(
-        as_logps(full), as_logps(prefix), confidence, torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool), **options
-    )  # fmt: skip
+        as_logps(full),
+        as_logps(prefix),
+        confidence,
+        torch.zeros(1, 1, dtype=torch.long),
+        torch.ones(1, 1, dtype=torch.bool),
+        **options,
+    )
 
 
 def test_state_confidence_by_hand():

@@ -1,4 +1,5 @@
-"""SPIN killed with SIGKILL half-way, the whole batch at once: the second call goes on and ends with the same numbers."""
+"""SPIN killed with SIGKILL half-way, the whole batch at once: the second call goes on and ends with the same
+numbers."""
 
 import os
 import signal

@@ -52,8 +52,11 @@ def pretended(monkeypatch):
 # -------------------------------------------------------------------------------------------------------- the notebook
 def test_notebook_is_one_clean_file_with_its_outputs(tmp_path, no_browser):
     secret = f"{tmp_path}/spin/tiny-a/x.json sk-abcdefgh0123456789xyz"
-    view = {"application_vnd.jupyter.widget-view+json": {"model_id": "1"}, "text_plain": "a view",
-            "application_vnd.workbench.view+json": {"view": "ranking", "state": {"data": "x" * 100_000}}}  # fmt: skip
+    view = {
+        "application_vnd.jupyter.widget-view+json": {"model_id": "1"},
+        "text_plain": "a view",
+        "application_vnd.workbench.view+json": {"view": "ranking", "state": {"data": "x" * 100_000}},
+    }
     run = run_with(tmp_path, stdout(secret), plot(), display(**view), display(text_html="<b>table</b>"))
     path = exports.notebook(run, tmp_path / "sent" / "x.ipynb")
     book = nbformat.read(path, as_version=4)
@@ -143,16 +146,19 @@ def test_without_a_browser_the_remedy_is_one_line_and_tables_still_work(tmp_path
     assert len(list((tmp_path / "out" / "spin-tiny-a").glob("*.csv"))) == 1
 
 
-# ------------------------------------------------------------------------------------------------------ the command line
+# ----------------------------------------------------------------------------------------------------- the command line
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--to", "pdf"], "error: --to must be page, notebook or figures; got 'pdf'"),
         (["nothing"], "error: no run 'nothing' in "),
-        (["--to", "figures", "--format", "svg,gif"], "error: --format takes svg, png, pdf, csv, with commas between them; got gif"),
+        (
+            ["--to", "figures", "--format", "svg,gif"],
+            "error: --format takes svg, png, pdf, csv, with commas between them; got gif",
+        ),
         (["tiny-b", "--to", "notebook"], "error: "),
     ],
-)  # fmt: skip
+)
 def test_user_errors_are_one_line(tmp_path, monkeypatch, pretended, words, message, capsys):
     monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path))
     run_with(tmp_path, plot())

@@ -1,4 +1,5 @@
-"""What a notebook says before it is run: question, paragraph, the method's formula, as pieces that a view can insert as text."""
+"""What a notebook says before it is run: question, paragraph, the method's formula, as pieces that a view can insert as
+text."""
 
 import json
 
@@ -44,7 +45,10 @@ def test_question_and_paragraph_are_those_of_the_first_cell(tmp_path):
 
 
 def test_method_is_the_cell_with_the_formula_up_to_the_end_of_its_sentence(tmp_path):
-    cell = "## The method in one equation\n\nWith $y$ minimise\n\n$$L = y$$\n\nwhose minimum is 0.\n\n**The world.** Left out."
+    cell = (
+        "## The method in one equation\n\nWith $y$ minimise\n\n$$L = y$$\n\nwhose minimum is 0.\n\n**The world.** Left"
+        " out."
+    )
     found = story(tmp_path, "## Other words", cell)
     assert flat(found.method) == [["With ", "math", " minimise"], ["display"], ["whose minimum is 0."]]
 

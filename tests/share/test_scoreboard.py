@@ -134,12 +134,23 @@ def test_filters_offer_what_there_is(tmp_path):
     page = index_of(tmp_path)
     assert [group["label"] for group in page.select("#system optgroup")] == ["align", "confidence", "others"]
     assert [o["value"] for o in page.select("#system option")] == [
-        "", "align/", "spin", "confidence/", "relative_confidence", "others/", "gone_system",
-    ]  # fmt: skip
+        "",
+        "align/",
+        "spin",
+        "confidence/",
+        "relative_confidence",
+        "others/",
+        "gone_system",
+    ]
     assert [o.text for o in page.select("#scale option")] == ["all", "tiny", "smoke"]
     assert [o.text for o in page.select("#verdict option")] == [
-        "all", "shown in small", "not shown", "needs full scale", "smoke run, no verdict", "follows from the published data",
-    ]  # fmt: skip
+        "all",
+        "shown in small",
+        "not shown",
+        "needs full scale",
+        "smoke run, no verdict",
+        "follows from the published data",
+    ]
     assert [o.text for o in page.select("#input option")] == ["all", "embedded world", "hub/data"]
     assert page.select_one("#count").text == "7 of 7 claims"
     assert page.select_one("#count")["aria-live"] == "polite"

@@ -75,11 +75,14 @@ def test_a_notebook_is_cleaned_in_every_part(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "plain-words-as-a-key")
     spot = f"{CHECKOUT}/a.txt plain-words-as-a-key"
     book = stored(
-        stdout(spot), display(text_html=spot, text_plain=spot), new_output("error", ename="E", evalue=spot, traceback=[spot]),
-        display(application_json={"deep": [{spot: spot}]}), new_output("stream", name="stderr", text="at /opt/py/lib/x/y.py:3"),
+        stdout(spot),
+        display(text_html=spot, text_plain=spot),
+        new_output("error", ename="E", evalue=spot, traceback=[spot]),
+        display(application_json={"deep": [{spot: spot}]}),
+        new_output("stream", name="stderr", text="at /opt/py/lib/x/y.py:3"),
         new_output("error", ename="E", evalue="", traceback=["File /opt/py/lib/asyncio/x.py:3, in https://host/a/b"]),
         markdown=f"# {spot}",
-    )  # fmt: skip
+    )
     book.metadata["papermill"] = {"input_path": spot}
     book.cells[1].metadata = {"papermill": {"status": "completed"}, "tags": ["x"]}
     before = str(book)
@@ -94,7 +97,10 @@ def test_a_notebook_is_cleaned_in_every_part(monkeypatch):
 
 
 def test_the_parameters_cell_names_files_without_their_folders():
-    source = 'scale = "tiny"\noutput = "/srv/runs/spin/tiny-1"\ndataset = "/srv/data of mine/pairs.jsonl"\nmodel = "hub/name"'
+    source = (
+        'scale = "tiny"\noutput = "/srv/runs/spin/tiny-1"\ndataset = "/srv/data of mine/pairs.jsonl"\nmodel ='
+        ' "hub/name"'
+    )
     cell = new_code_cell(source, metadata={"tags": ["injected-parameters"]})
     book = new_notebook(
         cells=[cell, new_code_cell("print(1)", outputs=[stdout("/srv/data of mine/pairs.jsonl has 3 rows")])]

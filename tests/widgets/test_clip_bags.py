@@ -13,9 +13,24 @@ def table():
         "response": "<i>yes</i>",
         "evidence": ["o1", "<script>x</script>"],
     }
-    return pd.DataFrame([{**shared, "sample": n, "candidate": kind, "altered": ["-", "o1"], "close": 0.5, "far": far, "weight": weight,
-                          "is_false": float(not weight), "identical": 0, "fell_back": False}
-                         for n in (3, 8) for kind, far, weight in (("reverse", 0.01, 0.0), ("crop", 0.4, 1.0))])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                **shared,
+                "sample": n,
+                "candidate": kind,
+                "altered": ["-", "o1"],
+                "close": 0.5,
+                "far": far,
+                "weight": weight,
+                "is_false": float(not weight),
+                "identical": 0,
+                "fell_back": False,
+            }
+            for n in (3, 8)
+            for kind, far, weight in (("reverse", 0.01, 0.0), ("crop", 0.4, 1.0))
+        ]
+    )
 
 
 def test_text_is_escaped_and_the_selected_clip_is_marked():
@@ -53,7 +68,13 @@ def test_buttons_move_it():
 
 def test_figures_state_their_finding():
     names = {"HAS against": 0.5, "EARLY against": 0.5, "with": 1.0, "yes_bias": 0.0, "quality": 0.5}
-    rows = pd.DataFrame([{"arm": arm, "seed": seed, "round": t, "paired": 0.2 + 0.4 * t, "chosen_logp": -0.1 * t, **names}
-                         for arm in ("pami", "sft") for seed in (0, 1) for t in (0, 1)])  # fmt: skip
+    rows = pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "round": t, "paired": 0.2 + 0.4 * t, "chosen_logp": -0.1 * t, **names}
+            for arm in ("pami", "sft")
+            for seed in (0, 1)
+            for t in (0, 1)
+        ]
+    )
     assert accuracy_figure(rows).figure().layout.title.text == "PaMi-VDPO answers 60% of question pairs right, from 20%"
     assert likelihood(rows).loc["PaMi-VDPO", "after"] == pytest.approx(-0.1)

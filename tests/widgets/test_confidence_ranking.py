@@ -82,8 +82,12 @@ def test_parquet_from_the_notebook(tmp_path, monkeypatch):
 
 
 def test_of_run_reads_what_a_method_left(tmp_path):
-    table = pd.concat(answers().assign(method=name, score=values, lower=0.0 if name == "bt" else None, upper=9.0 if name == "bt" else None)
-                      for name, values in SCORES.items())  # fmt: skip
+    table = pd.concat(
+        answers().assign(
+            method=name, score=values, lower=0.0 if name == "bt" else None, upper=9.0 if name == "bt" else None
+        )
+        for name, values in SCORES.items()
+    )
     table.to_parquet(tmp_path / "scores.parquet")
     MATCHUPS.to_parquet(tmp_path / "matchups.parquet")
     ranking = ConfidenceRanking.of_run(tmp_path, first="direct")

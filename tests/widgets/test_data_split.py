@@ -48,8 +48,12 @@ def test_sweep_over_thresholds(experiment):
     assert frame["gamma"].is_monotonic_increasing
 
 
-TABLE = pd.DataFrame({"arm": arm, "seed": seed, "round": t, "quality": base + t, "proxy": 1.0}
-                     for arm, base in (("mpo", 0.5), ("dpo", 0.0)) for seed in (0, 1) for t in range(2))  # fmt: skip
+TABLE = pd.DataFrame(
+    {"arm": arm, "seed": seed, "round": t, "quality": base + t, "proxy": 1.0}
+    for arm, base in (("mpo", 0.5), ("dpo", 0.0))
+    for seed in (0, 1)
+    for t in range(2)
+)
 
 
 def test_arms_are_shown_at_their_end():

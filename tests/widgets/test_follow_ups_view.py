@@ -6,11 +6,15 @@ import pytest
 from workbench.widgets.follow_ups import FollowUpBrowser
 
 PHRASES = [("d", "positive", "Good <i>x</i>"), ("d", "positive", "Fine"), ("d", "negative", "Bad")]
-TABLE = pd.DataFrame({
-    "prompt": ["<b>q</b>", "q2", "q2"], "response": ["<script>alert(1)</script>", "two words", "two words"],
-    "side": ["chosen", "rejected", "rejected"], "flr": [0.5, -0.5, -0.5],
-    "likelihoods": [[-1.0, -2.0, -2.0], [-3.0, -2.0, -2.0], [-3.0, -2.0, -2.0]],
-})  # fmt: skip
+TABLE = pd.DataFrame(
+    {
+        "prompt": ["<b>q</b>", "q2", "q2"],
+        "response": ["<script>alert(1)</script>", "two words", "two words"],
+        "side": ["chosen", "rejected", "rejected"],
+        "flr": [0.5, -0.5, -0.5],
+        "likelihoods": [[-1.0, -2.0, -2.0], [-3.0, -2.0, -2.0], [-3.0, -2.0, -2.0]],
+    }
+)
 
 
 def test_text_is_escaped_everywhere():

@@ -32,10 +32,20 @@ def results(**columns):
                     if t
                     else {"winner_moved": np.nan, "loser_moved": np.nan}
                 )
-                rows.append({"arm": arm, "seed": seed, "round": t, "exploitability": 0.3 - 0.1 * t + shift,
-                             "quality": 0.5 + (0.2, 0.3, 0.1)[t],
-                             "average_exploitability": 0.3 - 0.05 * t + shift, "win_against_start": 0.5 + 0.1 * t,
-                             "outside_win_against_start": 0.5 + 0.05 * t, **moved, **columns})  # fmt: skip
+                rows.append(
+                    {
+                        "arm": arm,
+                        "seed": seed,
+                        "round": t,
+                        "exploitability": 0.3 - 0.1 * t + shift,
+                        "quality": 0.5 + (0.2, 0.3, 0.1)[t],
+                        "average_exploitability": 0.3 - 0.05 * t + shift,
+                        "win_against_start": 0.5 + 0.1 * t,
+                        "outside_win_against_start": 0.5 + 0.05 * t,
+                        **moved,
+                        **columns,
+                    }
+                )
     return pd.DataFrame(rows)
 
 

@@ -1,4 +1,5 @@
-"""The launcher's faces for scripts, what it says of each system, what a press does. The view itself is driven in tests/browser."""
+"""The launcher's faces for scripts, what it says of each system, what a press does. The view itself is driven in
+tests/browser."""
 
 import json
 import os

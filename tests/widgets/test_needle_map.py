@@ -1,4 +1,5 @@
-"""The needle map and its neighbours: tables say what was stored, figures follow, text is escaped, missing parts are named."""
+"""The needle map and its neighbours: tables say what was stored, figures follow, text is escaped, missing parts are
+named."""
 
 from types import SimpleNamespace
 
@@ -27,8 +28,12 @@ def experiment(tmp_path):
         pairs.table(
             "positions", lambda: pd.DataFrame({"row": ["<i>row 0</i>", "row 1"], "positions": [[0, 5, 9], [0, 7, 9]]})
         )
-        pairs.table("train-rows", lambda: pd.DataFrame(
-            {"question": ["q"], "chosen": ["c"], "rejected": [["r"]], "scores": [[1, 2]], "chunks": [["a", "b"]]}))  # fmt: skip
+        pairs.table(
+            "train-rows",
+            lambda: pd.DataFrame(
+                {"question": ["q"], "chosen": ["c"], "rejected": [["r"]], "scores": [[1, 2]], "chunks": [["a", "b"]]}
+            ),
+        )
     return SimpleNamespace(run=run, seeds=[0, 1])
 
 

@@ -21,13 +21,29 @@ def _fresh_session(monkeypatch):
 
 def pairs():
     return [
-        {"prompt": "why?", "chosen": "Because so.", "rejected": "no", "chosen_rewards": 1.5, "rejected_rewards": 0.5,
-         "source_chosen": "human", "source_rejected": "model", "iteration": 0, "note": {"a": [1, math.nan]}},
+        {
+            "prompt": "why?",
+            "chosen": "Because so.",
+            "rejected": "no",
+            "chosen_rewards": 1.5,
+            "rejected_rewards": 0.5,
+            "source_chosen": "human",
+            "source_rejected": "model",
+            "iteration": 0,
+            "note": {"a": [1, math.nan]},
+        },
         {"prompt": "who?", "chosen": "x", "rejected": "x", "margin": math.nan, "iteration": 1},
         {"prompt": "who?", "chosen": "me", "rejected": "", "margin": -2.0, "p_chosen": 0.5, "iteration": 1},
-        {"prompt": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "When?"}], "chosen": "Now",
-         "rejected": "LATER", "margin": 0.25, "p_chosen": 0.9, "source": "chats", "iteration": 10},
-    ]  # fmt: skip
+        {
+            "prompt": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "When?"}],
+            "chosen": "Now",
+            "rejected": "LATER",
+            "margin": 0.25,
+            "p_chosen": 0.9,
+            "source": "chats",
+            "iteration": 10,
+        },
+    ]
 
 
 def ranking():
@@ -173,12 +189,14 @@ def test_nan_scores_come_last_and_unknown():
 def test_other_projects_names_and_chats(tmp_path):
     rows = [
         {"question": "q", "real": "human", "generated": "model"},
-        {"chosen": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "good"}],
-         "rejected": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "bad"}]},
+        {
+            "chosen": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "good"}],
+            "rejected": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "bad"}],
+        },
         {"prompt": "p", "response_a": "A", "response_b": "B", "p_b_preferred": 0.8},
         {"prompt": "p", "response_a": "A", "response_b": "B", "p_b_preferred": 0.5},
         {"prompt": "p", "m1": {"solution": "s", "is_correct": True}, "m2": {"solution": "t", "is_correct": False}},
-    ]  # fmt: skip
+    ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     browser = PreferenceBrowser.of_dataset(str(path))
@@ -218,9 +236,11 @@ def test_of_run_reads_every_table_with_its_place(tmp_path):
     browser = PreferenceBrowser.of_run(run, tables=["held_out", "held_out_rewards", "held_out_lists"])
     table = browser.rows.light
     assert table[["seed", "arm", "iteration", "source"]].drop_duplicates().values.tolist() == [
-        ["0", "", "", "held_out_lists"], ["0", "spin", "1", "held_out + held_out_rewards"],
-        ["0", "spin", "2", "held_out + held_out_rewards"], ["1", "long", "1", "held_out + held_out_rewards"],
-    ]  # fmt: skip
+        ["0", "", "", "held_out_lists"],
+        ["0", "spin", "1", "held_out + held_out_rewards"],
+        ["0", "spin", "2", "held_out + held_out_rewards"],
+        ["1", "long", "1", "held_out + held_out_rewards"],
+    ]
     assert table["margin"].dropna().tolist() == [1.0, 0.75, 0.75, 0.75]  # a list of one answer has none
     assert browser.rows.raw[0]["responses"] == ["u", "v"]
     assert browser.rows.raw[-1]["prompt"] == [{"role": "user", "content": "long1"}]
@@ -286,8 +306,15 @@ def test_export_is_jsonl_with_provenance(tmp_path):
     assert len(rows) == 4
     about = rows[0].pop("relabelled")
     assert about.pop("when").endswith("+00:00")
-    assert about == {"from": "chosen", "to": "rejected", "view": "PreferenceBrowser", "source": "mine", "table": "", "row": 0,
-                     "fingerprint": preference_labels.fingerprint(browser.rows.raw[0])}  # fmt: skip
+    assert about == {
+        "from": "chosen",
+        "to": "rejected",
+        "view": "PreferenceBrowser",
+        "source": "mine",
+        "table": "",
+        "row": 0,
+        "fingerprint": preference_labels.fingerprint(browser.rows.raw[0]),
+    }
     assert rows[0]["note"] == {"a": [1, None]}  # JSON has no NaN
     assert rows[1] == pairs()[2]
     assert rows[3]["relabelled"]["from"] == "response 2"

@@ -1,15 +1,21 @@
-"""The browser of lists: text is escaped, positions are right, the static face needs no kernel, and the slider moves it."""
+"""The browser of lists: text is escaped, positions are right, the static face needs no kernel, and the slider moves
+it."""
 
 import pandas as pd
 import pytest
 
 from workbench.widgets.ranked_lists import ListBrowser, bleu_figure, rewards_figure
 
-LISTS = pd.DataFrame({
-    "list": [0, 0, 0, 1, 1], "prompt": ["<b>a3</b>"] * 3 + ["a4"] * 2,
-    "response": ["<script>alert(1)</script>", "t1", "t2", "t3", "t4"], "score": [2.0, 0.0, 0.0, 1.0, -1.0],
-    "before": [-3.0, -1.0, -2.0, -1.0, -1.5], "after": [-1.0, -2.0, -3.0, -1.0, -1.5],
-})  # fmt: skip
+LISTS = pd.DataFrame(
+    {
+        "list": [0, 0, 0, 1, 1],
+        "prompt": ["<b>a3</b>"] * 3 + ["a4"] * 2,
+        "response": ["<script>alert(1)</script>", "t1", "t2", "t3", "t4"],
+        "score": [2.0, 0.0, 0.0, 1.0, -1.0],
+        "before": [-3.0, -1.0, -2.0, -1.0, -1.5],
+        "after": [-1.0, -2.0, -3.0, -1.0, -1.5],
+    }
+)
 
 
 def test_positions_by_hand():
@@ -43,7 +49,14 @@ def test_no_lists_is_an_error():
 
 
 def test_curves_of_a_run_without_bleu():
-    table = pd.DataFrame({"arm": ["pro", "pro", "bon", "bon"], "seed": 0, "round": [0, 1] * 2, "quality": [-2.0, -1.0, -2.0, -1.5],
-                          "agreement": [0.5, 0.7, 0.5, 0.6]})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "arm": ["pro", "pro", "bon", "bon"],
+            "seed": 0,
+            "round": [0, 1] * 2,
+            "quality": [-2.0, -1.0, -2.0, -1.5],
+            "agreement": [0.5, 0.7, 0.5, 0.6],
+        }
+    )
     assert "ends at -1.00, SFT on the best answer at -1.50" in rewards_figure(table).figure().layout.title.text
     assert "evaluation_judge" in bleu_figure(table)

@@ -1,4 +1,5 @@
-"""The read/write path: escaped text, a slider over thresholds, AL in the title, and figures that state their finding."""
+"""The read/write path: escaped text, a slider over thresholds, AL in the title, and figures that state their
+finding."""
 
 import pandas as pd
 import pytest
@@ -18,9 +19,18 @@ def decisions():
                 "value": value,
                 "AL": lag,
             }
-            rows += [{**shared, "read": 1, "written": 0, "action": "READ", "confidence": 0.2, "token": 5, "text": "a"},
-                     {**shared, "read": 2, "written": 0, "action": "WRITE", "confidence": 0.9, "token": 5,
-                      "text": "<script>x</script>"}]  # fmt: skip
+            rows += [
+                {**shared, "read": 1, "written": 0, "action": "READ", "confidence": 0.2, "token": 5, "text": "a"},
+                {
+                    **shared,
+                    "read": 2,
+                    "written": 0,
+                    "action": "WRITE",
+                    "confidence": 0.9,
+                    "token": 5,
+                    "text": "<script>x</script>",
+                },
+            ]
     return pd.DataFrame(rows)
 
 
@@ -52,10 +62,25 @@ def test_static_face_and_live_face():
 
 
 def test_figures_state_their_finding():
-    names = {"LAAL": 2.0, "AP": 0.5, "DAL": 2.0, "length": 7, "truncated": 0, "early_ends": 0, "monotonicity": 1.0, "key_points": 1.0,
-             "words_per_clause": 3.0}  # fmt: skip
-    table = pd.DataFrame([{"arm": arm, "seed": seed, "reader": "confidence", "value": v, "AL": 1 + v, "quality": q, **names}
-                          for arm, q in (("simul_dpo", 1.0), ("msft", 0.5)) for seed in (0, 1, 2) for v in (0.3, 0.7)])  # fmt: skip
+    names = {
+        "LAAL": 2.0,
+        "AP": 0.5,
+        "DAL": 2.0,
+        "length": 7,
+        "truncated": 0,
+        "early_ends": 0,
+        "monotonicity": 1.0,
+        "key_points": 1.0,
+        "words_per_clause": 3.0,
+    }
+    table = pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "reader": "confidence", "value": v, "AL": 1 + v, "quality": q, **names}
+            for arm, q in (("simul_dpo", 1.0), ("msft", 0.5))
+            for seed in (0, 1, 2)
+            for v in (0.3, 0.7)
+        ]
+    )
     assert curve_figure(table).figure().layout.title.text.startswith("Quality against latency: SimulDPO reaches 100%")
     assert set(aspect_figure(table, 0.7).frame()["measure"]) >= {"quality", "AL", "monotonicity"}
     assert len(counted(table, 0.7)) == 2

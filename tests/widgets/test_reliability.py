@@ -10,8 +10,17 @@ from workbench.methods.confidence import pace_lm as pl
 from workbench.runs import Run
 from workbench.widgets import reliability as look
 
-CONFIG = pl.Config(n_history=80, n_calibration=100, n_test=30, n_analyses=1, n_answers=2, neighbours=[3], bootstrap=20,
-                   max_missing=0.5, max_unparsed=0.1)  # fmt: skip
+CONFIG = pl.Config(
+    n_history=80,
+    n_calibration=100,
+    n_test=30,
+    n_analyses=1,
+    n_answers=2,
+    neighbours=[3],
+    bootstrap=20,
+    max_missing=0.5,
+    max_unparsed=0.1,
+)
 
 
 @pytest.fixture(scope="module")

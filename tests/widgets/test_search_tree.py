@@ -4,10 +4,21 @@ import pandas as pd
 
 from workbench.widgets.search_tree import tree_of
 
-NODES = pd.DataFrame([
-    {"number": 0, "depth": t, "chain": side, "step": f"<i>{t}{k}</i>", "score": (k + 1) / 4, "picked": k == (2 if side == "max" else 0)}
-    for t in range(2) for side in ("max", "min") for k in range(3)
-])  # fmt: skip
+NODES = pd.DataFrame(
+    [
+        {
+            "number": 0,
+            "depth": t,
+            "chain": side,
+            "step": f"<i>{t}{k}</i>",
+            "score": (k + 1) / 4,
+            "picked": k == (2 if side == "max" else 0),
+        }
+        for t in range(2)
+        for side in ("max", "min")
+        for k in range(3)
+    ]
+)
 
 
 def test_tree_says_what_was_cut_and_escapes_steps():

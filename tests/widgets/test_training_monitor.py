@@ -1,4 +1,5 @@
-"""The monitor's faces for scripts, the reading of growing files, and bad input. The view itself is driven in tests/browser."""
+"""The monitor's faces for scripts, the reading of growing files, and bad input. The view itself is driven in
+tests/browser."""
 
 import json
 import math
@@ -40,8 +41,17 @@ def probe(folder, fall=-1.0, n=40):
     rows.to_parquet(path / "rows.parquet")
     pd.DataFrame(scores, columns=SCORES).to_parquet(path / "scores.parquet")
     pd.DataFrame(samples, columns=SAMPLES).to_parquet(path / "samples.parquet")
-    write_json(path / "about.json", {"key": "x", "beta": 0.1, "prompts": [f"p{i}" for i in range(6)], "probe_s": 1.0, "training_s": 9.0,
-                                     "seconds_at": {"0": 0.0, "4": 120.0}})  # fmt: skip
+    write_json(
+        path / "about.json",
+        {
+            "key": "x",
+            "beta": 0.1,
+            "prompts": [f"p{i}" for i in range(6)],
+            "probe_s": 1.0,
+            "training_s": 9.0,
+            "seconds_at": {"0": 0.0, "4": 120.0},
+        },
+    )
 
 
 @pytest.fixture
@@ -152,7 +162,8 @@ def test_nan_is_a_gap_and_counted(tmp_path):
 
 
 def test_unequal_rows_text_and_torn_lines(tmp_path):
-    """A column that only some rows have is NaN elsewhere; text and true or false are no series; torn lines are counted."""
+    """A column that only some rows have is NaN elsewhere; text and true or false are no series; torn lines are
+    counted."""
     lines = [
         '{"step": 0, "loss": 1, "note": "x", "ok": true}',
         "[1]",

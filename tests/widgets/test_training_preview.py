@@ -45,10 +45,21 @@ def test_looking_counts_nothing(tiny):
 def test_warnings_name_their_rows(faults):
     table = faults.warnings().set_index("code")
     assert table.first_rows.to_dict() == {
-        "response_cut": [4], "in_held_out": [20], "special_in_prompt": [8], "prompt_cut": [10], "identical": [1],
-        "near_identical": [13], "conflicting": [3, 6], "duplicates": [2, 5], "template_in_text": [8], "hidden_characters": [9],
-        "leaked": [8, 12], "empty_other": [7], "starts_with_blank": [11], "special_in_response": [9],
-    }  # fmt: skip
+        "response_cut": [4],
+        "in_held_out": [20],
+        "special_in_prompt": [8],
+        "prompt_cut": [10],
+        "identical": [1],
+        "near_identical": [13],
+        "conflicting": [3, 6],
+        "duplicates": [2, 5],
+        "template_in_text": [8],
+        "hidden_characters": [9],
+        "leaked": [8, 12],
+        "empty_other": [7],
+        "starts_with_blank": [11],
+        "special_in_response": [9],
+    }
     assert table.severity.tolist() == ["severe"] * 3 + ["warning"] * 9 + ["note"] * 2
     assert table.rows["leaked"] == 2
     assert table.share["leaked"] == pytest.approx(2 / 30)
@@ -185,11 +196,19 @@ def test_bad_raw_rows_are_named(tiny):
         ([row], {"max_length": -1}, "lengths are 0 or more; got max_length=-1"),
         ([row, {"prompt": "x"}], {}, "row 1: column 'chosen' is missing"),
         ([row, {**row, "chosen": np.nan}], {}, "row 1, column 'chosen': text is needed; got float"),
-        ([{"prompt": "x", "responses": ["a", "b"], "scores": [1, np.nan]}], {"kind": "ranking"}, "row 0, column 'scores': finite numbers"),
+        (
+            [{"prompt": "x", "responses": ["a", "b"], "scores": [1, np.nan]}],
+            {"kind": "ranking"},
+            "row 0, column 'scores': finite numbers",
+        ),
         ([row, row], {"max_length": 4, "max_prompt_length": 4}, "row 0: max_length=4 leaves no room"),
-        ([{**row, "prompt": [{"role": "user", "content": "x"}]}], {}, "row 0, column 'prompt': .* has no chat template"),
+        (
+            [{**row, "prompt": [{"role": "user", "content": "x"}]}],
+            {},
+            "row 0, column 'prompt': .* has no chat template",
+        ),
         ([{**row, "chosen": "zzz"}], {}, "row 0, column 'chosen or rejected': the tokenizer cannot write it"),
-    ):  # fmt: skip
+    ):
         subject = tiny
         if "chat template" in message or "cannot write" in message:
             words = word_tokenizer([*row["prompt"].split(), *row["chosen"].split(), *row["rejected"].split(), "x"])

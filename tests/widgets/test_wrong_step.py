@@ -5,10 +5,15 @@ import pytest
 
 from workbench.widgets.wrong_step import WrongStep, accuracy_figure, rates_figure
 
-PAIRS = pd.DataFrame({
-    "prompt": ["<b>3</b> 9 5"] * 7, "prefix": ["", "3 3 ;"] + ["x"] * 5, "chosen": [" 9 12 ;"] * 7,
-    "rejected": [" <script>alert(1)</script>"] * 7, "margin": [-0.5, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
-})  # fmt: skip
+PAIRS = pd.DataFrame(
+    {
+        "prompt": ["<b>3</b> 9 5"] * 7,
+        "prefix": ["", "3 3 ;"] + ["x"] * 5,
+        "chosen": [" 9 12 ;"] * 7,
+        "rejected": [" <script>alert(1)</script>"] * 7,
+        "margin": [-0.5, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
+    }
+)
 
 
 def test_text_is_escaped_everywhere():
@@ -47,8 +52,12 @@ def test_nothing_to_show_is_an_error():
 
 def test_figures_state_their_finding():
     numbers = {"valid_steps": 0.5, "sampled": 0.3, "closes": 1.0}
-    rows = [{"arm": arm, "seed": seed, "round": t, "quality": quality if t else 0.1, **numbers}
-            for arm, quality in (("step_dpo", 0.4), ("dpo", 0.3), ("step_dpo_slow", 0.2)) for seed in (0, 1) for t in (0, 1)]  # fmt: skip
+    rows = [
+        {"arm": arm, "seed": seed, "round": t, "quality": quality if t else 0.1, **numbers}
+        for arm, quality in (("step_dpo", 0.4), ("dpo", 0.3), ("step_dpo_slow", 0.2))
+        for seed in (0, 1)
+        for t in (0, 1)
+    ]
     table = pd.DataFrame(rows)
     display = accuracy_figure(table)
     assert (

@@ -1,4 +1,5 @@
-"""The planted citations say what their constants promise, and the model of books learns; both read nothing but prompts."""
+"""The planted citations say what their constants promise, and the model of books learns; both read nothing but
+prompts."""
 
 import re
 

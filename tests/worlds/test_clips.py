@@ -1,4 +1,5 @@
-"""Clips: the oracle by hand and on altered clips, questions and habit, pictures, and a start that looks and then leans."""
+"""Clips: the oracle by hand and on altered clips, questions and habit, pictures, and a start that looks and then
+leans."""
 
 import numpy as np
 import pytest

@@ -57,8 +57,10 @@ def test_labels_say_whether_the_proposed_cause_is_the_true_one():
 
 
 def test_sufficiency_follows_agreement_and_the_analysis():
-    share = {name: np.mean([t == "Sufficient: yes" for t in say(prompt(refs, SUFFICIENT), 400)])
-             for name, refs in (("agree", AGREE), ("split", SPLIT))}  # fmt: skip
+    share = {
+        name: np.mean([t == "Sufficient: yes" for t in say(prompt(refs, SUFFICIENT), 400)])
+        for name, refs in (("agree", AGREE), ("split", SPLIT))
+    }
     assert share["agree"] == pytest.approx(0.895, abs=0.04)  # E sigma(9 * 0.25 + N(0, 0.5^2))
     assert share["split"] == pytest.approx(0.046, abs=0.03)
     leant = [
@@ -69,8 +71,11 @@ def test_sufficiency_follows_agreement_and_the_analysis():
 
 
 def test_ratings_are_informative_where_references_agree_and_flatter_elsewhere():
-    mean = {(len(set(refs)), cause): np.mean([int(t[-1]) for t in say(prompt(refs, SCORE, cause), 300)]) / 5
-            for refs in (AGREE, SPLIT) for cause in ("a", "z")}  # fmt: skip
+    mean = {
+        (len(set(refs)), cause): np.mean([int(t[-1]) for t in say(prompt(refs, SCORE, cause), 300)]) / 5
+        for refs in (AGREE, SPLIT)
+        for cause in ("a", "z")
+    }
     assert mean[2, "a"] == pytest.approx(0.89, abs=0.04)
     assert mean[2, "z"] == pytest.approx(0.20, abs=0.04)
     assert mean[5, "z"] == pytest.approx(0.76, abs=0.04)

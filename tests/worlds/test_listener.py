@@ -1,4 +1,5 @@
-"""The listener: phrases without a word that gives them away, hearing by hand, pairs of unequal quality, and a deaf start."""
+"""The listener: phrases without a word that gives them away, hearing by hand, pairs of unequal quality, and a deaf
+start."""
 
 from collections import Counter
 

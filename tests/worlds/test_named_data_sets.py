@@ -19,7 +19,7 @@ from workbench.worlds.named_data_sets import (
     read,
     spoken,
     words_of,
-)  # fmt: skip
+)
 
 WORLD = NamedDataSets(n_instances=5, learner="simulated")
 

@@ -1,4 +1,5 @@
-"""The planted truth is what it says: answers and distractors by hand, ladders, splits, and a start that has the habit."""
+"""The planted truth is what it says: answers and distractors by hand, ladders, splits, and a start that has the
+habit."""
 
 import numpy as np
 import pytest

@@ -1,1 +1,2 @@
-"""Batch: what `workbench reproduce` stands on: where children run, what one child does, runs done again and compared."""
+"""Batch: what `workbench reproduce` stands on: where children run, what one child does, runs done again and
+compared."""

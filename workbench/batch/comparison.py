@@ -105,14 +105,19 @@ class Comparison:
 
     def record(self) -> dict[str, Any]:
         """The same as JSON types; numbers that JSON does not have are null."""
-        return _finite({
-            "a": self.a, "b": self.b, "same_results": self.same_results, "verdict": self.verdict(),
-            "parameters": [row._asdict() for row in self.parameters],
-            "made_with": [row._asdict() for row in self.made_with],
-            "claims": [{**row._asdict(), "difference": row.mean_b - row.mean_a} for row in self.claims],
-            "seeds": [row._asdict() for row in self.seeds],
-            "only": [{"part": part, "in": side} for part, side in self.only],
-        })  # fmt: skip
+        return _finite(
+            {
+                "a": self.a,
+                "b": self.b,
+                "same_results": self.same_results,
+                "verdict": self.verdict(),
+                "parameters": [row._asdict() for row in self.parameters],
+                "made_with": [row._asdict() for row in self.made_with],
+                "claims": [{**row._asdict(), "difference": row.mean_b - row.mean_a} for row in self.claims],
+                "seeds": [row._asdict() for row in self.seeds],
+                "only": [{"part": part, "in": side} for part, side in self.only],
+            }
+        )
 
 
 def compare(a: runs.Run, b: runs.Run, root: Path | None = None) -> Comparison:
@@ -133,11 +138,17 @@ def compare(a: runs.Run, b: runs.Run, root: Path | None = None) -> Comparison:
     only = [(part, "a") for part in parts[0] if part not in parts[1]]
     only += [(part, "b") for part in parts[1] if part not in parts[0]]
     return Comparison(
-        run_names.name_of(a, root), run_names.name_of(b, root), differences(*asked), differences(*made),
+        run_names.name_of(a, root),
+        run_names.name_of(b, root),
+        differences(*asked),
+        differences(*made),
         _claims(a.claims(), b.claims()),
-        [_numbers(part, runs.read_json(parts[0][part]), runs.read_json(parts[1][part])) for part in sorted(both, key=_number)],
+        [
+            _numbers(part, runs.read_json(parts[0][part]), runs.read_json(parts[1][part]))
+            for part in sorted(both, key=_number)
+        ],
         sorted(only, key=lambda item: (_number(item[0]), item[1])),
-    )  # fmt: skip
+    )
 
 
 def differences(a: Any, b: Any) -> list[Difference]:
@@ -158,12 +169,18 @@ def _asked_and_made(run: runs.Run) -> tuple[dict[str, Any], dict[str, Any]]:
         path = run.folder / runs.DIFF
         code["diff"] = runs.fingerprint(str(path)) if path.is_file() else "lost"
     prints = parameters.get("inputs") or []
-    known = {item["kind"]: {key: value for key, value in item.items() if key in ("fingerprint", "revision")}
-             for item in manifest.get("inputs") or [] if isinstance(item, Mapping) and "kind" in item}  # fmt: skip
+    known = {
+        item["kind"]: {key: value for key, value in item.items() if key in ("fingerprint", "revision")}
+        for item in manifest.get("inputs") or []
+        if isinstance(item, Mapping) and "kind" in item
+    }
     inputs = known or dict(zip(("model", "dataset"), prints, strict=False))
     return asked, {
-        "code": code, "notebook": manifest.get("notebook"), "provenance": manifest.get("provenance") or {}, "inputs": inputs
-    }  # fmt: skip
+        "code": code,
+        "notebook": manifest.get("notebook"),
+        "provenance": manifest.get("provenance") or {},
+        "inputs": inputs,
+    }
 
 
 def _claims(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[ClaimPair]:
@@ -171,10 +188,17 @@ def _claims(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> l
     pairs = []
     for name in [*left, *[name for name in right if name not in left]]:
         ours, theirs = left.get(name, {}), right.get(name, {})
-        pairs.append(ClaimPair(
-            name, str((ours or theirs).get("statement", "")), _mean(ours.get("measured")), _mean(theirs.get("measured")),
-            str(ours.get("verdict", "")), str(theirs.get("verdict", "")), _same(ours, theirs),
-        ))  # fmt: skip
+        pairs.append(
+            ClaimPair(
+                name,
+                str((ours or theirs).get("statement", "")),
+                _mean(ours.get("measured")),
+                _mean(theirs.get("measured")),
+                str(ours.get("verdict", "")),
+                str(theirs.get("verdict", "")),
+                _same(ours, theirs),
+            )
+        )
     return pairs
 
 

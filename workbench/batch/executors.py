@@ -3,9 +3,9 @@
 What may live here: starting, polling and stopping a child whose job file is written. What may not: which jobs there
 are, what they mean, and how they ended; that is read from the run folder (`reproduce`).
 
-Both start the same child, `python -m workbench.batch.notebook_job job.json`, in a process group of its own, so a notebook's
-numbers do not depend on where it ran. A Ray cluster must see the runs folder, the same code and the same packages on
-every node; that is asked before anything starts.
+Both start the same child, `python -m workbench.batch.notebook_job job.json`, in a process group of its own, so a
+notebook's numbers do not depend on where it ran. A Ray cluster must see the runs folder, the same code and the same
+packages on every node; that is asked before anything starts.
 """
 
 from __future__ import annotations
@@ -60,8 +60,12 @@ def spawn(job_file: Path, log: Path, variables: Mapping[str, str]) -> subprocess
     with open(log, "ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "workbench.batch.notebook_job", str(job_file), str(os.getpid())],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=variables, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            start_new_session=True,
+        )
 
 
 def end_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

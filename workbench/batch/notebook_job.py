@@ -3,9 +3,9 @@
 What may live here: papermill, and what is left behind when a notebook ends, fails or is killed. What may not: which
 notebooks are run, where, and how many at once (`reproduce`, `executors`); any number, any verdict.
 
-`python -m workbench.batch.notebook_job <job.json>` needs only the job file: it locks the run folder, executes the notebook,
-renames it into place when whole and renders its page. It ends when its parent is gone, and its kernel when it is gone
-itself, so a SIGKILL leaves nothing running.
+`python -m workbench.batch.notebook_job <job.json>` needs only the job file: it locks the run folder, executes the
+notebook, renames it into place when whole and renders its page. It ends when its parent is gone, and its kernel when it
+is gone itself, so a SIGKILL leaves nothing running.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def run_job(path: Path) -> int:
 
     A notebook that fails is kept with its error, as `failed.ipynb` and `failed.html`; what it had computed stays too.
 
-    Returns: 0 done, 1 failed (the line that begins with "failed: " says why), 28 the disk is full, 138 the kernel was killed.
+    Returns: 0 done, 1 failed (the line that begins with "failed: " says why), 28 the disk is full, 138 the kernel was
+    killed.
     """
     from nbclient.exceptions import DeadKernelError
 
@@ -172,10 +173,15 @@ def _execute(job: Mapping[str, Any], folder: Path) -> None:
     for attempt in (1, 2):
         try:
             papermill.execute_notebook(
-                str(notebook), str(folder / PART), parameters, engine_name="workbench",
-                cwd=str(notebook.parent), progress_bar=False, store_widget_state=False,
+                str(notebook),
+                str(folder / PART),
+                parameters,
+                engine_name="workbench",
+                cwd=str(notebook.parent),
+                progress_bar=False,
+                store_widget_state=False,
                 execution_timeout=max(int(job["timeout_s"]), 1),
-            )  # fmt: skip
+            )
             return
         except RuntimeError as error:
             if begun.is_set() or attempt == 2:

@@ -46,10 +46,18 @@ class Phase(NamedTuple):
 
 
 def sample_scores(
-    cases: pd.DataFrame, refs: pd.DataFrame, model: ChatModel, phase: Phase, n_analyses: int, n_answers: int, *,
-    ask: Callable[[Sequence[Request]], list[Reply]] | None = None, temperature: float = 0.7, analysis_tokens: int = 300,
+    cases: pd.DataFrame,
+    refs: pd.DataFrame,
+    model: ChatModel,
+    phase: Phase,
+    n_analyses: int,
+    n_answers: int,
+    *,
+    ask: Callable[[Sequence[Request]], list[Reply]] | None = None,
+    temperature: float = 0.7,
+    analysis_tokens: int = 300,
     answer_tokens: int = 32,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Every answer of one phase to every case: the samples table, its columns in `COLUMNS`.
 
     Args:
@@ -80,8 +88,8 @@ def sample_scores(
                 break
         else:
             raise ValueError(
-                f"case {case['case_id']!r} does not fit into the context of {model.name} even without references; shorten its "
-                "summary or lower analysis_tokens"
+                f"case {case['case_id']!r} does not fit into the context of {model.name} even without references;"
+                " shorten its summary or lower analysis_tokens"
             )
         jobs.append((case["case_id"], used, slots))
     places = [(job, a) for job in jobs for a in range(n_analyses)]
@@ -99,10 +107,17 @@ def sample_scores(
         for (job, a), text, again in zip(places, analyses, repeats, strict=True)
         for b in range(n_answers)
     ]
-    replies = ask([
-        Request(user(phase.answer.fill(**_of(phase.answer, {**job[2], "analysis": text}))), temperature, answer_tokens, sample)
-        for job, _, _, text, sample in answered
-    ])  # fmt: skip
+    replies = ask(
+        [
+            Request(
+                user(phase.answer.fill(**_of(phase.answer, {**job[2], "analysis": text}))),
+                temperature,
+                answer_tokens,
+                sample,
+            )
+            for job, _, _, text, sample in answered
+        ]
+    )
     values = [phase.read(reply.text) for reply in replies]
     version = "+".join(part.version for part in (phase.analysis, phase.answer) if part)
     return pd.DataFrame(
@@ -149,9 +164,10 @@ def _slots(case: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> 
         f"Reference {i}\n{_incident(row)}\nCause: {row['root_cause']}" for i, row in enumerate(references, start=1)
     ]
     return {
-        "incident": _incident(case), "references": "\n\n".join(listed) or NO_REFERENCES,
+        "incident": _incident(case),
+        "references": "\n\n".join(listed) or NO_REFERENCES,
         "prediction": case["predicted_root_cause"],
-    }  # fmt: skip
+    }
 
 
 def _incident(row: Mapping[str, Any]) -> str:

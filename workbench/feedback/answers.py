@@ -15,7 +15,8 @@ _UNITS = re.compile(
 
 
 def final_answer(text: str) -> str | None:
-    """The answer of a solution: the last \\boxed{...}, else what follows the last "####" or "answer is" / "Answer:" / "A:"."""
+    """The answer of a solution: the last \\boxed{...}, else what follows the last "####" or "answer is" / "Answer:" /
+    "A:"."""
     if boxed := _boxed(text):
         return boxed
     for mark in (r"####", r"answer\s*(?:is|:)\s*:?", r"(?:^|\n)\s*A:"):

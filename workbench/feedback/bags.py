@@ -1,6 +1,7 @@
 """Bags: the altered versions of one sample's evidence, and which of them is rejected. Close first, then far.
 
-What may live here: drawing, filtering, choosing and weighting candidates, and how often the choice was a false rejection.
+What may live here: drawing, filtering, choosing and weighting candidates, and how often the choice was a false
+rejection.
 What may not: alterations and divergences themselves (`evidence`), losses, training.
 """
 
@@ -153,11 +154,23 @@ class Chooser:
             for sample, choice in zip(batch, self.choose(policy, batch), strict=True):
                 is_false = false_rejections(self.task, sample, choice)
                 for k, one in enumerate(choice.candidates):
-                    rows.append({"sample": sample.number, "question": sample.row.get("kind", ""), "prompt": sample.row["prompt"],
-                                 "response": sample.row["response"], "evidence": [str(f) for f in sample.row["evidence"]],
-                                 "candidate": one.kind, "altered": [str(f) for f in one.evidence], "close": choice.close[k],
-                                 "far": choice.far[k], "weight": choice.weights[k], "is_false": is_false[k],
-                                 "identical": choice.identical, "fell_back": choice.fell_back})  # fmt: skip
+                    rows.append(
+                        {
+                            "sample": sample.number,
+                            "question": sample.row.get("kind", ""),
+                            "prompt": sample.row["prompt"],
+                            "response": sample.row["response"],
+                            "evidence": [str(f) for f in sample.row["evidence"]],
+                            "candidate": one.kind,
+                            "altered": [str(f) for f in one.evidence],
+                            "close": choice.close[k],
+                            "far": choice.far[k],
+                            "weight": choice.weights[k],
+                            "is_false": is_false[k],
+                            "identical": choice.identical,
+                            "fell_back": choice.fell_back,
+                        }
+                    )
         return pd.DataFrame(rows)
 
 
@@ -183,17 +196,22 @@ def false_rejections(task: EvidenceTask, sample: Sample, choice: Choice) -> list
 
 
 def selection_rates(table: pd.DataFrame) -> dict[str, Any]:
-    """What was selected: false rejections in all, by question and by kind; closeness, divergence, weight; what was left out."""
+    """What was selected: false rejections in all, by question and by kind; closeness, divergence, weight; what was left
+    out."""
     if table.empty:
         return {}
     picked: Any = table[table["weight"] > 0]
     samples: Any = table.groupby("sample")[["fell_back", "identical"]].first().sum()
     means: Any = picked[["is_false", "far", "close", "weight"]].mean()
     found = {
-        "false_rejections": float(means["is_false"]), "far": float(means["far"]), "close": float(means["close"]),
-        "weight": float(means["weight"]), "fell_back": int(samples["fell_back"]), "identical": int(samples["identical"]),
+        "false_rejections": float(means["is_false"]),
+        "far": float(means["far"]),
+        "close": float(means["close"]),
+        "weight": float(means["weight"]),
+        "fell_back": int(samples["fell_back"]),
+        "identical": int(samples["identical"]),
         "n": len(picked),
-    }  # fmt: skip
+    }
     for name, column in (("by_question", "question"), ("by_kind", "candidate")):
         found[name] = {str(key): float(value) for key, value in picked.groupby(column)["is_false"].mean().items()}
     return found

@@ -1,7 +1,7 @@
 """Candidates: a model's samples and a teacher's answer to the same prompt, and what a judge says of them side by side.
 
-What may live here: who stands for judgement, and points and win rates from any kind of judge. What may not: rules that make
-pairs of them (`pairs`), training, methods.
+What may live here: who stands for judgement, and points and win rates from any kind of judge. What may not: rules that
+make pairs of them (`pairs`), training, methods.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ def judge(
 ) -> list[Judgement]:
     """Win rates and points of all candidates of each prompt; None where the judge could not be read.
 
-    A task with `rate` gives points; win rates are then the share of the others with fewer points (ties half). With a `table`
-    of the policy, win rates are those against the policy itself. Otherwise they are means over the other candidates. From a
-    win rate r come clip(round(6 r + 1), 0, 6) points. Stuck answers get 0 of both without being asked about.
+    A task with `rate` gives points; win rates are then the share of the others with fewer points (ties half). With a
+    `table` of the policy, win rates are those against the policy itself. Otherwise they are means over the other
+    candidates. From a win rate r come clip(round(6 r + 1), 0, 6) points. Stuck answers get 0 of both without being
+    asked about.
 
     Args:
         noise: a numpy generator; each comparison is then one draw, won or lost, and not its probability.
@@ -90,8 +91,11 @@ def judge(
     found: list[Judgement] = []
     for members, r, points in zip(candidates, rates, scores, strict=True):
         fine = [not c.is_stuck for c in members]
-        found.append(None if r is None or points is None else (
-            [x * ok for x, ok in zip(r, fine, strict=True)], [x * ok for x, ok in zip(points, fine, strict=True)]))  # fmt: skip
+        found.append(
+            None
+            if r is None or points is None
+            else ([x * ok for x, ok in zip(r, fine, strict=True)], [x * ok for x, ok in zip(points, fine, strict=True)])
+        )
     return found
 
 

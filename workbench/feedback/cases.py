@@ -22,7 +22,10 @@ from workbench import data
 from workbench.feedback.chat import ChatModel, open_model
 
 SPLITS = ("calibration", "test", "fresh")
-FORM = "a folder with cases.jsonl and history.jsonl, or one file whose column 'table' says 'case' or 'history' in every row"
+FORM = (
+    "a folder with cases.jsonl and history.jsonl, or one file whose column 'table' says 'case' or 'history' in"
+    " every row"
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ def check_cases(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The cases in the project's form; the columns are in the first lines of this file.
 
     Raises:
-        ValueError: no rows; a missing or empty text; a repeated `case_id`; a date that is none; a label that is not 0, 1
-            or null; an unknown split. Row and column are named.
+        ValueError: no rows; a missing or empty text; a repeated `case_id`; a date that is none; a label that is not 0,
+            1 or null; an unknown split. Row and column are named.
     """
     checked = []
     for number, (row, name, created) in enumerate(_checked(rows, "cases", "case_id", ("summary",))):
@@ -85,12 +88,19 @@ def check_cases(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         split = "test" if split is None and math.isnan(label) else split
         if split not in SPLITS:
             raise ValueError(f"cases row {number}, column 'split': one of {', '.join(SPLITS)} is needed; got {split!r}")
-        checked.append({
-            "case_id": name, "title": str(row.get("title") or ""), "summary": str(row["summary"]),
-            "predicted_root_cause": str(row.get("predicted_root_cause") or "").strip(),
-            "predictor": str(row.get("predictor") or "predictor"), "created": created, "correct": label, "split": split,
-            **{column: row[column] for column in ("embedding", "predictor_samples") if row.get(column) is not None},
-        })  # fmt: skip
+        checked.append(
+            {
+                "case_id": name,
+                "title": str(row.get("title") or ""),
+                "summary": str(row["summary"]),
+                "predicted_root_cause": str(row.get("predicted_root_cause") or "").strip(),
+                "predictor": str(row.get("predictor") or "predictor"),
+                "created": created,
+                "correct": label,
+                "split": split,
+                **{column: row[column] for column in ("embedding", "predictor_samples") if row.get(column) is not None},
+            }
+        )
     return pd.DataFrame(checked)
 
 
@@ -100,12 +110,20 @@ def check_history(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     Raises:
         ValueError: no rows; a missing or empty text; a repeated `incident_id`; a date that is none.
     """
-    return pd.DataFrame([
-        {"incident_id": name, "title": str(row.get("title") or ""), "summary": str(row["summary"]),
-         "root_cause": str(row["root_cause"]).strip(), "created": created, "service": row.get("service"),
-         **({"embedding": row["embedding"]} if row.get("embedding") is not None else {})}
-        for row, name, created in _checked(rows, "history", "incident_id", ("summary", "root_cause"))
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "incident_id": name,
+                "title": str(row.get("title") or ""),
+                "summary": str(row["summary"]),
+                "root_cause": str(row["root_cause"]).strip(),
+                "created": created,
+                "service": row.get("service"),
+                **({"embedding": row["embedding"]} if row.get("embedding") is not None else {}),
+            }
+            for row, name, created in _checked(rows, "history", "incident_id", ("summary", "root_cause"))
+        ]
+    )
 
 
 def _checked(rows: Sequence[Mapping[str, Any]], table: str, key: str, texts: Sequence[str]) -> list[tuple]:
@@ -124,7 +142,8 @@ def _checked(rows: Sequence[Mapping[str, Any]], table: str, key: str, texts: Seq
         name = str(row[key])
         if name in seen:
             raise ValueError(
-                f"{table} row {number}, column {key!r}: {name!r} stands in row {seen[name]} too; every row needs its own"
+                f"{table} row {number}, column {key!r}: {name!r} stands in row {seen[name]} too; every row needs"
+                " its own"
             )
         seen[name] = number
         try:

@@ -74,7 +74,8 @@ class ChatModel(Protocol):
 
 
 def open_model(source: str, *, device: str = "auto", seed: int = 0) -> ChatModel:
-    """The model that a text names: a server's address with its model (`http://localhost:8000/v1#name`), else a folder or hub id.
+    """The model that a text names: a server's address with its model (`http://localhost:8000/v1#name`), else a folder
+    or hub id.
 
     Raises:
         ValueError: an address without a model (see `endpoint.Address`).

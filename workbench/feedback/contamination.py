@@ -33,16 +33,26 @@ _GUIDED = (
     "exactly as it appears in that data set. Rely only on the original form of the instance, and write nothing else."
 )
 _GENERAL = {
-    "cls": "Below stands the first piece of a text{label}. Write a second piece, so that both pieces form one text with that label.",
-    "nli": "Below stands a sentence{label}. Write a second sentence, so that the two stand in the logical relation that the label names.",
+    "cls": (
+        "Below stands the first piece of a text{label}. Write a second piece, so that both pieces form one text with"
+        " that label."
+    ),
+    "nli": (
+        "Below stands a sentence{label}. Write a second sentence, so that the two stand in the logical relation that"
+        " the label names."
+    ),
     "sum": "Below stands the first piece of a summary. Write a second piece, so that both pieces form one summary.",
-    "xsum": "Below stands the first piece of a summary of one sentence. Write a second piece, so that both form one such sentence.",
-}  # fmt: skip
+    "xsum": (
+        "Below stands the first piece of a summary of one sentence. Write a second piece, so that both form one such"
+        " sentence."
+    ),
+}
 _WHAT = {
-    "cls": ("the first piece", "second piece"), "nli": ("sentence 1", "sentence 2"),
+    "cls": ("the first piece", "second piece"),
+    "nli": ("sentence 1", "sentence 2"),
     "sum": ("the first piece of a summary", "second piece"),
     "xsum": ("the first piece of a one-sentence summary", "second piece"),
-}  # fmt: skip
+}
 
 
 def _template(instruction: Instruction, task: Task) -> Template:
@@ -62,8 +72,10 @@ INSTRUCTIONS = {(i, t): _template(i, t) for i in ("guided", "general") for t in 
 # One exact match, then three near-exact ones: the reference and more, a headline told in another order, a paraphrase.
 JUDGE = Template(
     "match-judge",
-    """Decide whether the candidate is an exact match or a near-exact match of the reference. It is near-exact if it tells the
-same in nearly the same words, even where it goes on longer or changes their order. Reply with one of: Yes (exact match),
+    """Decide whether the candidate is an exact match or a near-exact match of the reference. It is near-exact if it \
+tells the
+same in nearly the same words, even where it goes on longer or changes their order. Reply with one of: Yes (exact \
+match),
 Yes (near-exact match), No.
 
 Reference: The bakery on the corner closes at noon on Mondays.
@@ -148,10 +160,15 @@ def check_instances(df: pd.DataFrame) -> Split:
     df = df.assign(label=df["label"].fillna("").astype(str) if "label" in df else "")
     empty = {piece: df[piece].isna() | (df[piece].astype(str).str.strip() == "") for piece in PIECES}
     reason = np.select(
-        [empty["first_piece"] & empty["second_piece"], empty["second_piece"], empty["first_piece"],
-         df.duplicated(PIECES).to_numpy()],
-        ["empty text", "empty second piece (one word?)", "empty first piece (one word?)", "duplicate"], "",
-    )  # fmt: skip
+        [
+            empty["first_piece"] & empty["second_piece"],
+            empty["second_piece"],
+            empty["first_piece"],
+            df.duplicated(PIECES).to_numpy(),
+        ],
+        ["empty text", "empty second piece (one word?)", "empty first piece (one word?)", "duplicate"],
+        "",
+    )
     kept: Any = df[reason == ""]
     left: Any = df[reason != ""]
     return Split(kept[COLUMNS].reset_index(drop=True), left[["instance_id"]].assign(reason=reason[reason != ""]))
@@ -203,10 +220,17 @@ def complete(
     ]
     cleaned = [without_repetition(text, row["first_piece"]) for row, text in zip(rows, replies, strict=True)]
     return pd.DataFrame(
-        {"instance_id": df["instance_id"].to_numpy(), "instruction": instruction, "text": [c.text for c in cleaned],
-         "model": model.name, "seed": seed, "repeated": [c.repeated for c in cleaned], "reply": replies,
-         "template": [INSTRUCTIONS[instruction, row["task"]].version for row in rows]}
-    )  # fmt: skip
+        {
+            "instance_id": df["instance_id"].to_numpy(),
+            "instruction": instruction,
+            "text": [c.text for c in cleaned],
+            "model": model.name,
+            "seed": seed,
+            "repeated": [c.repeated for c in cleaned],
+            "reply": replies,
+            "template": [INSTRUCTIONS[instruction, row["task"]].version for row in rows],
+        }
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ matches
@@ -241,5 +265,10 @@ def match_judge(
         # what says nothing matches nothing, whatever a judge thinks of it
         labels = ["no" if not text else read_match(reply) for (_, text), reply in zip(pairs, raw, strict=True)]
     return pd.DataFrame(
-        {"instance_id": df["instance_id"].to_numpy(), "instruction": df["instruction"].to_numpy(), "label": labels, "raw_text": raw}
-    )  # fmt: skip
+        {
+            "instance_id": df["instance_id"].to_numpy(),
+            "instruction": df["instruction"].to_numpy(),
+            "label": labels,
+            "raw_text": raw,
+        }
+    )

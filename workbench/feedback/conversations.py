@@ -24,8 +24,8 @@ def as_turns(utterances: Sequence[str], where: str) -> tuple[list[dict[str, str]
     """
     if len(utterances) < 2 or len(utterances) % 2:
         raise ValueError(
-            f"{where}: user and assistant must alternate and the assistant comes last, so the number of utterances is even; "
-            f"got {len(utterances)}"
+            f"{where}: user and assistant must alternate and the assistant comes last, so the number of utterances is"
+            f" even; got {len(utterances)}"
         )
     for i, text in enumerate(utterances):
         if not isinstance(text, str) or not text.strip():
@@ -35,18 +35,20 @@ def as_turns(utterances: Sequence[str], where: str) -> tuple[list[dict[str, str]
 
 
 def read_accept_reject(path: str | Path) -> list[Row]:
-    """Preference rows from `<set>_accept.json` and `<set>_reject.json` beside it: two lists of conversations in one order.
+    """Preference rows from `<set>_accept.json` and `<set>_reject.json` beside it: two lists of conversations in one
+    order.
 
     Raises:
-        ValueError: other numbers of conversations, different histories in a row, or a broken conversation; file and row named.
+        ValueError: other numbers of conversations, different histories in a row, or a broken conversation; file and row
+            named.
     """
     path = Path(path).expanduser()
     sides = {ACCEPT: path, REJECT: path.with_name(path.name.replace(ACCEPT, REJECT))}
     read = {side: json.loads(file.read_text(encoding="utf-8")) for side, file in sides.items()}
     if len(read[ACCEPT]) != len(read[REJECT]):
         raise ValueError(
-            f"{sides[ACCEPT].name} has {len(read[ACCEPT])} conversations and {sides[REJECT].name} {len(read[REJECT])}; they "
-            "must be aligned row by row"
+            f"{sides[ACCEPT].name} has {len(read[ACCEPT])} conversations and {sides[REJECT].name} {len(read[REJECT])};"
+            " they must be aligned row by row"
         )
     rows = []
     for i, (better, worse) in enumerate(zip(read[ACCEPT], read[REJECT], strict=True)):
@@ -70,8 +72,8 @@ def as_feedback(rows: Sequence[Row]) -> list[Row]:
         for column in ("prompt", "response", "feedback"):
             if not row.get(column) or (isinstance(row[column], str) and not row[column].strip()):
                 raise ValueError(
-                    f"row {i}, column {column!r}: it is missing or empty; feedback rows need prompt, response, feedback; "
-                    f"found {', '.join(row)}"
+                    f"row {i}, column {column!r}: it is missing or empty; feedback rows need prompt, response,"
+                    f" feedback; found {', '.join(row)}"
                 )
         found.append({column: row[column] for column in ("prompt", "response", "feedback")})
     return found

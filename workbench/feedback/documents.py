@@ -1,7 +1,8 @@
 """Documents with questions: chunks, what a chunk says about a question, tokens whose borders are known, and real rows.
 
 What may live here: what LOGO and LongPO need to make their pairs from long text. What may not: positions (`positions`),
-losses, training. A chunk is a text with the white space that separates it from the next; a document is its chunks joined.
+losses, training. A chunk is a text with the white space that separates it from the next; a document is its chunks
+joined.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from workbench.tasks import TextTask
 from workbench.training import reference_logps
 
 FUNCTION_WORDS = (
-    "a about after all also am an and any are as at be because been before being but by can could did do does doing down each few "
-    "for from had has have having he her here hers him his how i if in into is it its just many may me more most much my no nor "
-    "not of off on once only or other our out over own same she should so some such than that the their them then there these "
-    "they this those through to too under until up very was we were what when where which while who whom why will with would "
-    "you your"
+    "a about after all also am an and any are as at be because been before being but by can could did do does doing"
+    " down each few for from had has have having he her here hers him his how i if in into is it its just many may me"
+    " more most much my no nor not of off on once only or other our out over own same she should so some such than that"
+    " the their them then there these they this those through to too under until up very was we were what when where"
+    " which while who whom why will with would you your"
 )
 STOP_WORDS = frozenset(FUNCTION_WORDS.split())
 SUFFIXES = ("ing", "ies", "ed", "es", "s", "y", "e")
@@ -34,7 +35,8 @@ _MARK, _SECOND, _THIRD = "\x01", "\x02", "\x03"  # places in a rendered template
 
 # ------------------------------------------------------------------------------------------------------------- chunks
 def pack_paragraphs(text: str, most: int, count: Callable[[str], int]) -> list[str]:
-    """Paragraphs packed one after the other into chunks of at most `most` (by `count`); a longer paragraph stays alone."""
+    """Paragraphs packed one after the other into chunks of at most `most` (by `count`); a longer paragraph stays
+    alone."""
     chunks: list[str] = []
     size = 0
     for paragraph in re.split(r"\n\s*\n", text):
@@ -54,9 +56,10 @@ def pack_paragraphs(text: str, most: int, count: Callable[[str], int]) -> list[s
 def content_words(text: str) -> set[str]:
     """Words that carry content, without case and simple endings; names and numbers among them.
 
-    The official code takes lemmas of nouns and verbs and named entities from spaCy's en_core_web_lg. This light extractor
-    has no model: it drops function words and cuts endings, so a few unrelated words meet and irregular forms do not. Pass
-    another function where that matters.
+    The official code takes lemmas of nouns and verbs and named entities from spaCy's en_core_web_lg. This light
+    extractor
+    has no model: it drops function words and cuts endings, so a few unrelated words meet and irregular forms do not.
+    Pass another function where that matters.
     """
     found = set()
     for word in re.findall(r"\w+", text.lower()):
@@ -152,9 +155,9 @@ def _special(policy: Policy, text: str) -> list[int]:
 # ---------------------------------------------------------------------------------------------------------- real rows
 @dataclass
 class TextDocuments(TextTask):
-    """Documents of a data set. Rows are documents (`chunks`, or `text`, whose paragraphs are packed; `question` or `questions`,
-    `answer` or `answers`, or none of these; other columns are kept), or questions with answers that are packed: several
-    problems with their solutions make a document, and it is asked about some of them again.
+    """Documents of a data set. Rows are documents (`chunks`, or `text`, whose paragraphs are packed; `question` or
+    `questions`, `answer` or `answers`, or none of these; other columns are kept), or questions with answers that are
+    packed: several problems with their solutions make a document, and it is asked about some of them again.
 
     Attributes:
         chunk_tokens: most tokens of a chunk that paragraphs are packed into.
@@ -171,8 +174,8 @@ class TextDocuments(TextTask):
         """Rows `chunks`, `questions`, `answers`, `chunk_of`; `train_size` and `test_size` count documents.
 
         Raises:
-            ValueError: a row without chunks, question or answer, or with an empty one (row and column are named); too few
-                problems for one document of each split.
+            ValueError: a row without chunks, question or answer, or with an empty one (row and column are named); too
+                few problems for one document of each split.
         """
         if not self._documents:
             rows = data.load(self.dataset)
@@ -183,8 +186,8 @@ class TextDocuments(TextTask):
             found = [_document(row, i) for i, row in enumerate(rows)] if is_documents else self._packed(rows)
             if len(found) <= self.test_size:
                 raise ValueError(
-                    f"{self.dataset} gives {len(found)} documents, of which test_size={self.test_size} are held out: none is left to "
-                    "train on; give more rows, or lower test_size or pack"
+                    f"{self.dataset} gives {len(found)} documents, of which test_size={self.test_size} are held out:"
+                    " none is left to train on; give more rows, or lower test_size or pack"
                 )
             self._documents |= {"test": found[: self.test_size], "train": found[self.test_size :]}
         rows = self._documents[split]
@@ -212,15 +215,20 @@ class TextDocuments(TextTask):
         for first in range(0, len(problems) - self.pack + 1, self.pack):
             part = problems[first : first + self.pack]
             asked = sorted(rng.permutation(self.pack)[: self.turns].tolist())
-            found.append({
-                "chunks": [f"{problem['prompt']}\n{problem['completion']}\n\n" for problem in part],
-                "questions": [part[i]["prompt"] for i in asked], "answers": [part[i]["completion"] for i in asked], "chunk_of": asked,
-            })  # fmt: skip
+            found.append(
+                {
+                    "chunks": [f"{problem['prompt']}\n{problem['completion']}\n\n" for problem in part],
+                    "questions": [part[i]["prompt"] for i in asked],
+                    "answers": [part[i]["completion"] for i in asked],
+                    "chunk_of": asked,
+                }
+            )
         return found
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """Negative log-likelihood a token of the reference answers to held-out questions, nats: `long_nll` behind the whole
-        document, `short_nll` behind the chunk that the question is about; `quality` is minus the former. Where no document
+        """Negative log-likelihood a token of the reference answers to held-out questions, nats: `long_nll` behind the
+        whole document, `short_nll` behind the chunk that the question is about; `quality` is minus the former. Where no
+        document
         has a question: of the last chunk, behind all others or behind the one before it."""
         found = {}
         for name in ("long_nll", "short_nll"):
@@ -255,7 +263,8 @@ def _document(row: Row, index: int) -> Row:
         for number, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(
-                    f"row {index}, column {column!r}, number {number}: a text is needed; got {text!r}; mend or remove the row"
+                    f"row {index}, column {column!r}, number {number}: a text is needed; got {text!r}; mend or remove"
+                    " the row"
                 )
     if len(found["questions"]) != len(found["answers"]):
         raise ValueError(f"row {index}: {len(found['questions'])} questions but {len(found['answers'])} answers")

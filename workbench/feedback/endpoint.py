@@ -55,8 +55,13 @@ class Address(NamedTuple):
             raise ValueError(f"an endpoint is written as {form}; got {source!r}")
         if parts.username or parts.password:
             raise ValueError("an endpoint's address must not hold a key or password: put the key into $OPENAI_API_KEY")
-        readers = {"concurrency": int, "per_minute": float, "retries": int, "timeout": float,
-                   "price": lambda text: tuple(map(float, text.split(",")))}  # fmt: skip
+        readers = {
+            "concurrency": int,
+            "per_minute": float,
+            "retries": int,
+            "timeout": float,
+            "price": lambda text: tuple(map(float, text.split(","))),
+        }
         options: dict[str, Any] = {}
         for name, text in parse_qsl(parts.query, keep_blank_values=True):
             try:
@@ -104,9 +109,11 @@ class EndpointModel:
         self.calls = self.retries = 0
         self._seed, self._lock, self._next_start = seed, threading.Lock(), 0.0
         self._client = openai.OpenAI(
-            base_url=self.address.url, api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=self.address.retries, timeout=self.address.timeout,
-        )  # fmt: skip
+            base_url=self.address.url,
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            max_retries=self.address.retries,
+            timeout=self.address.timeout,
+        )
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
         replies = dict(self.stream(requests))
@@ -116,8 +123,8 @@ class EndpointModel:
         """(place, reply) in the order in which replies come, so that each can be kept at once.
 
         Raises:
-            RuntimeError: a request failed for good, in one line. Those in flight beside it are still given out first, none
-                is started after it.
+            RuntimeError: a request failed for good, in one line. Those in flight beside it are still given out first,
+                none is started after it.
         """
         with ThreadPoolExecutor(self.address.concurrency) as pool:
             waiting: dict[Future[Reply], int] = {pool.submit(self._one, r): place for place, r in enumerate(requests)}
@@ -151,9 +158,12 @@ class EndpointModel:
         self._wait_for_turn()
         sampled: dict[str, Any] = {"seed": 1_000_003 * self._seed + request.sample} if request.temperature > 0 else {}
         raw = self._client.chat.completions.with_raw_response.create(
-            model=self.address.model, messages=[dict(message) for message in request.messages],  # type: ignore[arg-type]
-            temperature=request.temperature, max_tokens=request.max_tokens, **sampled,
-        )  # fmt: skip
+            model=self.address.model,
+            messages=[dict(message) for message in request.messages],  # type: ignore[arg-type]
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+            **sampled,
+        )
         completion = raw.parse()
         with self._lock:
             self.calls, self.retries = self.calls + 1, self.retries + raw.retries_taken
@@ -183,7 +193,8 @@ class EndpointModel:
         return self._limit
 
     def _explain(self, error: Exception) -> str:
-        """One line: what failed and what to do. What a server says is cut short, and a key that it quotes is blotted out."""
+        """One line: what failed and what to do. What a server says is cut short, and a key that it quotes is blotted
+        out."""
         import openai
 
         where, status = f"{self.address.model} at {self.address.url}", getattr(error, "status_code", None)

@@ -1,7 +1,8 @@
 """Preferences by evidence: the model's answers from all relevant chunks, from the better half and from the worse half.
 
-What may live here: LOGO's two data stages, importance scoring and synthesis, and what they drop. What may not: positions,
-tokens of training rows, losses. No correctness filter is applied, as in the official code; a judge is switched off there too.
+What may live here: LOGO's two data stages, importance scoring and synthesis, and what they drop. What may not:
+positions, tokens of training rows, losses. No correctness filter is applied, as in the official code; a judge is
+switched off there too.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class Writing(NamedTuple):
 def preferences(task: Any, policy: Policy, how: Writing, split: str, seed: int, run: Run) -> pd.DataFrame:
     """Columns `row`, `chunks`, `question`, `scores` (overlaps), `chosen`, `rejected` (list).
 
-    The chosen answer is written from all evidence, the rejected ones from a part of it and from the rest; answers that the
-    data set gives are kept. What was dropped and why is in the table `<split>-dropped`, how often in `<split>-counts`.
+    The chosen answer is written from all evidence, the rejected ones from a part of it and from the rest; answers that
+    the data set gives are kept. What was dropped and why is in the table `<split>-dropped`, how often in
+    `<split>-counts`.
 
     Raises:
         ValueError: no row is left; the counts are named.
@@ -86,15 +88,23 @@ def _contexts(task: Any, row: dict, index: int, how: Writing, seed: int, lost: l
 def _write(policy: Policy, rows: list[dict[str, Any]], how: Writing, seed: int) -> None:
     """Adds to every row the answers that the policy draws, one from each of its contexts."""
     prompts = [prompt_ids(policy, context, row["question"]) for row in rows for context in row["contexts"]]
-    drawn = sample(policy, prompts, max_new_tokens=how.max_new_tokens, temperature=how.temperature, top_p=how.top_p,
-                   stop=how.stop, seed=seed)  # fmt: skip
+    drawn = sample(
+        policy,
+        prompts,
+        max_new_tokens=how.max_new_tokens,
+        temperature=how.temperature,
+        top_p=how.top_p,
+        stop=how.stop,
+        seed=seed,
+    )
     texts = iter(drawn.texts)
     for row in rows:
         row["chosen"], *row["rejected"] = [next(texts)[0].strip() for _ in row["contexts"]]
 
 
 def keep_sound(rows: Sequence[dict], lost: list[dict]) -> tuple[list[dict], Counter]:
-    """Rows whose chosen answer says something and differs from a rejected one; equal rejected ones leave. Counts of both."""
+    """Rows whose chosen answer says something and differs from a rejected one; equal rejected ones leave. Counts of
+    both."""
     counts: Counter = Counter()
     kept = []
     for row in rows:

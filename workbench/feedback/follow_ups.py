@@ -1,7 +1,7 @@
 """Follow-ups: what a pleased or an annoyed user might say next, and how likely a model finds it after a response.
 
-What may live here: sets of phrases by dimension and polarity, the place of a phrase in the chat, likelihoods of phrases and the
-scores made of them. What may not: training, mining of pairs, methods.
+What may live here: sets of phrases by dimension and polarity, the place of a phrase in the chat, likelihoods of phrases
+and the scores made of them. What may not: training, mining of pairs, methods.
 
 A score belongs to its scorer and its set of phrases: it carries the key of both, and `comparable` refuses to mix them.
 """
@@ -93,27 +93,30 @@ class FollowUps:
         """
         names = [dimension] if dimension else list(self.sets)
         signs = {"positive": 1.0, "negative": -1.0}
-        return np.array([
-            signs[p] / len(self.sets[d][p]) / len(names) if d in names and polarity in ("", p) else 0.0
-            for d, p, _ in self.table
-        ])  # fmt: skip
+        return np.array(
+            [
+                signs[p] / len(self.sets[d][p]) / len(names) if d in names and polarity in ("", p) else 0.0
+                for d, p, _ in self.table
+            ]
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- their place
 def before_follow_up(
     policy: Policy, prompt: Any, response: str, *, layout: Layout = "next_turn", pose: str = POSE
 ) -> tuple[list[int], int]:
-    """Token ids of everything before a follow-up, the header of its turn included; and how many of them, at the end, are
-    the response and what comes behind it.
+    """Token ids of everything before a follow-up, the header of its turn included; and how many of them, at the end,
+    are the response and what comes behind it.
 
     Args:
         prompt: a text, or chat turns that end with the user's.
-        layout: "next_turn", the follow-up is the user's next turn; "swapped", for scorers tuned on feedback: the user asks to be
-            asked (`pose`), the assistant poses the last question, the user gives the response, the assistant says what it thinks.
+        layout: "next_turn", the follow-up is the user's next turn; "swapped", for scorers tuned on feedback: the user
+            asks to be asked (`pose`), the assistant poses the last question, the user gives the response, the assistant
+            says what it thinks.
 
     Raises:
-        ValueError: an empty response, turns that do not alternate or do not end with the user's, no chat template, or one that
-            does not show the turns; the rendered text is given.
+        ValueError: an empty response, turns that do not alternate or do not end with the user's, no chat template, or
+            one that does not show the turns; the rendered text is given.
     """
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
     if not response.strip():
@@ -127,8 +130,10 @@ def before_follow_up(
         chat = [*turns, {"role": "assistant", "content": response}, {"role": "user", "content": MARK}]
     else:
         asked = turns[-1]["content"]
-        chat = [{"role": role, "content": text} for role, text in
-                (("user", pose), ("assistant", asked), ("user", response), ("assistant", MARK))]  # fmt: skip
+        chat = [
+            {"role": role, "content": text}
+            for role, text in (("user", pose), ("assistant", asked), ("user", response), ("assistant", MARK))
+        ]
     tokenizer = policy.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"the tokenizer of {policy.name} has no chat template, so a follow-up has no turn to stand in")
@@ -155,13 +160,15 @@ def follow_up_groups(
     pose: str = POSE,
     max_length: int = 0,
 ) -> tuple[list[Group], int]:
-    """One group a row (`prompt`, `response`): all follow-ups are branches behind one conversation; only their words are scored.
+    """One group a row (`prompt`, `response`): all follow-ups are branches behind one conversation; only their words are
+    scored.
 
     Returns:
         The groups, and how many conversations lost their beginning to fit into `max_length` (0 takes the context).
 
     Raises:
-        ValueError: a phrase without tokens, a response that does not fit, or a row that `before_follow_up` refuses, by number.
+        ValueError: a phrase without tokens, a response that does not fit, or a row that `before_follow_up` refuses, by
+            number.
     """
     branches = [policy.encode_part(phrase) for phrase in follow_ups.phrases]
     room = room_behind(policy, branches, max_length)
@@ -175,7 +182,8 @@ def follow_up_groups(
             raise ValueError(f"row {number}: {error}") from error
         if tail + 1 > room:
             raise ValueError(
-                f"row {number}: the response and its follow-ups need {tail + 1} tokens, {room} are there; raise max_length"
+                f"row {number}: the response and its follow-ups need {tail + 1} tokens, {room} are there; raise"
+                " max_length"
             )
         n_cut += len(ids) > room
         groups.append(Group(ids[-room:], branches))
@@ -221,7 +229,8 @@ class Scored:
     cut_share: float = 0.0
 
     def dimension(self, name: str = "", polarity: str = "") -> np.ndarray:
-        """Mean likelihood of the positive phrases minus that of the negative ones, [row]; "" takes the mean over dimensions."""
+        """Mean likelihood of the positive phrases minus that of the negative ones, [row]; "" takes the mean over
+        dimensions."""
         return self.likelihoods @ self.follow_ups.weights(name, polarity)
 
     @property
@@ -242,20 +251,26 @@ def comparable(*scored: Scored) -> None:
     """Raises a ValueError where scores come from other scorers, phrases, layouts or statistics: they share no scale."""
     if len(keys := {one.key for one in scored}) > 1:
         raise ValueError(
-            f"follow-up scores of different scorers or sets of phrases share no scale ({', '.join(sorted(keys))}); score all "
-            "responses with one scorer and one set"
+            f"follow-up scores of different scorers or sets of phrases share no scale ({', '.join(sorted(keys))});"
+            " score all responses with one scorer and one set"
         )
 
 
 def follow_up_scores(
-    policy: Policy, rows: Sequence[Row], follow_ups: FollowUps, *, statistic: str = "mean", layout: Layout = "next_turn",
-    pose: str = POSE, max_length: int = 0,
-) -> Scored:  # fmt: skip
+    policy: Policy,
+    rows: Sequence[Row],
+    follow_ups: FollowUps,
+    *,
+    statistic: str = "mean",
+    layout: Layout = "next_turn",
+    pose: str = POSE,
+    max_length: int = 0,
+) -> Scored:
     """How likely the model finds every follow-up behind every row's `response` to its `prompt`.
 
     Args:
-        statistic: "mean", log-likelihood a token; "sum", of the whole phrase; "official_raw_logit", what the released script
-            computes, which is no likelihood, see `raw_logits`.
+        statistic: "mean", log-likelihood a token; "sum", of the whole phrase; "official_raw_logit", what the released
+            script computes, which is no likelihood, see `raw_logits`.
 
     Raises:
         ValueError: an unknown statistic, or rows and phrases that `follow_up_groups` refuses.
@@ -266,8 +281,11 @@ def follow_up_scores(
     _warn_of_language(rows, follow_ups)
     groups, n_cut = follow_up_groups(policy, rows, follow_ups, layout=layout, pose=pose, max_length=max_length)
     found = np.empty((len(groups), len(follow_ups.phrases)))
-    compute: Callable[[Policy, Sequence[Group]], Tensor] = _raw if statistic == "official_raw_logit" else (
-        lambda policy, part: getattr(score(policy, part), f"{statistic}s"))  # fmt: skip
+    compute: Callable[[Policy, Sequence[Group]], Tensor] = (
+        _raw
+        if statistic == "official_raw_logit"
+        else (lambda policy, part: getattr(score(policy, part), f"{statistic}s"))
+    )
     scorer, sizes = policy, [n_tokens(group) for group in groups]
     with torch.no_grad():
         for part in cut(range(len(groups)), sizes, max_tokens=held_at_once(policy.device)):
@@ -304,14 +322,14 @@ def _raw(policy: Policy, groups: Sequence[Group]) -> Tensor:
 
 
 def raw_logits(logits: Float[Tensor, " vocab"], ids: Sequence[int]) -> Tensor:
-    """The statistic of the released script: the mean raw logit of the begin-of-text token and all tokens of a follow-up at one
-    single position, that of its first token. No softmax, no shift, no product over tokens."""
+    """The statistic of the released script: the mean raw logit of the begin-of-text token and all tokens of a follow-up
+    at one single position, that of its first token. No softmax, no shift, no product over tokens."""
     return logits[list(ids)].mean()
 
 
 def length_bias(values: np.ndarray, responses: Sequence[str]) -> dict[str, float]:
-    """How much a score follows the length of the response: Spearman's correlation with the number of words; 0 where either is
-    constant."""
+    """How much a score follows the length of the response: Spearman's correlation with the number of words; 0 where
+    either is constant."""
     from scipy import stats
 
     lengths = np.array([len(text.split()) for text in responses])
@@ -336,7 +354,7 @@ def _warn_of_language(rows: Sequence[Row], follow_ups: FollowUps) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------------- how good they are
+# ---------------------------------------------------------------------------------------------------- how good they are
 def pairwise_accuracy(better: Scored | np.ndarray, worse: Scored | np.ndarray) -> float:
     """Share of pairs in which the better response has the higher score; ties count half.
 

@@ -1,7 +1,7 @@
 """A chat model as a judge: pairwise in both orders, and points from 0 to 6 for several answers side by side.
 
-What may live here: the prompts of these two judges and the readers of their replies. What may not: rules that pick pairs
-(`pairs`), reward models, training. A reply that cannot be read is counted; it never becomes a 0 or a tie.
+What may live here: the prompts of these two judges and the readers of their replies. What may not: rules that pick
+pairs (`pairs`), reward models, training. A reply that cannot be read is counted; it never becomes a 0 or a tie.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from workbench.feedback.chat import LETTERS, ChatModel, Request, last_field, pre
 
 POINTS = 6  # of the rubric below
 
-PAIR_PROMPT = """Which of two answers to a request is better? Look at whether it is relevant, useful, correct and concise.
+PAIR_PROMPT = """Which of two answers to a request is better? Look at whether it is relevant, useful, correct and \
+concise.
 
 Request: {request}
 

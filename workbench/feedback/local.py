@@ -66,10 +66,13 @@ class LocalModel:
                 same_n.setdefault(n, []).append(messages)
             for n, batch in same_n.items():
                 drawn = sample(
-                    self.policy, [_prompt(requests[prompts[messages][0]]) for messages in batch], n=n,
-                    max_new_tokens=max_tokens, temperature=temperature,
+                    self.policy,
+                    [_prompt(requests[prompts[messages][0]]) for messages in batch],
+                    n=n,
+                    max_new_tokens=max_tokens,
+                    temperature=temperature,
                     seed=[self._seed_of(messages, temperature) for messages in batch],
-                )  # fmt: skip
+                )
                 for i, messages in enumerate(batch):
                     for place in prompts[messages]:
                         k = requests[place].sample if temperature else 0

@@ -72,7 +72,7 @@ def count_unread(matchups: Any, model: str, most: float, folder: Path) -> int:
     unread = int((matchups["parse_status"] == "unparsed").sum())
     if unread > most * len(matchups):
         raise ValueError(
-            f"{unread} of {len(matchups)} judgments of {model} could not be read, more than max_unparsed = {most:g} allows; "
-            f"see raw_text in {folder / 'matchups.parquet'}"
+            f"{unread} of {len(matchups)} judgments of {model} could not be read, more than max_unparsed = {most:g}"
+            f" allows; see raw_text in {folder / 'matchups.parquet'}"
         )
     return unread

@@ -24,9 +24,11 @@ Judge = Callable[[Sequence[tuple[str, str]]], list[str]]  # pairs of lists -> wh
 LIST_CHARACTERS = 100  # of each list that a judge is shown
 _LABEL = re.compile(r"\bauthors?(?:\(s\))?[*_ \t]*:", re.IGNORECASE)
 _REFUSAL = re.compile(
-    r"\b(sorry|cannot|can['’]t|unable|unknown|unaware|don['’]t|do(?:es)? not|did not|not (?:sure|aware|able|available|real|a real)"
-    r"|no (?:such|information|record)|nothing|n/a|an ai|language model)\b", re.IGNORECASE,
-)  # fmt: skip
+    r"\b(sorry|cannot|can['’]t|unable|unknown|unaware|don['’]t|do(?:es)? not|did not|not"
+    r" (?:sure|aware|able|available|real|a real)"
+    r"|no (?:such|information|record)|nothing|n/a|an ai|language model)\b",
+    re.IGNORECASE,
+)
 _SEPARATOR = re.compile(r"[,;&\n]|\band\b", re.IGNORECASE)
 _LEFT_OUT = re.compile(r"\b(et\.? al|others|jr|sr|ii|iii|ph\.?d|dr|prof|professor)\b\.?", re.IGNORECASE)
 _NUMBERING = re.compile(r"(?m)^\s*(?:\d+[.)]|[-*•])\s+")
@@ -93,8 +95,12 @@ def author_overlaps(
     usable = [all(names[text] is not None for text in pair) for pair in pairs]
     missing = 0.0 if official else math.nan
     if method == "judge" and judge is not None:
-        asked = [(min(shown), max(shown)) for pair, good in zip(pairs, usable, strict=True) if good
-                 for shown in [(shown_list(pair[0]), shown_list(pair[1]))]]  # fmt: skip
+        asked = [
+            (min(shown), max(shown))
+            for pair, good in zip(pairs, usable, strict=True)
+            if good
+            for shown in [(shown_list(pair[0]), shown_list(pair[1]))]
+        ]
         replies = iter(judge(asked))
         said = [next(replies) if good else "" for good in usable]
         read = overlap_percent if official else read_percent
@@ -103,9 +109,10 @@ def author_overlaps(
         ]
         if unclear := sum(bool(good and _is_ambiguous(text)) for text, good in zip(said, usable, strict=True)):
             warnings.warn(
-                f"{unclear} of {len(asked)} judgments are a number in (0, 1] with a decimal point and no %: it could be a "
-                "share or a percentage; " + ("read as a percentage" if official else "left out"), stacklevel=2,
-            )  # fmt: skip
+                f"{unclear} of {len(asked)} judgments are a number in (0, 1] with a decimal point and no %: it could be"
+                " a share or a percentage; " + ("read as a percentage" if official else "left out"),
+                stacklevel=2,
+            )
         return found
     values = [
         _share(names[a] or frozenset(), names[b] or frozenset(), method) if good else missing

@@ -94,8 +94,8 @@ def check_matrix(probability: Sequence | np.ndarray, *, symmetrise: bool = False
     off = np.abs(array + array.transpose(0, 2, 1) - 1)
     if off.max(initial=0) > TOLERANCE:
         raise ValueError(
-            f"row {_row(off > TOLERANCE)}, column 'probability': P(i beats j) + P(j beats i) is off 1 by {off.max():.3g}; "
-            "ask the judge in both orders, or pass symmetrise=True"
+            f"row {_row(off > TOLERANCE)}, column 'probability': P(i beats j) + P(j beats i) is off 1 by"
+            f" {off.max():.3g}; ask the judge in both orders, or pass symmetrise=True"
         )
     return array
 
@@ -143,7 +143,8 @@ def margin_pairs(
     """All pairs (chosen, rejected, kind) of one prompt's candidates that are far enough apart.
 
     The chosen one must reach `floor`. The rejected one must be `gap` lower, or only `student_gap` lower where a student
-    wrote the chosen one. A teacher's answer is a candidate like the others: it is not chosen because it is the teacher's.
+    wrote the chosen one. A teacher's answer is a candidate like the others: it is not chosen because it is the
+    teacher's.
 
     Args:
         scores: one a candidate, on the judge's scale (0 to 6).

@@ -45,7 +45,8 @@ class PartitionFile:
     def load(
         cls, dataset: str, *, model: str, device: str, judge: str, task: str, partition: str, text_column: str
     ) -> PartitionFile:
-        """Reads a file, a folder or a hub data set: a benchmark, or the rows of preference data before training on them.
+        """Reads a file, a folder or a hub data set: a benchmark, or the rows of preference data before training on
+        them.
 
         Args:
             task: of rows without that column.

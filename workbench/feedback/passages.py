@@ -1,6 +1,7 @@
 """Passages: real text as evidence, sentence by sentence, for methods that alter evidence.
 
-What may live here: the task over rows of evidence, prompt and response. What may not: alterations (`evidence`), training.
+What may live here: the task over rows of evidence, prompt and response. What may not: alterations (`evidence`),
+training.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 @dataclass
 class PassageTask(RealRows):
-    """Rows with `evidence` (a list of sentences), `prompt` and `response`; or demonstrations, whose prompt is cut into sentences:
-    the last one asks, the others are the evidence. Prompts of one sentence are left out.
+    """Rows with `evidence` (a list of sentences), `prompt` and `response`; or demonstrations, whose prompt is cut into
+    sentences: the last one asks, the others are the evidence. Prompts of one sentence are left out.
     """
 
     max_length: int = 2_048
@@ -48,8 +49,8 @@ class PassageTask(RealRows):
         return bag_of_words(evidence, self.blank)
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """Held-out responses: negative log-likelihood a token (`quality` is its negative), and how many nats a response the
-        evidence adds, log p(y | evidence, prompt) - log p(y | prompt)."""
+        """Held-out responses: negative log-likelihood a token (`quality` is its negative), and how many nats a response
+        the evidence adds, log p(y | evidence, prompt) - log p(y | prompt)."""
         rows = self.triples("test", seed)
         seen = [self.group(policy, row["evidence"], row["prompt"], row["response"]) for row in rows]
         blank = [self.group(policy, [self.blank], row["prompt"], row["response"]) for row in rows]

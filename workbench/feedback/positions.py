@@ -1,14 +1,16 @@
-"""Synthetic positions: short text, spread over a long window, so that a model is trained at positions that it has never seen.
+"""Synthetic positions: short text, spread over a long window, so that a model is trained at positions that it has never
+seen.
 
 What may live here: whole numbers and their arrangement, in numpy. What may not: tokens, texts, models.
 
-The window of `window` positions is divided: `start` positions for what stands before the document, then one region for each
-chunk, all of the same length, then `qa` positions for question and answer. Inside a chunk positions are consecutive; between
-chunks they jump. A chunk shorter than its region may stand in any of a few *covering windows*, which overlap little and
-together cover the region.
+The window of `window` positions is divided: `start` positions for what stands before the document, then one region for
+each chunk, all of the same length, then `qa` positions for question and answer. Inside a chunk positions are
+consecutive; between chunks they jump. A chunk shorter than its region may stand in any of a few *covering windows*,
+which overlap little and together cover the region.
 
-Source: Tang et al. 2024, LOGO, arXiv 2410.18533, section 3; ZetangForward/LCM_Stack data/positional_indices_synthesis.ipynb
-(`create_covering_position_ids`), which drops the last chunk where the regions divide the window evenly; here it stays.
+Source: Tang et al. 2024, LOGO, arXiv 2410.18533, section 3; ZetangForward/LCM_Stack
+data/positional_indices_synthesis.ipynb (`create_covering_position_ids`), which drops the last chunk where the regions
+divide the window evenly; here it stays.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import numpy as np
 def covering_starts(n_tokens: int, region: int) -> list[int]:
     """Where the covering windows of a chunk begin, counted from the start of its region.
 
-    w = ceil(region / n_tokens) windows at floor(i (region - n_tokens) / (w - 1)), i = 0 .. w - 1; one window at 0 if w = 1.
+    w = ceil(region / n_tokens) windows at floor(i (region - n_tokens) / (w - 1)), i = 0 .. w - 1; one window at 0 if w
+    = 1.
 
     Raises:
         ValueError: an empty chunk, or one longer than its region; both numbers are named.
@@ -31,8 +34,8 @@ def covering_starts(n_tokens: int, region: int) -> list[int]:
         raise ValueError(f"a chunk needs at least one token; got {n_tokens}")
     if n_tokens > region:
         raise ValueError(
-            f"a chunk of {n_tokens} tokens does not fit into its region of {region} positions; take fewer tokens a chunk, "
-            "fewer chunks, or a larger window"
+            f"a chunk of {n_tokens} tokens does not fit into its region of {region} positions; take fewer tokens a"
+            " chunk, fewer chunks, or a larger window"
         )
     n_windows = -(-region // n_tokens)
     return [0] if n_windows == 1 else [i * (region - n_tokens) // (n_windows - 1) for i in range(n_windows)]
@@ -51,13 +54,13 @@ def region_length(window: int, n_chunks: int, *, start: int, qa: int, n_tokens: 
         raise ValueError("a document needs at least one chunk to have positions")
     if window - start - qa <= 0:
         raise ValueError(
-            f"a window of {window} positions has no room for chunks behind {start} positions of the start and {qa} of question "
-            "and answer; take a larger window or a smaller qa"
+            f"a window of {window} positions has no room for chunks behind {start} positions of the start and {qa} of"
+            " question and answer; take a larger window or a smaller qa"
         )
     if window <= n_tokens:
         raise ValueError(
-            f"a window of {window} positions is not larger than the text of {n_tokens} tokens: nothing would be spread; "
-            "take a larger window"
+            f"a window of {window} positions is not larger than the text of {n_tokens} tokens: nothing would be spread;"
+            " take a larger window"
         )
     return (window - start - qa) // n_chunks
 
@@ -92,7 +95,8 @@ def spread(
     """
     if n_question + n_answer > qa:
         raise ValueError(
-            f"question and answer have {n_question} + {n_answer} tokens but only {qa} positions; raise qa or shorten the answer"
+            f"question and answer have {n_question} + {n_answer} tokens but only {qa} positions; raise qa or shorten"
+            " the answer"
         )
     n_tokens = start + sum(chunk_lengths) + n_question + n_answer
     region = region_length(window, len(chunk_lengths), start=start, qa=qa, n_tokens=n_tokens)

@@ -103,8 +103,8 @@ class TokenPrm:
         ids = self.tokenizer(step_token, add_special_tokens=False).input_ids
         if len(ids) != 1:
             raise ValueError(
-                f"{step_token!r} is {len(ids)} tokens of the tokenizer of {source}; name the step token that this model "
-                "was trained with"
+                f"{step_token!r} is {len(ids)} tokens of the tokenizer of {source}; name the step token that this model"
+                " was trained with"
             )
         self.model, self.step_id = model.to(pick_device(device)).eval(), ids[0]
 

@@ -252,9 +252,13 @@ def option_confidence(answered: list[Question], model: ChatModel, *, max_tokens:
 def answer_table(players: list[Question]) -> pd.DataFrame:
     """Columns `qid`, `question`, `answer`, `correct`: what a person reads beside a score."""
     return pd.DataFrame(
-        {"qid": [p["qid"] for p in players], "question": [p["question"] for p in players],
-         "answer": [shown_answer(p["answer"], p) for p in players], "correct": [p["correct"] for p in players]}
-    )  # fmt: skip
+        {
+            "qid": [p["qid"] for p in players],
+            "question": [p["question"] for p in players],
+            "answer": [shown_answer(p["answer"], p) for p in players],
+            "correct": [p["correct"] for p in players],
+        }
+    )
 
 
 # ---------------------------------------------------------------------------------------------- repeated answers

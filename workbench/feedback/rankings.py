@@ -35,8 +35,8 @@ def as_lists(rows: Sequence[Row], *, n: int = 0, strict: bool = False) -> tuple[
         "gap above 20".
 
     Raises:
-        ValueError: a list shorter than 2, another number of responses than scores, an empty response, a score that is not
-            finite, or with `strict` a list out of order; the row is named.
+        ValueError: a list shorter than 2, another number of responses than scores, an empty response, a score that is
+            not finite, or with `strict` a list out of order; the row is named.
     """
     kept: list[Row] = []
     counts: Counter = Counter()
@@ -44,14 +44,14 @@ def as_lists(rows: Sequence[Row], *, n: int = 0, strict: bool = False) -> tuple[
         responses, scores = row["responses"][: n or None], row["scores"][: n or None]
         if len(responses) < 2:
             raise ValueError(
-                f"row {index}, column 'responses': a ranking needs at least 2 responses, this one has {len(responses)}; "
-                "add answers or remove the row"
+                f"row {index}, column 'responses': a ranking needs at least 2 responses, this one has {len(responses)};"
+                " add answers or remove the row"
             )
         for k, text in enumerate(responses):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(
-                    f"row {index}, column 'responses': response {k} is empty, so it has no mean log-probability; remove it "
-                    f"and its score (got {text!r})"
+                    f"row {index}, column 'responses': response {k} is empty, so it has no mean log-probability; remove"
+                    f" it and its score (got {text!r})"
                 )
         sources = list(row.get("source", row.get("names", [""] * len(row["responses"]))))[: n or None]
         best: dict[str, tuple[float, str]] = {}
@@ -66,15 +66,21 @@ def as_lists(rows: Sequence[Row], *, n: int = 0, strict: bool = False) -> tuple[
         if entries != list(best.items()):
             if strict:
                 raise ValueError(
-                    f"row {index}, column 'scores': {list(scores)} are not in falling order, which would turn the contrast "
-                    "round; sort the list, or leave strict=False to have it sorted"
+                    f"row {index}, column 'scores': {list(scores)} are not in falling order, which would turn the"
+                    " contrast round; sort the list, or leave strict=False to have it sorted"
                 )
             counts["sorted"] += 1
         values = [score for _, (score, _) in entries]
         counts["all scores equal"] += values[0] == values[-1]
         counts["gap above 20"] += values[0] - values[-1] > WIDE
-        kept.append({"prompt": row["prompt"], "responses": [text for text, _ in entries], "scores": values,
-                     "source": [source for _, (_, source) in entries]})  # fmt: skip
+        kept.append(
+            {
+                "prompt": row["prompt"],
+                "responses": [text for text, _ in entries],
+                "scores": values,
+                "source": [source for _, (_, source) in entries],
+            }
+        )
     _warn(counts, len(rows))
     return kept, +counts
 
@@ -123,14 +129,19 @@ def _warn(counts: Counter, n: int) -> None:
     if counts["all scores equal"] and not _warned:
         _warned = True
         log.warning(
-            "%d of %d lists have equal scores throughout: they carry the likelihood of their first response and no ranking",
-            counts["all scores equal"], n,
-        )  # fmt: skip
+            "%d of %d lists have equal scores throughout: they carry the likelihood of their first response and no"
+            " ranking",
+            counts["all scores equal"],
+            n,
+        )
     if counts["gap above 20"]:
         log.warning(
-            "%d of %d lists have scores more than %g apart, which saturates the exponentials of the loss: standardise the "
-            "scores", counts["gap above 20"], n, WIDE,
-        )  # fmt: skip
+            "%d of %d lists have scores more than %g apart, which saturates the exponentials of the loss: standardise"
+            " the scores",
+            counts["gap above 20"],
+            n,
+            WIDE,
+        )
 
 
 def cleaned(text: str) -> str:

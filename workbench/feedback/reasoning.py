@@ -131,8 +131,8 @@ class ProblemTask:
                 answer = next((row[name] for name in ("answer", "solution", "completion") if row.get(name)), None)
                 if not isinstance(prompt, str) or answer is None:
                     raise ValueError(
-                        f"row {index}: columns 'prompt' and 'answer' are needed, since solutions are sorted by their final "
-                        f"answer; found {', '.join(map(str, row))}"
+                        f"row {index}: columns 'prompt' and 'answer' are needed, since solutions are sorted by their"
+                        f" final answer; found {', '.join(map(str, row))}"
                     )
                 answer = str(answer)
                 right = final_answer(answer) or (answer if len(answer) < 60 else "")
@@ -206,13 +206,14 @@ class ProblemTask:
 
     def correction(self, prompt: str, wrong: str) -> str:
         return (
-            f"{prompt}\n\nHere is an attempt that ends in a wrong answer:\n{wrong}\n\nLook back at its reasoning, say where it "
-            "went wrong, and then solve the problem again step by step, with the final answer in the usual format."
+            f"{prompt}\n\nHere is an attempt that ends in a wrong answer:\n{wrong}\n\nLook back at its reasoning, say"
+            " where it went wrong, and then solve the problem again step by step, with the final answer in the usual"
+            " format."
         )
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """`quality`: share of right final answers, greedy; `closes`: share with a final answer that can be read; and the
-        negative log-likelihood a token of held-out chosen steps where there are step pairs."""
+        """`quality`: share of right final answers, greedy; `closes`: share with a final answer that can be read; and
+        the negative log-likelihood a token of held-out chosen steps where there are step pairs."""
         prompts = [row["prompt"] for row in self.problems("test", seed)]
         texts = [t[0] for t in sample(policy, prompts, temperature=0.0, max_new_tokens=self.max_new_tokens).texts]
         numbers = {
@@ -224,9 +225,12 @@ class ProblemTask:
         }
         if pairs := self.step_pairs("test", seed):
             groups = [
-                policy.group([*policy.encode_prompt(row["prompt"]), *policy.encode_part(row["prefix"])],
-                             [policy.encode_part(row["chosen"])]) for row in pairs
-            ]  # fmt: skip
+                policy.group(
+                    [*policy.encode_prompt(row["prompt"]), *policy.encode_part(row["prefix"])],
+                    [policy.encode_part(row["chosen"])],
+                )
+                for row in pairs
+            ]
             numbers["step_nll"] = -reference_logps(policy, groups).sum() / sum(len(g.responses_ids[0]) for g in groups)
         return {name: float(value) for name, value in numbers.items()}
 

@@ -1,7 +1,9 @@
-"""Recorded references: scores, labels and expert labels that the authors published, and their figures derived from them again.
+"""Recorded references: scores, labels and expert labels that the authors published, and their figures derived from them
+again.
 
 What may live here: the reader of such a file, the figures as published, and the claims that they decide. What may not:
-anything that asks a model. Intervals are over topics, and experts are compared title by title: no seed is a sample here.
+anything that asks a model. Intervals are over topics, and experts are compared title by title: no seed is a sample
+here.
 """
 
 from __future__ import annotations
@@ -23,13 +25,42 @@ from workbench.runs import read_json
 
 # The paper's figures as the specification quotes them, and one unit of their last digit.
 PUBLISHED = {
-    "gpt-4": {"rate": 0.468, "IQ": 0.878, "DQ1": 0.887, "DQ2": 0.845, "DQ3": 0.861, "DQ": 0.917, "IQ_DQ": 0.929,
-              "means": (0.70, 0.10), "yes_invented": 0.18, "kept": (0.396, 0.083)},
-    "gpt-3.5-turbo": {"rate": 0.596, "IQ": 0.783, "DQ1": 0.540, "DQ2": 0.609, "DQ3": 0.529, "DQ": 0.623, "IQ_DQ": 0.792,
-                      "means": (0.48, 0.08), "yes_invented": 0.96, "kept": (0.208, 0.159)},
-    "text-davinci-003": {"rate": 0.736, "IQ": 0.692, "DQ1": 0.556, "DQ2": 0.589, "DQ3": 0.534, "DQ": 0.621, "IQ_DQ": 0.708,
-                         "means": (0.24, 0.02), "yes_invented": 0.77},
-}  # fmt: skip
+    "gpt-4": {
+        "rate": 0.468,
+        "IQ": 0.878,
+        "DQ1": 0.887,
+        "DQ2": 0.845,
+        "DQ3": 0.861,
+        "DQ": 0.917,
+        "IQ_DQ": 0.929,
+        "means": (0.70, 0.10),
+        "yes_invented": 0.18,
+        "kept": (0.396, 0.083),
+    },
+    "gpt-3.5-turbo": {
+        "rate": 0.596,
+        "IQ": 0.783,
+        "DQ1": 0.540,
+        "DQ2": 0.609,
+        "DQ3": 0.529,
+        "DQ": 0.623,
+        "IQ_DQ": 0.792,
+        "means": (0.48, 0.08),
+        "yes_invented": 0.96,
+        "kept": (0.208, 0.159),
+    },
+    "text-davinci-003": {
+        "rate": 0.736,
+        "IQ": 0.692,
+        "DQ1": 0.556,
+        "DQ2": 0.589,
+        "DQ3": 0.534,
+        "DQ": 0.621,
+        "IQ_DQ": 0.708,
+        "means": (0.24, 0.02),
+        "yes_invented": 0.77,
+    },
+}
 EXPERTS = {"A": 0.99, "B": 0.99, "C": 1.0, "D": 0.99}  # agreement with the search
 
 
@@ -44,7 +75,8 @@ class RecordedScores:
 
     @classmethod
     def load(cls, path: str) -> RecordedScores:
-        """Reads a JSON file with `models` -> columns `grounded`, `IQ`, `DQ1` ..., `topic_index`, and optionally `experts`.
+        """Reads a JSON file with `models` -> columns `grounded`, `IQ`, `DQ1` ..., `topic_index`, and optionally
+        `experts`.
 
         Raises:
             ValueError: no such content, or columns of different lengths.
@@ -86,8 +118,12 @@ def expert_agreement(experts: pd.DataFrame | None) -> dict[str, Any] | None:
         return None
     search, hands = experts.iloc[:, 0], experts.iloc[:, 1:]
     pairs = [float((hands[a] == hands[b]).mean()) for a, b in itertools.combinations(hands, 2)]
-    return {"n": len(experts), "with_search": {str(name): float((hands[name] == search).mean()) for name in hands},
-            "pairwise": [min(pairs), max(pairs)], "fleiss_kappa": selective.fleiss_kappa(hands.to_numpy())}  # fmt: skip
+    return {
+        "n": len(experts),
+        "with_search": {str(name): float((hands[name] == search).mean()) for name in hands},
+        "pairwise": [min(pairs), max(pairs)],
+        "fleiss_kappa": selective.fleiss_kappa(hands.to_numpy()),
+    }
 
 
 def rederive(
@@ -101,7 +137,8 @@ def rederive(
     known = {name: part for name, part in parts.items() if name in PUBLISHED}
     if not known:
         raise ValueError(
-            f"none of {', '.join(parts)} is a model of the paper ({', '.join(PUBLISHED)}), so nothing is published of them"
+            f"none of {', '.join(parts)} is a model of the paper ({', '.join(PUBLISHED)}), so nothing is published of"
+            " them"
         )
 
     def claim(
@@ -110,32 +147,57 @@ def rederive(
         found.rederive(id, texts[id][0], paper=texts[id][1], figures=figures, tolerance=tolerance, also=also)
 
     def areas(*names: str) -> dict[str, tuple[float, float]]:
-        return {f"{model} {name}": (part["auroc"][name][0], PUBLISHED[model][name])
-                for model, part in known.items() for name in names}  # fmt: skip
+        return {
+            f"{model} {name}": (part["auroc"][name][0], PUBLISHED[model][name])
+            for model, part in known.items()
+            for name in names
+        }
 
     def excludes_0(pair: str, sign: Mapping[str, int]) -> dict[str, bool]:
         """Whether the interval of a gain over topics lies above 0 (1), below it (-1) or around it (0), as published."""
         ends = {model: part["gains"][pair][1:] for model, part in known.items()}
         where = {1: "above", -1: "below", 0: "around"}
-        return {f"{pair.replace('_', '+')} {where[sign[model]]} 0 in {model} ({low:+.3f} to {high:+.3f})":
-                {1: low > 0, -1: high < 0, 0: low < 0 < high}[sign[model]] for model, (low, high) in ends.items()}  # fmt: skip
+        return {
+            f"{pair.replace('_', '+')} {where[sign[model]]} 0 in {model} ({low:+.3f} to {high:+.3f})": {
+                1: low > 0,
+                -1: high < 0,
+                0: low < 0 < high,
+            }[sign[model]]
+            for model, (low, high) in ends.items()
+        }
 
     rates = [part["rate"][0] for part in known.values()]
-    claim("C1", {f"rate of {model}": (part["rate"][0], PUBLISHED[model]["rate"]) for model, part in known.items()},
-          {"fewer from model to better model": rates == sorted(rates)}, 1e-6)  # fmt: skip
-    means = {f"{model} mean IQ, {side}": (round(part["means"]["IQ"][i], 2), PUBLISHED[model]["means"][i])
-             for model, part in known.items() for i, side in enumerate(("real", "invented"))}  # fmt: skip
+    claim(
+        "C1",
+        {f"rate of {model}": (part["rate"][0], PUBLISHED[model]["rate"]) for model, part in known.items()},
+        {"fewer from model to better model": rates == sorted(rates)},
+        1e-6,
+    )
+    means = {
+        f"{model} mean IQ, {side}": (round(part["means"]["IQ"][i], 2), PUBLISHED[model]["means"][i])
+        for model, part in known.items()
+        for i, side in enumerate(("real", "invented"))
+    }
     same = {"figures that the file states of itself, to 1e-4": off_by(parts, expected) <= 1e-4} if expected else {}
     claim("C2", areas("IQ") | means, same)
-    yes = {f"{model} mean DQ1, invented": (round(part["means"]["DQ1"][1], 2), PUBLISHED[model]["yes_invented"])
-           for model, part in known.items()}  # fmt: skip
+    yes = {
+        f"{model} mean DQ1, invented": (round(part["means"]["DQ1"][1], 2), PUBLISHED[model]["yes_invented"])
+        for model, part in known.items()
+    }
     claim("C3", areas(*DIRECT) | yes, excludes_0("IQ - DQ", {"gpt-4": -1, "gpt-3.5-turbo": 1, "text-davinci-003": 1}))
     claim("C4", areas("IQ_DQ", "DQ"), excludes_0("IQ_DQ - DQ", dict.fromkeys(PUBLISHED, 1)))
-    ends = {f"{model} gain, {side} end": (known[model]["gains"]["IQ_DQ - IQ"][i], value)
-            for model, i, side, value in (("gpt-4", 1, "lower", 0.037), ("gpt-4", 2, "upper", 0.064)) if model in known}  # fmt: skip
+    ends = {
+        f"{model} gain, {side} end": (known[model]["gains"]["IQ_DQ - IQ"][i], value)
+        for model, i, side, value in (("gpt-4", 1, "lower", 0.037), ("gpt-4", 2, "upper", 0.064))
+        if model in known
+    }
     claim("C4b", ends, excludes_0("IQ_DQ - IQ", {"gpt-4": 1, "gpt-3.5-turbo": 0, "text-davinci-003": 0}), 5e-3)
-    kept = {f"{model} {what}": (part["kept"]["IQ"][2][2 + i], PUBLISHED[model]["kept"][i])
-            for model, part in known.items() if "kept" in PUBLISHED[model] for i, what in enumerate(("kept", "FDR"))}  # fmt: skip
+    kept = {
+        f"{model} {what}": (part["kept"]["IQ"][2][2 + i], PUBLISHED[model]["kept"][i])
+        for model, part in known.items()
+        if "kept" in PUBLISHED[model]
+        for i, what in enumerate(("kept", "FDR"))
+    }
     claim(
         "C5",
         kept,
@@ -148,8 +210,12 @@ def rederive(
         agreement = {
             f"expert {name}": (value, EXPERTS.get(name, math.nan)) for name, value in hands["with_search"].items()
         }
-        claim("C6", agreement | {"kappa": (round(hands["fleiss_kappa"], 2), 0.98)},
-              {"any two experts agree on .98 or more": hands["pairwise"][0] >= 0.98}, 1e-6)  # fmt: skip
+        claim(
+            "C6",
+            agreement | {"kappa": (round(hands["fleiss_kappa"], 2), 0.98)},
+            {"any two experts agree on .98 or more": hands["pairwise"][0] >= 0.98},
+            1e-6,
+        )
     found.needs_full_scale("C7", *texts["C7"], why="the recorded results hold no Llama-2 models")
     return found
 

@@ -1,6 +1,7 @@
 """Scores of references: agreement of repeated answers, ensembles, and what they are worth where labels are known.
 
-What may live here: functions from tables of samples, agreements and scores to tables and numbers; no model is asked. What
+What may live here: functions from tables of samples, agreements and scores to tables and numbers; no model is asked.
+What
 may not: prompts, verdicts, figures. Tables and columns are those of the method's page (`methods/confidence/
 hallucinated_references`); a reference with a missing score is left out of the measurements and counted.
 """
@@ -72,7 +73,8 @@ def score(refs: Table, samples: Table, agreements: Table) -> pd.DataFrame:
 def measure(
     scores: Table, *, seed: int, bootstrap: int, curve_bootstrap: int, deduplicate: bool = False
 ) -> dict[str, Any]:
-    """What the scores are worth where labels are known: rates, AUROC, gains, what thresholds keep, and the same shuffled.
+    """What the scores are worth where labels are known: rates, AUROC, gains, what thresholds keep, and the same
+    shuffled.
 
     Args:
         scores: columns `ref_id`, `topic` (the cluster), `grounded` and scores.
@@ -108,15 +110,19 @@ def measure(
     gains = selective.gains_ci(h, values, pairs, cluster, rounds=bootstrap, seed=seed)
     draws = selective.cluster_draws(cluster, curve_bootstrap, seed)
     return {
-        **result, "n_topics": len(set(cluster)), "rate": selective.mean_ci(h, cluster, rounds=bootstrap, seed=seed), "auroc": areas,
+        **result,
+        "n_topics": len(set(cluster)),
+        "rate": selective.mean_ci(h, cluster, rounds=bootstrap, seed=seed),
+        "auroc": areas,
         "auroc_shuffled": {name: float(selective.auroc(shuffled, s)[0]) for name, s in values.items()},
         "gains": {f"{a} - {b}": interval for (a, b), interval in gains.items()},
-        "kept": {name: _kept(h, s) for name, s in values.items()}, "kept_shuffled": {"IQ": _kept(shuffled, values["IQ"])},
+        "kept": {name: _kept(h, s) for name, s in values.items()},
+        "kept_shuffled": {"IQ": _kept(shuffled, values["IQ"])},
         "means": {name: [_mean(s[h == 0]), _mean(s[h == 1])] for name, s in values.items()},
         "curves": {name: _curve(h, values[name], draws) for name in CURVES if name in values},
         "roc": {name: np.interp(RATES, *selective.roc(h, values[name])).tolist() for name in CURVES if name in values},
         "exposure_correlation": _exposure(table, seed),
-    }  # fmt: skip
+    }
 
 
 def _kept(h: np.ndarray, s: np.ndarray) -> list[list[float]]:
@@ -136,7 +142,8 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _exposure(table: Table, seed: int) -> list[float] | None:
-    """Spearman's correlation of IQ with how often a real title was read in training, where known; and with that shuffled."""
+    """Spearman's correlation of IQ with how often a real title was read in training, where known; and with that
+    shuffled."""
     if "exposure" not in table:
         return None
     real = table[table["grounded"] == 1]
@@ -154,9 +161,11 @@ def counts(refs: Table, samples: Table, agreements: Table, *, topics: Sequence[s
         "topics_without_titles": [topic for topic in topics if topic not in lengths.index],
         "lists_of_another_length": int((lengths != n_titles).sum()) if len(topics) else 0,
         "duplicates": int((refs["duplicate_of"] != "").sum()),
-        "n_author_samples": len(authors), "unread_authors": int(authors["value"].isna().sum()),
+        "n_author_samples": len(authors),
+        "unread_authors": int(authors["value"].isna().sum()),
         "below_two_usable": int((usable < 2).sum()),
         "n_direct": direct.groupby("query").size().to_dict(),
         "unread_direct": {str(kind): int(rows["value"].isna().sum()) for kind, rows in direct.groupby("query")},
-        "n_judgments": len(judged), "unread_judgments": int(judged["overlap"].isna().sum()),
-    }  # fmt: skip
+        "n_judgments": len(judged),
+        "unread_judgments": int(judged["overlap"].isna().sum()),
+    }

@@ -3,8 +3,8 @@
 What may live here: what is read from files and from replies about references. What may not: prompts, scores, claims.
 
 A reference is a row `ref_id`, `topic`, `gen_title`, `list_text` (the whole numbered answer), `position` (its number in
-that list), `grounded` (1: the title exists, 0: it does not, missing: unknown). Its position is stored with it, because a
-list may have lost an entry, and the number of a row says nothing.
+that list), `grounded` (1: the title exists, 0: it does not, missing: unknown). Its position is stored with it, because
+a list may have lost an entry, and the number of a row says nothing.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def references(rows: Sequence[Mapping[str, Any]], model: str = "") -> pd.DataFra
         ref_id, title, listed = str(row["ref_id"]), str(row["gen_title"]), str(row.get("list_text") or "")
         if ref_id in seen:
             raise ValueError(
-                f"row {number}, column 'ref_id': {ref_id!r} stands in row {seen[ref_id]} too; every reference needs its own"
+                f"row {number}, column 'ref_id': {ref_id!r} stands in row {seen[ref_id]} too; every reference needs"
+                " its own"
             )
         position, grounded = row.get("position"), row.get("grounded")
         if isinstance(position, bool) or not isinstance(position, int | np.integer) or position < 1:
@@ -105,8 +106,8 @@ def references(rows: Sequence[Mapping[str, Any]], model: str = "") -> pd.DataFra
         entry = dict(read_titles(listed)).get(int(position))
         if entry is not None and comparable(entry) != comparable(title):
             raise ValueError(
-                f"row {number}, column 'position': entry {position} of list_text is {entry!r}, not {title!r}; store the number "
-                "under which the title was written"
+                f"row {number}, column 'position': entry {position} of list_text is {entry!r}, not {title!r}; store the"
+                " number under which the title was written"
             )
         missing = grounded is None or (isinstance(grounded, float) and math.isnan(grounded))
         if not missing and grounded not in (0, 1):
@@ -117,10 +118,18 @@ def references(rows: Sequence[Mapping[str, Any]], model: str = "") -> pd.DataFra
         same = titles.setdefault(comparable(title), ref_id)
         extra = {key: value for key, value in row.items() if key not in COLUMNS}
         checked.append(
-            {"ref_id": ref_id, "topic": str(row["topic"]), "gen_title": title, "list_text": listed, "position": int(position),
-             "model": model, "grounded": math.nan if grounded is None else float(grounded),
-             "duplicate_of": "" if same == ref_id else same, **extra}
-        )  # fmt: skip
+            {
+                "ref_id": ref_id,
+                "topic": str(row["topic"]),
+                "gen_title": title,
+                "list_text": listed,
+                "position": int(position),
+                "model": model,
+                "grounded": math.nan if grounded is None else float(grounded),
+                "duplicate_of": "" if same == ref_id else same,
+                **extra,
+            }
+        )
     return pd.DataFrame(checked, columns=None if checked else COLUMNS)
 
 
@@ -186,15 +195,16 @@ class ReferenceFile:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a row that is neither, or a list that DQ3 needs and that is not there (row and column are named).
+            ValueError: a row that is neither, or a list that DQ3 needs and that is not there (row and column are
+                named).
         """
         rows = data.load(dataset)
         given = references(rows, model) if "gen_title" in rows[0] else None
         if given is not None and "DQ3" in direct and (given["list_text"].str.strip() == "").any():
             number = int((given["list_text"].str.strip() == "").argmax())
             raise ValueError(
-                f"row {number}, column 'list_text': DQ3 shows the list that the title came from; give it, or leave DQ3 out of "
-                "`direct`"
+                f"row {number}, column 'list_text': DQ3 shows the list that the title came from; give it, or leave DQ3"
+                " out of `direct`"
             )
         labels = Bibliography(bibliography) if bibliography else {}
         return cls(topics(rows) if given is None else [], given, labels, model, device, tuple(direct))

@@ -25,9 +25,15 @@ class Allowed(NamedTuple):
 
 
 def retrieve(
-    cases: pd.DataFrame, history: pd.DataFrame, k: int, encoder: str = "words", before: str = "created", *,
-    order: Literal["similarity", "random"] = "similarity", rng: np.random.Generator | None = None,
-) -> pd.DataFrame:  # fmt: skip
+    cases: pd.DataFrame,
+    history: pd.DataFrame,
+    k: int,
+    encoder: str = "words",
+    before: str = "created",
+    *,
+    order: Literal["similarity", "random"] = "similarity",
+    rng: np.random.Generator | None = None,
+) -> pd.DataFrame:
     """The `k` most similar older incidents of every case.
 
     Args:
@@ -50,18 +56,22 @@ def retrieve(
     may = allowed(cases, history, before).pairs
     if not may.any():
         raise ValueError(
-            f"no case has an earlier incident: column {before!r} of history runs from {history[before].min()}, of cases up to "
-            f"{cases[before].max()}; a reference must be older than its case, and not the case itself"
+            f"no case has an earlier incident: column {before!r} of history runs from {history[before].min()}, of cases"
+            f" up to {cases[before].max()}; a reference must be older than its case, and not the case itself"
         )
     similarity = similarities(cases, history, encoder)
     ranked = similarity if order == "similarity" else (rng or np.random.default_rng(0)).random(similarity.shape)
     best = np.argsort(-np.where(may, ranked, -np.inf), axis=1, kind="stable")[:, :k]
     case, place = np.nonzero(np.take_along_axis(may, best, axis=1))
     incident = best[case, place]
-    return pd.DataFrame({
-        "case_id": cases["case_id"].to_numpy()[case], "rank": place + 1,
-        "incident_id": history["incident_id"].to_numpy()[incident], "similarity": similarity[case, incident],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "case_id": cases["case_id"].to_numpy()[case],
+            "rank": place + 1,
+            "incident_id": history["incident_id"].to_numpy()[incident],
+            "similarity": similarity[case, incident],
+        }
+    )
 
 
 def allowed(cases: pd.DataFrame, history: pd.DataFrame, before: str = "created") -> Allowed:
@@ -144,8 +154,8 @@ def _given(cases: pd.DataFrame, history: pd.DataFrame) -> list[np.ndarray]:
                 )
             if not np.isfinite(row).all():
                 raise ValueError(
-                    f"{name} row {number}, column 'embedding': not a number at place {int(np.argmin(np.isfinite(row)))}, so "
-                    "its similarity is none; encode that row again"
+                    f"{name} row {number}, column 'embedding': not a number at place"
+                    f" {int(np.argmin(np.isfinite(row)))}, so its similarity is none; encode that row again"
                 )
         vectors.append(np.array(rows))
     return vectors[::-1]

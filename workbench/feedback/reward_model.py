@@ -1,7 +1,7 @@
 """Reward models: a scalar for a prompt and its response, from a transformers sequence-classification model.
 
-What may live here: loading, scoring, per-token values (a critic is the same network read at every token) and training on
-pairs. What may not: losses (`objectives.reward`), judges in words (`chat`), policies.
+What may live here: loading, scoring, per-token values (a critic is the same network read at every token) and training
+on pairs. What may not: losses (`objectives.reward`), judges in words (`chat`), policies.
 
 Text becomes tokens exactly as in a policy: chat template, response tokenised apart, one end token. The score is read at
 the last token of prompt and response.
@@ -67,8 +67,8 @@ class RewardModel(Policy):
             )
         except (OSError, ValueError) as error:
             raise FileNotFoundError(
-                f"cannot load a reward model from {source!r}: {str(error).strip().splitlines()[0]}. Give a folder in the "
-                "hub's format with a sequence-classification model, or a hub id that can be reached"
+                f"cannot load a reward model from {source!r}: {str(error).strip().splitlines()[0]}. Give a folder in"
+                " the hub's format with a sequence-classification model, or a hub id that can be reached"
             ) from error
         return cls(model.to(pick_device(device)), tokenizer, name=source, precision=precision)
 
@@ -163,9 +163,15 @@ def reward_step(model: Any, batch: Sequence[Group]) -> tuple[Tensor, dict[str, T
 
 
 def train_reward_model(
-    start: Policy | RewardModel, rows: Sequence[dict], config: TrainConfig, *, seed: int, run: Run | None = None,
-    test_rows: Sequence[dict] = (), max_length: int = 0,
-) -> tuple[RewardModel, float]:  # fmt: skip
+    start: Policy | RewardModel,
+    rows: Sequence[dict],
+    config: TrainConfig,
+    *,
+    seed: int,
+    run: Run | None = None,
+    test_rows: Sequence[dict] = (),
+    max_length: int = 0,
+) -> tuple[RewardModel, float]:
     """A reward model trained on pairs, and its accuracy on held-out pairs (NaN without any).
 
     Args:
@@ -183,8 +189,14 @@ def train_reward_model(
 
 
 def trained_once(
-    start: Policy, rows: Sequence[dict], config: TrainConfig, *, seed: int, test_rows: Sequence[dict], max_length: int = 0
-) -> tuple[RewardModel, float]:  # fmt: skip
+    start: Policy,
+    rows: Sequence[dict],
+    config: TrainConfig,
+    *,
+    seed: int,
+    test_rows: Sequence[dict],
+    max_length: int = 0,
+) -> tuple[RewardModel, float]:
     """`train_reward_model`, made once for its pairs, start, settings and seed, and loaded from then on."""
 
     def build(folder: Path) -> None:
@@ -192,8 +204,16 @@ def trained_once(
         model.save(folder)
         runs.write_json(folder / "accuracy.json", accuracy)
 
-    key = {"kind": "reward-model", "code": runs.code_hash(__name__), "seed": seed, "rows": rows, "test": test_rows,
-           "start": model_key(start), "training": asdict(config), "max_length": max_length}  # fmt: skip
+    key = {
+        "kind": "reward-model",
+        "code": runs.code_hash(__name__),
+        "seed": seed,
+        "rows": rows,
+        "test": test_rows,
+        "start": model_key(start),
+        "training": asdict(config),
+        "max_length": max_length,
+    }
     folder = runs.cached_folder(key, build)
     model = RewardModel.load(folder, device=start.device.type, precision=start.precision)
     return model, runs.read_json(folder / "accuracy.json")

@@ -1,7 +1,7 @@
 """A round of self-play begins here: prompts of the round, K samples each, and who beats whom among them.
 
-What may live here: sampling that can be resumed, and asking a task's judge about all pairs of samples. What may not: rules
-that pick training pairs (`pairs`), training, methods.
+What may live here: sampling that can be resumed, and asking a task's judge about all pairs of samples. What may not:
+rules that pick training pairs (`pairs`), training, methods.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def prompts_of_round(
     """The prompts of round t: a part of its own, or with `copies` all prompts that often in every round.
 
     Args:
-        copies: 0 gives every round a part that shares no prompt with the others; a small world that has too few prompts for
-            that repeats all of them.
+        copies: 0 gives every round a part that shares no prompt with the others; a small world that has too few prompts
+            for that repeats all of them.
         n_prompts: at most so many of a part; 0 for all.
         may_overlap: warn of parts that share prompts instead of refusing them.
 
@@ -51,8 +51,8 @@ def prompts_of_round(
         )
     elif shared:
         raise ValueError(
-            f"the prompt parts of {rounds} rounds overlap in {shared} prompts; remove repeated prompts from the data, or set "
-            "copies=1 to use all prompts in every round"
+            f"the prompt parts of {rounds} rounds overlap in {shared} prompts; remove repeated prompts from the data,"
+            " or set copies=1 to use all prompts in every round"
         )
     if not parts[t]:
         raise ValueError(f"round {t} has no prompts: {sum(map(len, parts))} prompts in {rounds} parts; lower rounds")
@@ -119,7 +119,8 @@ def preference_matrices(task: Any, prompts: Sequence, responses: Sequence[Sequen
             )
             if bad := np.flatnonzero((p < 0) | (p > 1)).tolist():
                 raise ValueError(
-                    f"row {bad[0]}: the judge gave {p[bad[0]]} for responses {i} and {j}; it must give a probability in [0, 1]"
+                    f"row {bad[0]}: the judge gave {p[bad[0]]} for responses {i} and {j}; it must give a probability in"
+                    " [0, 1]"
                 )
             matrices[:, i, j], matrices[:, j, i] = p, 1 - p
     return matrices

@@ -1,9 +1,10 @@
 """Scored cases: the table of cases with their scores, the confidences made from it, and what each is worth.
 
-What may live here: tables of `feedback.cases` and `feedback.analyses` in, tables and numbers out. What may not: prompts,
-models, the maps themselves (`workbench.calibration`), verdicts.
+What may live here: tables of `feedback.cases` and `feedback.analyses` in, tables and numbers out. What may not:
+prompts, models, the maps themselves (`workbench.calibration`), verdicts.
 
-Every map is fitted on rows of split "calibration" and read on other rows. All scores of one table are compared on the same
+Every map is fitted on rows of split "calibration" and read on other rows. All scores of one table are compared on the
+same
 rows: those with a label and with every score read.
 """
 
@@ -83,13 +84,16 @@ def confidences(
 
     makers = {
         **{name: partial(to[name].to_numpy) for name in STATED if name in to},
-        "raw_coe": lambda: coe_to, "raw_rce": lambda: rce_to, "raw_product": lambda: coe_to * rce_to,
+        "raw_coe": lambda: coe_to,
+        "raw_rce": lambda: rce_to,
+        "raw_product": lambda: coe_to * rce_to,
         **{family: partial(mapped, family) for family in MAPPED},
-        "chosen": lambda: apply_map(chosen, coe_to, rce_to), "base_rate": lambda: np.full(len(to), z.mean()),
+        "chosen": lambda: apply_map(chosen, coe_to, rce_to),
+        "base_rate": lambda: np.full(len(to), z.mean()),
         "flipped": lambda: mapped(DEFAULT, 1 - z),
         "shuffled": lambda: mapped(DEFAULT, np.random.default_rng([seed, 11]).permutation(z)),
         "coe_shuffled": lambda: unlinked(np.random.default_rng([seed, 12])),
-    }  # fmt: skip
+    }
     return {name: makers[name]() for name in names or makers}
 
 
@@ -131,9 +135,12 @@ def transfer(table: pd.DataFrame, other: pd.DataFrame, bins: int) -> dict[str, f
     transform, base = fitted(table, DEFAULT), columns(table, "calibration")[2].mean()
     found = {"accuracy": float(columns(other, "test")[2].mean())}
     ways = {
-        "own": (table, transform), "transferred": (other, transform), "refitted": (other, fitted(other, DEFAULT)),
-        "base_rate_own": (table, None), "base_rate": (other, None),
-    }  # fmt: skip
+        "own": (table, transform),
+        "transferred": (other, transform),
+        "refitted": (other, fitted(other, DEFAULT)),
+        "base_rate_own": (table, None),
+        "base_rate": (other, None),
+    }
     for name, (rows, map_) in ways.items():
         coe, rce, z = columns(rows, "test")
         c = np.full(len(z), base) if map_ is None else apply_map(map_, coe, rce)
@@ -143,10 +150,11 @@ def transfer(table: pd.DataFrame, other: pd.DataFrame, bins: int) -> dict[str, f
 
 
 def score_table(table: pd.DataFrame, transform: TransformMap | None) -> pd.DataFrame:
-    """What a user gets: `case_id`, `coe`, `rce`, `confidence`, `transform_id`, and `flag` where there is something to know.
+    """What a user gets: `case_id`, `coe`, `rce`, `confidence`, `transform_id`, and `flag` where there is something to
+    know.
 
-    Without a fitted map the confidence is null: a number that was not calibrated never goes by that name. A case without a
-    proposal has the base rate of such calibration cases.
+    Without a fitted map the confidence is null: a number that was not calibrated never goes by that name. A case
+    without a proposal has the base rate of such calibration cases.
     """
     proposed, read = has_prediction(table), table["coe"].notna() & table["rce"].notna()
     confidence = np.full(len(table), math.nan)
@@ -154,14 +162,18 @@ def score_table(table: pd.DataFrame, transform: TransformMap | None) -> pd.DataF
         confidence[read] = apply_map(transform, table.loc[read, "coe"], table.loc[read, "rce"])
         confidence[~proposed] = table.loc[~proposed & (table["split"] == "calibration"), "correct"].mean()
     reasons = {
-        "no labels": np.full(len(table), transform is None), "no prediction: base rate of such cases": ~proposed,
+        "no labels": np.full(len(table), transform is None),
+        "no prediction: base rate of such cases": ~proposed,
         "scores missing": ~read,
-    }  # fmt: skip
+    }
     return table[["case_id", "coe", "rce"]].assign(
-        confidence=confidence, transform_id=transform.transform_id if transform else None,
-        flag=np.select([*reasons.values()], [*reasons], default=""), predictor=table["predictor"],
-        correct=table["correct"], split=table["split"],
-    )  # fmt: skip
+        confidence=confidence,
+        transform_id=transform.transform_id if transform else None,
+        flag=np.select([*reasons.values()], [*reasons], default=""),
+        predictor=table["predictor"],
+        correct=table["correct"],
+        split=table["split"],
+    )
 
 
 def counts(table: pd.DataFrame, samples: pd.DataFrame, references: pd.DataFrame, cases: pd.DataFrame) -> dict[str, Any]:
@@ -171,12 +183,13 @@ def counts(table: pd.DataFrame, samples: pd.DataFrame, references: pd.DataFrame,
     shares, used = asked.groupby("phase", sort=False)["unread"].mean(), one.value_counts()
     missing = table["coe"].isna() | table["rce"].isna()
     return {
-        "cases": len(table), "scores_missing": missing.tolist().count(True),
+        "cases": len(table),
+        "scores_missing": missing.tolist().count(True),
         "no_prediction": has_prediction(table).tolist().count(False),
         "no_earlier": len(set(cases["case_id"]) - set(references["case_id"])),
         "unread": {str(phase): float(share) for phase, share in zip(shares.index, shares, strict=True)},
         "k_used": {str(k): int(n) for k, n in zip(used.index, used, strict=True)},
-    }  # fmt: skip
+    }
 
 
 def planted(
@@ -185,7 +198,8 @@ def planted(
     """Checks against a world's truth.
 
     Returns:
-        `coe_follows`: correlation of coe with the share of references that name the proposed cause, among cases with the
+        `coe_follows`: correlation of coe with the share of references that name the proposed cause, among cases with
+            the
         same largest share of one cause: 0 unless coe has seen the proposal. `true_share`: references that name the true
         cause, 1 where a case finds itself.
     """

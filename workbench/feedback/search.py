@@ -1,11 +1,12 @@
 """Pruned search over steps: two chains a problem, always the best and always the worst of a few candidate steps.
 
-What may live here: the search and the random samples that it is compared with, as functions from prompts to tables. What
+What may live here: the search and the random samples that it is compared with, as functions from prompts to tables.
+What
 may not: what becomes of the chains (the method), process rewards (`process_reward`), training.
 
 All problems of a call are searched side by side, depth by depth. At every depth each chain gets E candidates; the "max"
-chain goes on with the one of the highest reward, the "min" chain with the one of the lowest. At depth 0 both choose among
-the same candidates. So a problem costs at most 2 E D short samples, where a whole tree has E^D leaves.
+chain goes on with the one of the highest reward, the "min" chain with the one of the lowest. At depth 0 both choose
+among the same candidates. So a problem costs at most 2 E D short samples, where a whole tree has E^D leaves.
 """
 
 from __future__ import annotations
@@ -52,15 +53,24 @@ class Found:
 
 
 def search(
-    how: Drawing, asked: Sequence[str], problems: Sequence[str], scores: Scores, *, width: int, depth: int, stop: Sequence[str],
-    judge: Callable[[str, str], bool | None], reward: Reward = "progress", offset: int = 0,
-) -> Found:  # fmt: skip
+    how: Drawing,
+    asked: Sequence[str],
+    problems: Sequence[str],
+    scores: Scores,
+    *,
+    width: int,
+    depth: int,
+    stop: Sequence[str],
+    judge: Callable[[str, str], bool | None],
+    reward: Reward = "progress",
+    offset: int = 0,
+) -> Found:
     """Searches every problem.
 
     Args:
         how: the policy and how it draws; `max_new_tokens` is of one step.
-        asked: what the policy is given (the problem, or a request to correct); one seed each, so that a problem's chains
-            do not depend on which other problems are searched beside it.
+        asked: what the policy is given (the problem, or a request to correct); one seed each, so that a problem's
+            chains do not depend on which other problems are searched beside it.
         problems: what steps are scored and answers judged against.
         scores: process rewards of the steps of a chain, each given all earlier ones.
         stop: texts that end a step; a line break with the label of the next step is not kept.
@@ -70,8 +80,8 @@ def search(
         offset: number of the first problem, for the seeds.
 
     Returns:
-        Chains with columns number, problem, sol_max, sol_min (lists of steps), prm_max, prm_min, correct_max, correct_min
-        ("right", "wrong", "unsure"), truncated_max, truncated_min, collapsed, depth, samples, tokens.
+        Chains with columns number, problem, sol_max, sol_min (lists of steps), prm_max, prm_min, correct_max,
+        correct_min ("right", "wrong", "unsure"), truncated_max, truncated_min, collapsed, depth, samples, tokens.
     """
     chains = [[Chain("max"), Chain("min")] for _ in problems]
     samples, tokens = np.zeros(len(problems), int), np.zeros(len(problems), int)
@@ -82,10 +92,16 @@ def search(
         if not live:
             break
         drawn = sample(
-            how.policy, [asked[i] for i, _ in live], n=width, max_new_tokens=how.max_new_tokens, temperature=how.temperature,
-            top_p=how.top_p, stop=list(stop), seed=[_seed(how.seed, offset + i, t, c) for i, c in live],
+            how.policy,
+            [asked[i] for i, _ in live],
+            n=width,
+            max_new_tokens=how.max_new_tokens,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            stop=list(stop),
+            seed=[_seed(how.seed, offset + i, t, c) for i, c in live],
             prefix=[how.policy.encode_part(chains[i][c].text) for i, c in live],
-        )  # fmt: skip
+        )
         for place, (i, c) in enumerate(live):
             chain = chains[i][c]
             given = len(how.policy.encode_part(chain.text))
@@ -107,10 +123,18 @@ def search(
                 pick = _pick(one, [step for step, _ in offered], gains)
                 if i < SHOWN:
                     nodes += [
-                        {"number": offset + i, "problem": problems[i], "depth": t, "chain": one.side, "step": step, "score": value,
-                         "reward": gain, "picked": k == pick}
+                        {
+                            "number": offset + i,
+                            "problem": problems[i],
+                            "depth": t,
+                            "chain": one.side,
+                            "step": step,
+                            "score": value,
+                            "reward": gain,
+                            "picked": k == pick,
+                        }
                         for k, ((step, _), value, gain) in enumerate(zip(offered, values, gains, strict=True))
-                    ]  # fmt: skip
+                    ]
                 one.collapsed += len(offered) == 1
                 one.steps.append(offered[pick][0])
                 one.scores.append(values[pick])
@@ -119,11 +143,23 @@ def search(
     for i, (best, worst) in enumerate(chains):
         verdicts = [verdict(judge, problems[i], chain.text, chain.ended) for chain in (best, worst)]
         rows.append(
-            {"number": offset + i, "problem": problems[i], "sol_max": best.steps, "sol_min": worst.steps, "prm_max": best.scores,
-             "prm_min": worst.scores, "correct_max": verdicts[0], "correct_min": verdicts[1], "truncated_max": not best.ended,
-             "truncated_min": not worst.ended, "collapsed": best.collapsed == len(best.steps),
-             "depth": max(len(best.steps), len(worst.steps)), "samples": int(samples[i]), "tokens": int(tokens[i])}
-        )  # fmt: skip
+            {
+                "number": offset + i,
+                "problem": problems[i],
+                "sol_max": best.steps,
+                "sol_min": worst.steps,
+                "prm_max": best.scores,
+                "prm_min": worst.scores,
+                "correct_max": verdicts[0],
+                "correct_min": verdicts[1],
+                "truncated_max": not best.ended,
+                "truncated_min": not worst.ended,
+                "collapsed": best.collapsed == len(best.steps),
+                "depth": max(len(best.steps), len(worst.steps)),
+                "samples": int(samples[i]),
+                "tokens": int(tokens[i]),
+            }
+        )
     table = pd.DataFrame(rows)
     _warn(table, stop)
     return Found(
@@ -132,7 +168,8 @@ def search(
 
 
 def verdict(judge: Callable[[str, str], bool | None], problem: str, text: str, ended: bool) -> str:
-    """ "right", "wrong" (or cut off), or "unsure" where the answers cannot be compared: then the problem is set aside."""
+    """ "right", "wrong" (or cut off), or "unsure" where the answers cannot be compared: then the problem is set
+    aside."""
     return {True: "right", False: "wrong", None: "unsure"}[judge(problem, text) if ended else False]
 
 
@@ -192,10 +229,15 @@ def random_pairs(
         Rows number, problem, chosen, rejected ("" where there is no such sample), ended, tokens.
     """
     drawn = sample(
-        how.policy, problems, n=n, max_new_tokens=how.max_new_tokens, temperature=how.temperature, top_p=how.top_p,
+        how.policy,
+        problems,
+        n=n,
+        max_new_tokens=how.max_new_tokens,
+        temperature=how.temperature,
+        top_p=how.top_p,
         seed=[_seed(how.seed, offset + i, 63, 0) for i in range(len(problems))],
         prefix=[how.policy.encode_part(opening)] * len(problems),
-    )  # fmt: skip
+    )
     rows = []
     for i, problem in enumerate(problems):
         ended = [reason == "stop" for reason in drawn.finish_reasons[i]]
@@ -221,10 +263,13 @@ def cost_of(searches: dict[int, Any], width: int) -> dict[str, Any]:
         "samples_a_problem": float(first["samples"].mean()),
         "most_of_2ED": float((first["samples"] / (2 * width * first["depth"])).max()),
         "log10_of_tree": float((np.log10(first["samples"]) - tree).mean()),
-        "routes": {f"{best}/{worst}": int(n) for (best, worst), n in first.groupby(["correct_max", "correct_min"]).size().items()},  # type: ignore[misc]
+        "routes": {
+            f"{best}/{worst}": int(n)
+            for (best, worst), n in first.groupby(["correct_max", "correct_min"]).size().items()
+        },  # type: ignore[misc]
         "truncated": float(first["truncated_max"].mean()),
         "collapsed": float(first["collapsed"].mean()),
-    }  # fmt: skip
+    }
 
 
 def describe_pairs(pairs: pd.DataFrame, bands: Sequence[str], check: Any) -> dict[str, Any]:
@@ -244,7 +289,8 @@ def describe_pairs(pairs: pd.DataFrame, bands: Sequence[str], check: Any) -> dic
 
 
 def dependence(stages: Sequence[int], bands: Sequence[str]) -> float:
-    """Chi-square of stage against band a pair, less its mean where they are independent: 0 on average without a link."""
+    """Chi-square of stage against band a pair, less its mean where they are independent: 0 on average without a
+    link."""
     table = pd.crosstab(pd.Series(list(stages)), pd.Series(list(bands))).to_numpy()
     if min(table.shape) < 2:
         return 0.0

@@ -10,22 +10,45 @@ import re
 
 N_QUESTIONS = 4
 INSTRUCTION = (
-    "\n\nWrite {n} comprehensive questions in English about the text above. Together they should test understanding, synthesis and "
-    "the linking of ideas across the whole text. Every question must be unique and clear. Write only the questions, numbered "
-    '"1:" to "{n}:", one on each line.'
+    "\n\nWrite {n} comprehensive questions in English about the text above. Together they should test understanding,"
+    " synthesis and the linking of ideas across the whole text. Every question must be unique and clear. Write only the"
+    ' questions, numbered "1:" to "{n}:", one on each line.'
 )
 LEAD_INS = (
-    "Based on the preceding descriptions,", "Based on the text above,", "Considering what was said above,",
-    "Drawing on the material above,", "From the passages above,", "From what you have read,", "Given the text above,",
-    "Given what precedes,", "Going by the descriptions above,", "In light of the text above,", "In view of the passages above,",
-    "Keeping the text above in mind,", "Looking back at the text,", "Referring to the text above,",
-    "Relying on the descriptions above,", "Taking the whole text into account,", "Using the information above,",
-    "Using what the text says,", "With reference to the passages above,", "With the text above as your source,",
-)  # fmt: skip
+    "Based on the preceding descriptions,",
+    "Based on the text above,",
+    "Considering what was said above,",
+    "Drawing on the material above,",
+    "From the passages above,",
+    "From what you have read,",
+    "Given the text above,",
+    "Given what precedes,",
+    "Going by the descriptions above,",
+    "In light of the text above,",
+    "In view of the passages above,",
+    "Keeping the text above in mind,",
+    "Looking back at the text,",
+    "Referring to the text above,",
+    "Relying on the descriptions above,",
+    "Taking the whole text into account,",
+    "Using the information above,",
+    "Using what the text says,",
+    "With reference to the passages above,",
+    "With the text above as your source,",
+)
 REFUSALS = (
-    "i cannot", "i can't", "i can not", "i am unable", "i'm unable", "i am sorry", "i'm sorry", "i apologize", "i apologise",
-    "as an ai", "as a language model",
-)  # fmt: skip
+    "i cannot",
+    "i can't",
+    "i can not",
+    "i am unable",
+    "i'm unable",
+    "i am sorry",
+    "i'm sorry",
+    "i apologize",
+    "i apologise",
+    "as an ai",
+    "as a language model",
+)
 
 
 def parse_questions(text: str, n: int = N_QUESTIONS) -> list[str] | None:
@@ -41,10 +64,11 @@ def is_refusal(text: str) -> bool:
 
 
 def is_repetitive(text: str, *, copies: int = 4, shortest: int = 8) -> bool:
-    """Whether an answer ends in at least `copies` copies of one piece, together of at least `shortest` characters a copy.
+    """Whether an answer ends in at least `copies` copies of one piece, together of at least `shortest` characters a
+    copy.
 
-    The shortest period of a text is its length minus the last value of its prefix function (Knuth, Morris and Pratt). Read
-    backwards, every prefix is an ending, so one pass finds the ending that repeats itself most.
+    The shortest period of a text is its length minus the last value of its prefix function (Knuth, Morris and Pratt).
+    Read backwards, every prefix is an ending, so one pass finds the ending that repeats itself most.
     """
     backwards = text.strip()[::-1]
     border = [0] * len(backwards)

@@ -1,8 +1,8 @@
 """Pairs from short to long: the same question answered from a part of a document and from the whole of it.
 
-What may live here: LongPO's data stages (questions, two answers each, filters) and what they drop. What may not: tokens of
-training rows, losses. Nothing but the model's own answers is used; the task gives documents, and questions where the model
-is not asked for them.
+What may live here: LongPO's data stages (questions, two answers each, filters) and what they drop. What may not: tokens
+of training rows, losses. Nothing but the model's own answers is used; the task gives documents, and questions where the
+model is not asked for them.
 """
 
 from __future__ import annotations
@@ -89,9 +89,13 @@ def make_pairs(
         for i, _, turn in found:
             kept.setdefault(i, []).append(turn)
         rows = [
-            {"row": i, "chunks": list(documents[i]["chunks"]), **dict(zip(COLUMNS, map(list, zip(*turns, strict=True)), strict=True))}
+            {
+                "row": i,
+                "chunks": list(documents[i]["chunks"]),
+                **dict(zip(COLUMNS, map(list, zip(*turns, strict=True)), strict=True)),
+            }
             for i, turns in sorted(kept.items())
-        ]  # fmt: skip
+        ]
         same = sum(row["chosen_ids"] == row["rejected_ids"] for row in rows)
         counts |= {
             "documents": len(documents),
@@ -148,11 +152,17 @@ def _turns(row: Row, index: int, how: Asking, rng: np.random.Generator, counts: 
 def _self_asked(
     policy: Policy, asked: list[tuple], how: Asking, rng: np.random.Generator, seed: int, counts: Counter
 ) -> list[tuple]:
-    """The model writes questions about every short text; one is taken at random, behind a lead-in. Replies without exactly
-    as many questions as were asked for are dropped and counted."""
+    """The model writes questions about every short text; one is taken at random, behind a lead-in. Replies without
+    exactly as many questions as were asked for are dropped and counted."""
     prompts = [prompt_ids(policy, [short], INSTRUCTION.format(n=N_QUESTIONS)) for _, _, short in asked]
-    drawn = sample(policy, prompts, max_new_tokens=how.max_new_tokens, temperature=how.question_temperature,
-                   top_p=how.question_top_p, seed=seed + 1)  # fmt: skip
+    drawn = sample(
+        policy,
+        prompts,
+        max_new_tokens=how.max_new_tokens,
+        temperature=how.question_temperature,
+        top_p=how.question_top_p,
+        seed=seed + 1,
+    )
     found = []
     for (i, row, short), texts in zip(asked, drawn.texts, strict=True):
         questions = parse_questions(texts[0])
@@ -178,8 +188,14 @@ def _answered(
             len(longs),
             policy.max_length,
         )
-    drawn = sample(policy, [*shorts, *longs], max_new_tokens=how.max_new_tokens, temperature=how.temperature,
-                   top_p=how.top_p, seed=seed)  # fmt: skip
+    drawn = sample(
+        policy,
+        [*shorts, *longs],
+        max_new_tokens=how.max_new_tokens,
+        temperature=how.temperature,
+        top_p=how.top_p,
+        seed=seed,
+    )
     found = []
     for n, (i, row, question, short) in enumerate(asked):
         sides = (n, len(asked) + n)

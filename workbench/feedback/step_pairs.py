@@ -44,9 +44,15 @@ def solutions(
         return []
     starts = starts or [getattr(task, "opening", "")] * len(prompts)
     drawn = sample(
-        how.policy, prompts, n=n, max_new_tokens=how.max_new_tokens, temperature=how.temperature, top_p=how.top_p,
-        seed=how.seed * 10 + stage, prefix=[how.policy.encode_part(start) for start in starts],
-    )  # fmt: skip
+        how.policy,
+        prompts,
+        n=n,
+        max_new_tokens=how.max_new_tokens,
+        temperature=how.temperature,
+        top_p=how.top_p,
+        seed=how.seed * 10 + stage,
+        prefix=[how.policy.encode_part(start) for start in starts],
+    )
     return [
         [(text, reason == "stop") for text, reason in zip(texts, reasons, strict=True)]
         for texts, reasons in zip(drawn.texts, drawn.finish_reasons, strict=True)
@@ -77,8 +83,17 @@ def localise(task: Any, errors: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFram
         prefix, rejected = ("", "") if step is None else cut_before(task.verifier.split(error["text"]), step)
         if step is not None and not rejected.strip():
             step, reason = None, "empty step"
-        rows.append({"prompt": error["prompt"], "text": error["text"], "step": -1 if step is None else step,
-                     "reason": reason, "prefix": prefix, "rejected": rejected, "reply": reply})  # fmt: skip
+        rows.append(
+            {
+                "prompt": error["prompt"],
+                "text": error["text"],
+                "step": -1 if step is None else step,
+                "reason": reason,
+                "prefix": prefix,
+                "rejected": rejected,
+                "reply": reply,
+            }
+        )
     table = pd.DataFrame(rows, columns=["prompt", "text", "step", "reason", "prefix", "rejected", "reply"])
     lost: Any = table[table["step"] < 0]
     if len(lost):
@@ -116,8 +131,15 @@ def rectify(
             if check_steps and getattr(check, "is_oracle", False) and check.first_wrong(prompt, steps) is not None:
                 continue
             seen.add(chosen.strip())
-            rows.append({"prompt": prompt, "prefix": error["prefix"], "chosen": chosen, "rejected": error["rejected"],
-                         "full_rejected": error["text"]})  # fmt: skip
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "prefix": error["prefix"],
+                    "chosen": chosen,
+                    "rejected": error["rejected"],
+                    "full_rejected": error["text"],
+                }
+            )
             if most and len(seen) > most:
                 break
     return pd.DataFrame(rows, columns=["prompt", "prefix", "chosen", "rejected", "full_rejected"])

@@ -1,7 +1,7 @@
 """Steps of a solution: cutting, labels, the first wrong one, and what a checker says in words.
 
-What may live here: the protocol of step verifiers, rules that cut texts into steps, checks of step pairs, and the reader
-of a checker's decision. What may not: whether a final answer is right (`answers`), process reward models
+What may live here: the protocol of step verifiers, rules that cut texts into steps, checks of step pairs, and the
+reader of a checker's decision. What may not: whether a final answer is right (`answers`), process reward models
 (`process_reward`), sampling, training.
 
 Joining the steps of a text gives the text back. A step's label ("Step 3:") and the white space before it belong to what
@@ -59,7 +59,8 @@ def split_labelled(text: str) -> list[str]:
 
 
 def cut_before(steps: Sequence[str], k: int) -> tuple[str, str]:
-    """Everything up to step k, its label included, and step k itself without label and without white space behind it."""
+    """Everything up to step k, its label included, and step k itself without label and without white space behind
+    it."""
     found = LABEL.search(steps[k]) if k == 0 else LABEL.match(steps[k])
     label = steps[k][: found.end()] if found else ""
     return "".join(steps[:k]) + label, steps[k][len(label) :].rstrip()
@@ -75,8 +76,8 @@ def label_of(prefix: str) -> int:
 def as_step_pairs(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Row], Counter]:
     """Rows with the columns of xinlai/Math-Step-DPO-10K, made sound, and how often what was mended or dropped.
 
-    A prefix without a label at its end gets the next one; a label at the start of a step goes (the prefix has it); a step
-    that runs on into the next label is cut there. Identical pairs and pairs with an empty step are dropped.
+    A prefix without a label at its end gets the next one; a label at the start of a step goes (the prefix has it); a
+    step that runs on into the next label is cut there. Identical pairs and pairs with an empty step are dropped.
 
     Raises:
         ValueError: a column is missing or holds no text; the row is named. An empty `initial_reason_steps` is legal and
@@ -126,13 +127,12 @@ class Located(NamedTuple):
 def checker_prompt(problem: str, reference: str, solution: str) -> str:
     """Asks a model for the first wrong step of a labelled solution."""
     return (
-        "Here are a problem, a reference solution and a solution written step by step that ends in a wrong answer. Find "
-        "its first wrong step.\n\n"
-        f"### Problem\n{problem}\n\n### Reference\n{reference}\n\n### Solution\n{solution}\n\n"
-        "First analyse the steps in at most 200 words. Then write a line that begins with \"Final Decision:\" and judges "
-        "the steps in order, each with one of the labels correct, neutral, incorrect, for example \"Step 1: correct; "
-        "Step 2: neutral; Step 3: incorrect\". Stop at the first incorrect step."
-    )  # fmt: skip
+        "Here are a problem, a reference solution and a solution written step by step that ends in a wrong answer."
+        f" Find its first wrong step.\n\n### Problem\n{problem}\n\n### Reference\n{reference}\n\n###"
+        f" Solution\n{solution}\n\nFirst analyse the steps in at most 200 words. Then write a line that begins with"
+        ' "Final Decision:" and judges the steps in order, each with one of the labels correct, neutral, incorrect,'
+        ' for example "Step 1: correct; Step 2: neutral; Step 3: incorrect". Stop at the first incorrect step.'
+    )
 
 
 def parse_decision(reply: str) -> Located:

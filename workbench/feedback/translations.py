@@ -46,15 +46,19 @@ def aspects(row: Row, translation: str, *, unit: Unit = "word") -> Aspects:
     """Measures one translation of a row against its preferred one (`chosen`).
 
     Args:
-        row: `source`, `chosen`; optional `alignment` ([source place, chosen place] links), `key_items` (words or phrases
-            that must survive) and `n_clauses` (else counted from the translation's punctuation).
+        row: `source`, `chosen`; optional `alignment` ([source place, chosen place] links), `key_items` (words or
+            phrases that must survive) and `n_clauses` (else counted from the translation's punctuation).
     """
     words = words_of(translation, unit)
     clauses = row.get("n_clauses") or max(1, len(re.findall(r"[,;:.!?…。，；：！？]+(?=\s|$)", translation)))
     return Aspects(
-        float(translation.split() == row["chosen"].split()), chrf(translation, row["chosen"]), monotonicity(row, words, unit),
-        key_points(row, translation), float(len(words)), len(words) / clauses,
-    )  # fmt: skip
+        float(translation.split() == row["chosen"].split()),
+        chrf(translation, row["chosen"]),
+        monotonicity(row, words, unit),
+        key_points(row, translation),
+        float(len(words)),
+        len(words) / clauses,
+    )
 
 
 def chrf(hypothesis: str, reference: str, *, order: int = 6, beta: float = 2.0) -> float:
@@ -76,14 +80,20 @@ def chrf(hypothesis: str, reference: str, *, order: int = 6, beta: float = 2.0) 
 def monotonicity(row: Row, words: Sequence[str], unit: Unit = "word") -> float:
     """Share of pairs of linked words that are written in source order (1 minus the normalised Kendall distance).
 
-    A written word is linked through the same word of `chosen`, the first one not yet taken. NaN with fewer than two links.
+    A written word is linked through the same word of `chosen`, the first one not yet taken. NaN with fewer than two
+    links.
     """
     chosen, sources = words_of(row["chosen"], unit), len(words_of(row["source"], unit))
     if row.get("alignment") is None:
         return math.nan
     if bad := [link for link in row["alignment"] if not (0 <= link[0] < sources and 0 <= link[1] < len(chosen))]:
-        log.warning("alignment %s of %r points outside its %d and %d words: left out of monotonicity", bad[:3],
-                    row["source"][:40], sources, len(chosen))  # fmt: skip
+        log.warning(
+            "alignment %s of %r points outside its %d and %d words: left out of monotonicity",
+            bad[:3],
+            row["source"][:40],
+            sources,
+            len(chosen),
+        )
         return math.nan
     links: dict[str, list[int]] = {}
     for source_place, place in sorted(row["alignment"], key=lambda link: link[1]):
@@ -118,8 +128,8 @@ def check_pairs(rows: Sequence[Row], lang: str = "") -> list[Row]:
         for column in ("source", "chosen", "rejected"):
             if not isinstance(row.get(column), str):
                 raise ValueError(
-                    f"row {index}, column {column!r}: text is needed; got {row.get(column)!r}. Rows need source, chosen (the "
-                    "preferred translation) and rejected; give `rewriter` to have chosen ones written"
+                    f"row {index}, column {column!r}: text is needed; got {row.get(column)!r}. Rows need source, chosen"
+                    " (the preferred translation) and rejected; give `rewriter` to have chosen ones written"
                 )
         if lang and row.get("lang", lang) != lang:
             raise ValueError(
@@ -165,7 +175,8 @@ def rewrite_request(source: str, reference: str) -> Request:
 
 
 def parse_rewrite(text: str, reference: str) -> tuple[str, str]:
-    """The translation and "", or "" and why there is none: a reply that is not one line of translation is not guessed at."""
+    """The translation and "", or "" and why there is none: a reply that is not one line of translation is not guessed
+    at."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if not lines:
         return "", "empty"
@@ -183,7 +194,7 @@ def parse_rewrite(text: str, reference: str) -> tuple[str, str]:
 
 def rewrite(
     model: ChatModel, rows: Sequence[Row], transcript: Transcript, *, min_recall: float = 1.0
-) -> tuple[list[Row], dict[str, int]]:  # fmt: skip
+) -> tuple[list[Row], dict[str, int]]:
     """Preference pairs from sources with offline references: `chosen` is the rewritten, `rejected` the given one.
 
     Left out, and counted by reason: replies that cannot be read, refusals, texts that did not change, and rewrites that

@@ -1,7 +1,8 @@
 """Videos: clips of real pictures as evidence, for a vision-language model in the hub's format.
 
-What may live here: rows whose `video` is a folder or a list of picture files, read through Pillow and the model's own image
-processor. What may not: alterations (`evidence`), training. Videos are read as pictures: cut them into frames first.
+What may live here: rows whose `video` is a folder or a list of picture files, read through Pillow and the model's own
+image processor. What may not: alterations (`evidence`), training. Videos are read as pictures: cut them into frames
+first.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 class VideoTask(PassageTask):
     """Rows with `video`, `prompt` and `response`; evidence is the files of `n_frames` pictures, evenly spaced.
 
-    The vision tower and the projector are frozen, so what they make of a picture is computed once and kept, and altered clips
+    The vision tower and the projector are frozen, so what they make of a picture is computed once and kept, and altered
+    clips
     cost no vision: they are other orders of known pictures.
     """
 
@@ -59,7 +61,8 @@ class VideoTask(PassageTask):
         return check_triples(found)
 
     def group(self, policy: Policy, evidence: Sequence[str], prompt: str, response: str) -> Group:
-        """One image token a frame in the chat, then as many as the frame has features, as the library's processors do it."""
+        """One image token a frame in the chat, then as many as the frame has features, as the library's processors do
+        it."""
         image: int = policy.model.config.image_token_id
         mark = policy.tokenizer.convert_ids_to_tokens(image)
         if mark in prompt:
@@ -70,8 +73,9 @@ class VideoTask(PassageTask):
         answer = policy.encode_response(response)
         if len(ids) + len(answer) > min(self.max_length, policy.max_length):
             raise ValueError(
-                f"{len(frames)} frames, prompt and response of {prompt[:60]!r} have {len(ids) + len(answer)} tokens, more than "
-                f"{min(self.max_length, policy.max_length)}; take fewer frames (n_frames) or raise max_length"
+                f"{len(frames)} frames, prompt and response of {prompt[:60]!r} have {len(ids) + len(answer)} tokens,"
+                f" more than {min(self.max_length, policy.max_length)}; take fewer frames (n_frames) or raise"
+                " max_length"
             )
         return Group(ids, [answer], features=torch.cat(frames))
 
@@ -97,8 +101,9 @@ class VideoTask(PassageTask):
 def with_frames(rows: Sequence[Row], n_frames: int, folder: Path) -> tuple[list[Row], list[str]]:
     """Rows with `evidence`, the files of evenly spaced pictures; relative names are looked up in `folder`.
 
-    Pictures with the same bytes get the same name, so that an alteration which changes nothing is seen. A video with fewer
-    pictures than asked for, or with one that Pillow cannot read, is left out and listed: frames are never repeated.
+    Pictures with the same bytes get the same name, so that an alteration which changes nothing is seen. A video with
+    fewer pictures than asked for, or with one that Pillow cannot read, is left out and listed: frames are never
+    repeated.
     """
     kept, lost, names = [], [], {}
     for index, row in enumerate(rows):

@@ -1,4 +1,5 @@
-"""Attention in layouts of our own, inside any transformers model that calls its attention through the library's registry.
+"""Attention in layouts of our own, inside any transformers model that calls its attention through the library's
+registry.
 
 What may live here: the one door through which a kernel replaces a model's attention for the length of a call. What may
 not: layouts themselves (`trees` for scoring, `slots` for sampling).
@@ -38,7 +39,8 @@ class Layout(Protocol):
     span: int
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query [row, head, tok, d_head], key and value with the model's key/value heads -> [row, head, tok, d_head]."""
+        """query [row, head, tok, d_head], key and value with the model's key/value heads -> [row, head, tok,
+        d_head]."""
         ...
 
 

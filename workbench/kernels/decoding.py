@@ -104,8 +104,8 @@ class Rules:
 
 def _no_distribution(row: Row, token: int) -> FloatingPointError:
     return FloatingPointError(
-        f"prompt {row.prompt}, response {row.k}: the logits of token {token} are NaN or infinite, so nothing can be drawn "
-        "from them; check the weights (did training diverge?) and the precision"
+        f"prompt {row.prompt}, response {row.k}: the logits of token {token} are NaN or infinite, so nothing can be"
+        " drawn from them; check the weights (did training diverge?) and the precision"
     )
 
 
@@ -188,8 +188,8 @@ def _decode_batch(network: Network, stems: list[Stem], rules: Rules) -> None:
     )
     if getattr(out, "past_key_values", None) is not cache:
         raise ValueError(
-            f"{type(network.model).__name__} does not keep its past in a DynamicCache, without which its next token would "
-            'see only the last one; use engine="transformers"'
+            f"{type(network.model).__name__} does not keep its past in a DynamicCache, without which its next token"
+            ' would see only the last one; use engine="transformers"'
         )
     network.read_given(stems, out.last_hidden_state, padding, rules.law)
 
@@ -211,6 +211,11 @@ def _decode_batch(network: Network, stems: list[Stem], rules: Rules) -> None:
             tokens, next_position = tokens[kept], next_position[kept]
             mask = mask[kept] if mask is not None else None
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1) if mask is not None else None
-        out = network.body(input_ids=tokens[:, None], attention_mask=mask, position_ids=next_position[:, None],
-                           past_key_values=cache, use_cache=True)  # fmt: skip
+        out = network.body(
+            input_ids=tokens[:, None],
+            attention_mask=mask,
+            position_ids=next_position[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
         hidden, next_position = out.last_hidden_state[:, -1], next_position + 1

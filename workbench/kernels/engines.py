@@ -78,8 +78,8 @@ def _with_vllm(policy: Any, network: Network, stems: Sequence[Stem], rules: Rule
     """vLLM on the policy's present weights, written to a temporary folder (an adapter merged) and loaded anew.
 
     A request a row: prefix caching computes a prompt once for its rows, and every row has a seed of its own.
-    Log-probs under the sampling distribution are vLLM's own (`processed_logprobs`), those that its draws followed, which
-    is what a correction for sampler and trainer being different needs; those of a given prefix are the policy's.
+    Log-probs under the sampling distribution are vLLM's own (`processed_logprobs`), those that its draws followed,
+    which is what a correction for sampler and trainer being different needs; those of a given prefix are the policy's.
     """
     try:
         from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
@@ -96,18 +96,29 @@ def _with_vllm(policy: Any, network: Network, stems: Sequence[Stem], rules: Rule
             tokenizer.save_pretrained(folder)
         free, total = torch.cuda.mem_get_info()  # the policy itself is on the GPU too
         llm = LLM(
-            model=folder, dtype=str(dtype).removeprefix("torch."), skip_tokenizer_init=tokenizer is None, max_num_seqs=max_rows,
-            gpu_memory_utilization=0.9 * free / total, enable_prefix_caching=True, logprobs_mode="processed_logprobs",
-        )  # fmt: skip
+            model=folder,
+            dtype=str(dtype).removeprefix("torch."),
+            skip_tokenizer_init=tokenizer is None,
+            max_num_seqs=max_rows,
+            gpu_memory_utilization=0.9 * free / total,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+        )
         asked = [
             SamplingParams(
-                temperature=law.temperature, top_p=law.top_p, top_k=law.top_k, seed=_seed(row), logprobs=0,
-                max_tokens=len(row.uniforms) - len(stem.ids) + stem.start, stop_token_ids=sorted(rules.ends),
-                stop=rules.stop.texts if rules.stop else None, include_stop_str_in_output=True,
+                temperature=law.temperature,
+                top_p=law.top_p,
+                top_k=law.top_k,
+                seed=_seed(row),
+                logprobs=0,
+                max_tokens=len(row.uniforms) - len(stem.ids) + stem.start,
+                stop_token_ids=sorted(rules.ends),
+                stop=rules.stop.texts if rules.stop else None,
+                include_stop_str_in_output=True,
                 detokenize=tokenizer is not None,
             )
             for stem, row in pairs
-        ]  # fmt: skip
+        ]
         answers = llm.generate([{"prompt_token_ids": stem.ids} for stem, _ in pairs], asked)
     drawn = [answer.outputs[0] for answer in answers]
     one_each = [Stem(stem.ids, stem.start, [row]) for stem, row in pairs]

@@ -3,9 +3,9 @@
 What may live here: forward passes from hidden states to log-probs that need a GPU. What may not: the head in torch
 (`heads`), which is their reference, runs anywhere, and computes the backward pass of the kernel here.
 
-`head_kernel` says which one a head on a GPU takes. No figures of a GPU stand behind the choice yet: cut-cross-entropy is
-taken for half-precision weights where it is installed, because its authors measured it there; our own kernel has to be asked for, with
-`WORKBENCH_HEAD=triton`, until `benchmarks/scoring_memory.py --device cuda` has shown where it wins.
+`head_kernel` says which one a head on a GPU takes. No figures of a GPU stand behind the choice yet: cut-cross-entropy
+is taken for half-precision weights where it is installed, because its authors measured it there; our own kernel has to
+be asked for, with `WORKBENCH_HEAD=triton`, until `benchmarks/scoring_memory.py --device cuda` has shown where it wins.
 """
 
 from __future__ import annotations
@@ -44,21 +44,34 @@ def head_kernel(weight: Tensor, bias: Tensor | None) -> str:
 
 
 def cce_logps(hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, cap: float) -> Tensor:
-    """Log-probs by cut-cross-entropy, forward and backward. "cce_exact" keeps the small gradients that its default drops."""
+    """Log-probs by cut-cross-entropy, forward and backward. "cce_exact" keeps the small gradients that its default
+    drops."""
     from cut_cross_entropy import linear_cross_entropy  # type: ignore[import-not-found]
 
     return -linear_cross_entropy(
         hidden * scale, weight, targets, softcap=cap or None, reduction="none", impl="cce_exact"
-    ).float()  # fmt: skip
+    ).float()
 
 
 if triton is not None:
 
     @triton.jit
     def _logps_kernel(
-        hidden, weight, targets, logps, totals, n_tokens, vocab, d_model, scale, cap,
-        TOKENS: tl.constexpr, WORDS: tl.constexpr, WIDTH: tl.constexpr, CAPPED: tl.constexpr,
-    ):  # fmt: skip
+        hidden,
+        weight,
+        targets,
+        logps,
+        totals,
+        n_tokens,
+        vocab,
+        d_model,
+        scale,
+        cap,
+        TOKENS: tl.constexpr,
+        WORDS: tl.constexpr,
+        WIDTH: tl.constexpr,
+        CAPPED: tl.constexpr,
+    ):
         """One program: `TOKENS` tokens against the whole vocabulary, `WORDS` at a time, under a running log-sum-exp."""
         rows = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
         real = rows < n_tokens
@@ -77,8 +90,9 @@ if triton is not None:
                 )
                 w = tl.load(
                     weight + words[None, :] * d_model + columns[:, None],
-                    mask=(words < vocab)[None, :] & inside[:, None], other=0.0,
-                )  # fmt: skip
+                    mask=(words < vocab)[None, :] & inside[:, None],
+                    other=0.0,
+                )
                 logits = tl.dot(h, w, logits, input_precision="ieee")
             logits = logits * scale
             if CAPPED:
@@ -113,7 +127,19 @@ def triton_logps(
     tokens = 64
     launch: Any = _logps_kernel[(triton.cdiv(len(targets), tokens),)]
     launch(
-        hidden.contiguous(), weight.contiguous(), targets, logps, totals, len(targets), len(weight), weight.shape[1],
-        scale, cap, TOKENS=tokens, WORDS=128, WIDTH=64, CAPPED=cap > 0,
-    )  # fmt: skip
+        hidden.contiguous(),
+        weight.contiguous(),
+        targets,
+        logps,
+        totals,
+        len(targets),
+        len(weight),
+        weight.shape[1],
+        scale,
+        cap,
+        TOKENS=tokens,
+        WORDS=128,
+        WIDTH=64,
+        CAPPED=cap > 0,
+    )
     return logps, totals

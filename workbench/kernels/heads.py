@@ -5,8 +5,8 @@ transformer body, batching and padding (see `scoring`).
 
 Two backward passes, for d logp_i = g_i (e_y - p_i) J_i, where p_i is the softmax of token i and J_i the slope of a
 soft cap, if the model has one:
-- frozen head (LoRA): the forward pass keeps u_i = W[y_i] - sum_v p_iv W_v, one [tokens, d_model] tensor; the gradient of
-  the hidden states is g_i u_i for any loss, with no product with the head and nothing computed again;
+- frozen head (LoRA): the forward pass keeps u_i = W[y_i] - sum_v p_iv W_v, one [tokens, d_model] tensor; the gradient
+  of the hidden states is g_i u_i for any loss, with no product with the head and nothing computed again;
 - trained head: p_i is kept for the first tokens, as many as fit in `KEEP` numbers, and computed again for the others.
 """
 
@@ -24,7 +24,8 @@ from workbench.kernels.gpu_heads import cce_logps, head_kernel, triton_logps
 
 # Logits held at once: 2**22 numbers are 16 MiB in float32, small beside any model and large enough to keep cores busy.
 TILE = 2**22
-# Probabilities kept for the backward pass of a trained head; more are computed again, at a fourth product with the head.
+# Probabilities kept for the backward pass of a trained head; more are computed again, at a fourth product with the
+# head.
 KEEP = 2**24
 
 
@@ -124,12 +125,14 @@ def token_scores(
     for hidden_chunk, target_chunk in zip(hidden.split(size), targets.split(size), strict=True):
         logits = _logits(head, hidden_chunk, finish)
         total = logits.logsumexp(-1)
-        found.append(TokenScores(
-            logits.gather(-1, target_chunk[:, None]).squeeze(-1) - total,
-            total if logsumexp else None,
-            total - torch.einsum("tv,tv->t", logits.softmax(-1), logits) if entropy else None,
-            logits[:, labels] - total[:, None] if labels is not None else None,
-        ))  # fmt: skip
+        found.append(
+            TokenScores(
+                logits.gather(-1, target_chunk[:, None]).squeeze(-1) - total,
+                total if logsumexp else None,
+                total - torch.einsum("tv,tv->t", logits.softmax(-1), logits) if entropy else None,
+                logits[:, labels] - total[:, None] if labels is not None else None,
+            )
+        )
     return TokenScores(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)))  # type: ignore[arg-type]
 
 
@@ -282,7 +285,7 @@ def _plain_linear(head: nn.Module) -> nn.Linear | None:
     return head if type(head) is nn.Linear and not hooked else None
 
 
-# ---------------------------------------------------------------------------------------------------------- whole models
+# --------------------------------------------------------------------------------------------------------- whole models
 def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     """The transformer without its head, and the head, of a causal language model, with or without a LoRA adapter.
 

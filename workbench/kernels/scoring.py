@@ -1,8 +1,8 @@
 """Scoring: how likely does a policy find given responses? Groups of a prompt with K responses in, log-probs out.
 
 What may live here: routes from token ids to log-probabilities per response token, and the choice between them. What may
-not: tokenisation, losses, files; the attention of trees (`trees`). The `padded` route is the textbook against which every
-other route is tested, and against which a fast route tests itself before it is trusted with a model.
+not: tokenisation, losses, files; the attention of trees (`trees`). The `padded` route is the textbook against which
+every other route is tested, and against which a fast route tests itself before it is trusted with a model.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class NanScore(FloatingPointError):
     def __init__(self, groups: list[int]):
         self.groups = groups
         super().__init__(
-            f"NaN log-probabilities in group {', '.join(map(str, groups[:10]))}: look at these texts, and at the weights"
+            f"NaN log-probabilities in group {', '.join(map(str, groups[:10]))}: look at these texts, and at the"
+            " weights"
         )
 
 
@@ -106,9 +107,9 @@ def score(
         Scores with axes group, response, token of the response.
 
     Raises:
-        ValueError: no groups; an empty prompt or a response without tokens, positions that do not fit the prompt or do not
-            rise, features that do not fit its image tokens (the group is named); an unknown route; a model that takes no
-            positions where a group gives them.
+        ValueError: no groups; an empty prompt or a response without tokens, positions that do not fit the prompt or do
+            not rise, features that do not fit its image tokens (the group is named); an unknown route; a model that
+            takes no positions where a group gives them.
         NanScore: a log-probability is NaN (the group is named).
 
     Notes:
@@ -164,7 +165,8 @@ def check_groups(groups: Sequence[Group]) -> None:
             len(positions) != len(group.prompt_ids) or min(np.diff(positions, prepend=-1)) < 1
         ):
             raise ValueError(
-                f"group {index}: prompt_positions must be {len(group.prompt_ids)} rising numbers from 0 on, one a prompt token"
+                f"group {index}: prompt_positions must be {len(group.prompt_ids)} rising numbers from 0 on, one a"
+                " prompt token"
             )
 
 
@@ -177,9 +179,10 @@ def _logps(model: nn.Module, groups: Sequence[Group], route: str, temperature: f
     return _shared(model, body, head, groups, taken, temperature)
 
 
-# ------------------------------------------------------------------------------------------------------------ the choice
-# Costs on a CPU, forward and backward together, in pairs of tokens that attention multiplies; measured at widths from 64
-# to 512. What a token costs outside attention grows with the width; what a call costs does not, so it counts in its inverse.
+# ----------------------------------------------------------------------------------------------------------- the choice
+# Costs on a CPU, forward and backward together, in pairs of tokens that attention multiplies; measured at widths from
+# 64 to 512. What a token costs outside attention grows with the width; what a call costs does not, so it counts in its
+# inverse.
 TOKEN = 3.5  # times the width
 CALL = 4e5  # over the width: one part of `Segments`
 MOVED = 0.5  # times the width: a token that `Blocks` moves to its padded place and back
@@ -202,9 +205,9 @@ def _layout(groups: Sequence[Group], route: str, model: nn.Module) -> str:
     cost = {
         # causal kernels skip half of a square; a block mask skips nothing
         "padded": padded_tokens * (TOKEN * width + longest_row / 2),
-        "segments": tokens * TOKEN * width
-        + ((prompt**2 + own) / 2 + prompt * responses).sum()
-        + (1 + k).sum() * CALL / width,
+        "segments": (
+            tokens * TOKEN * width + ((prompt**2 + own) / 2 + prompt * responses).sum() + (1 + k).sum() * CALL / width
+        ),
         "blocks": tokens * TOKEN * width + len(groups) * longest_group * (longest_group + MOVED * width),
     }
     if route == "shared":
@@ -265,7 +268,7 @@ def _compute_dtype(model: nn.Module) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else parameter.dtype
 
 
-# ------------------------------------------------------------------------------------------------------------ the routes
+# ----------------------------------------------------------------------------------------------------------- the routes
 def _shared(
     model: nn.Module, body: nn.Module, head: nn.Module, groups: Sequence[Group], layout: str, temperature: float = 1.0
 ) -> Tensor:
@@ -278,8 +281,10 @@ def _shared(
         hidden = body(
             **inputs(model, input_ids, groups),
             position_ids=torch.from_numpy(packed.positions).to(parameter.device)[None],
-            use_cache=False, layout=tree, **settings,
-        ).last_hidden_state[0]  # fmt: skip
+            use_cache=False,
+            layout=tree,
+            **settings,
+        ).last_hidden_state[0]
     layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
     if tree.calls < layers:
         raise Unsupported(f"only {tree.calls} of its {layers} layers are attention of the usual kind")
@@ -329,8 +334,8 @@ def inputs(model: nn.Module, input_ids: Tensor, groups: Sequence[Group]) -> dict
         wanted, there = group.prompt_ids.count(image), 0 if group.features is None else len(group.features)
         if wanted != there or any(image in response for response in group.responses_ids):
             raise ValueError(
-                f"group {index} has {there} features for {wanted} image tokens (id {image}); each prompt's image tokens need "
-                "one feature each, and a response has none"
+                f"group {index} has {there} features for {wanted} image tokens (id {image}); each prompt's image tokens"
+                " need one feature each, and a response has none"
             )
     embeds = model.get_input_embeddings()(input_ids)  # type: ignore[operator]
     features = torch.cat([group.features for group in groups if group.features is not None])

@@ -69,7 +69,8 @@ def sharded_token_logps(
 
 
 class _ShardedLogps(torch.autograd.Function):
-    """Chunks of as many tokens from every process, [world * size] together; rows beyond a process's last are padding."""
+    """Chunks of as many tokens from every process, [world * size] together; rows beyond a process's last are
+    padding."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, shard, dtype):

@@ -3,9 +3,9 @@
 What may live here: the packed row, the attention that keeps branches apart, what it costs. What may not: the head,
 losses, choosing between routes (see `scoring`).
 
-A branch sees its prompt and itself, and its positions go on from the prompt's end, so each response gets the numbers that
-it gets alone. Everything but attention runs once over the packed tokens, P + R_1 + ... + R_K a group where rows of prompt
-and response have K·P + R_1 + ... + R_K. Attention is computed by one of three layouts:
+A branch sees its prompt and itself, and its positions go on from the prompt's end, so each response gets the numbers
+that it gets alone. Everything but attention runs once over the packed tokens, P + R_1 + ... + R_K a group where rows of
+prompt and response have K·P + R_1 + ... + R_K. Attention is computed by one of three layouts:
 
 - `Segments`: group by group and without masks. A softmax over [prompt, branch] is the merger of one over the prompt and
   one over the branch, so the fast kernels run on each part, and their backward pass gives the exact gradient when it is
@@ -148,10 +148,18 @@ class _SegmentAttention(torch.autograd.Function):
                 for whole, part in zip(
                     (d_query[:, :, rows], d_key[:, :, keys], d_value[:, :, keys]),
                     flash_backward(
-                        grad[:, :, rows], query[:, :, rows], key[:, :, keys], value[:, :, keys], out[:, :, rows],
-                        total[:, :, rows], 0.0, causal, scale=ctx.scaling,
-                    ), strict=True,
-                ):  # fmt: skip
+                        grad[:, :, rows],
+                        query[:, :, rows],
+                        key[:, :, keys],
+                        value[:, :, keys],
+                        out[:, :, rows],
+                        total[:, :, rows],
+                        0.0,
+                        causal,
+                        scale=ctx.scaling,
+                    ),
+                    strict=True,
+                ):
                     whole += part
         return d_query, d_key, d_value, None, None
 
@@ -249,12 +257,14 @@ class Flex:
 
         self.mask = create_block_mask(
             lambda row, head, query, key: (
-                (group[key] == group[query])
-                & ((branch[key] == 0) | (branch[key] == branch[query]))
-                & (key <= query)
+                (group[key] == group[query]) & ((branch[key] == 0) | (branch[key] == branch[query])) & (key <= query)
             ),
-            None, None, width, width, device=device,
-        )  # fmt: skip
+            None,
+            None,
+            width,
+            width,
+            device=device,
+        )
         self.padding = width - self.tokens
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

@@ -33,7 +33,8 @@ class Method:
         name: key of the registry; also the file name of its module and its notebook.
         group: folder under `methods/` and `notebooks/` ("" for a study, which lives in `notebooks/` itself).
         n_seeds: seeds that its specification asks for.
-        quick: what the quick set of `make reproduce` changes in `Config` at scale "tiny"; None keeps it out of that set.
+        quick: what the quick set of `make reproduce` changes in `Config` at scale "tiny"; None keeps it out of that
+            set.
         cost: time of `scale="tiny"` on two cores, for the reader's planning.
     """
 
@@ -65,45 +66,174 @@ class Method:
 REGISTRY: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("spin", "SPIN: self-play fine-tuning", "align", "arXiv 2401.01335", ("self-play", "demonstrations", "iterated"),
-               quick={"arms": ["spin", "sft", "long", "frozen", "shuffled", "fixed_point"]}, cost="8 min"),
-        Method("sppo", "SPPO: self-play preference optimisation", "align", "arXiv 2405.00675", ("self-play", "judge", "iterated"),
-               cost="6 min"),
-        Method("dno", "DNO: direct Nash optimisation", "align", "arXiv 2404.03715", ("self-play", "judge", "teacher", "iterated"),
-               cost="6 min"),
-        Method("dpo", "DPO: direct preference optimisation (baseline)", "align", "arXiv 2305.18290", ("preferences", "baseline"),
-               cost="2 min"),
-        Method("step_dpo", "Step-DPO: preferences on single steps", "align", "arXiv 2406.18629", ("reasoning", "steps", "preferences"),
-               cost="8 min"),
-        Method("sphere", "SPHERE: preference data from a pruned search", "align", "arXiv 2503.04813", ("reasoning", "search", "self-play"),
-               cost="8 min"),
-        Method("dr_po", "DR-PO: dataset reset policy optimisation", "align", "arXiv 2404.08495", ("reinforcement learning", "rewards"),
-               cost="8 min"),
-        Method("mpo", "MPO: mixed preference optimisation", "align", "arXiv 2403.19443", ("preferences", "reinforcement learning"),
-               cost="8 min"),
-        Method("pro", "PRO: preference ranking optimisation", "align", "arXiv 2306.17492", ("rankings", "preferences"), cost="3 min"),
-        Method("simulpl", "SimulPL: listeners' preferences in simultaneous translation", "align", "arXiv 2502.00634",
-               ("translation", "latency", "preferences"), cost="8 min"),
-        Method("logo", "LOGO: long-context alignment on short text", "align", "arXiv 2410.18533", ("long context", "preferences"),
-               cost="4 min"),
-        Method("longpo", "LongPO: short-to-long preference optimisation", "align", "arXiv 2502.13922",
-               ("long context", "self-play", "iterated"), cost="6 min"),
-        Method("pami_vdpo", "PaMi-VDPO: preferences between clips, the answer fixed", "align", "arXiv 2504.05810",
-               ("video", "evidence", "preferences", "online"), cost="8 min"),
-        Method("flr", "FLR: follow-up likelihood as reward", "align", "arXiv 2409.13948", ("rewards", "feedback"), cost="4 min"),
-        Method("relative_confidence", "Relative confidence from confidence preferences", "confidence", "arXiv 2502.01126",
-               ("confidence", "ranking", "selective classification"), n_seeds=20, quick={}, cost="2 min"),
-        Method("time_travel", "Time travel: has a model seen this benchmark partition", "confidence", "arXiv 2308.08493",
-               ("contamination", "benchmarks", "memorisation"), n_seeds=3, cost="8 min"),
-        Method("pace_lm", "PACE-LM: is the evidence enough, and does it support the proposal", "confidence", "arXiv 2309.05833",
-               ("confidence", "calibration", "retrieval"), n_seeds=10, cost="1 min"),
-        Method("hallucinated_references", "Hallucinated references: does a model agree with itself on who wrote it", "confidence",
-               "arXiv 2305.18248", ("confidence", "self-consistency", "references"), n_seeds=20, cost="3 min"),
-        Method("arena", "The arena: all alignment methods at one price", "", "study", ("comparison", "alignment", "study"), cost="15 min"),
-        Method("leaderboard", "A leaderboard from raw judge annotations", "", "arXiv 2404.04475", ("judges", "win rate", "study"),
-               cost="1 min"),
+        Method(
+            "spin",
+            "SPIN: self-play fine-tuning",
+            "align",
+            "arXiv 2401.01335",
+            ("self-play", "demonstrations", "iterated"),
+            quick={"arms": ["spin", "sft", "long", "frozen", "shuffled", "fixed_point"]},
+            cost="8 min",
+        ),
+        Method(
+            "sppo",
+            "SPPO: self-play preference optimisation",
+            "align",
+            "arXiv 2405.00675",
+            ("self-play", "judge", "iterated"),
+            cost="6 min",
+        ),
+        Method(
+            "dno",
+            "DNO: direct Nash optimisation",
+            "align",
+            "arXiv 2404.03715",
+            ("self-play", "judge", "teacher", "iterated"),
+            cost="6 min",
+        ),
+        Method(
+            "dpo",
+            "DPO: direct preference optimisation (baseline)",
+            "align",
+            "arXiv 2305.18290",
+            ("preferences", "baseline"),
+            cost="2 min",
+        ),
+        Method(
+            "step_dpo",
+            "Step-DPO: preferences on single steps",
+            "align",
+            "arXiv 2406.18629",
+            ("reasoning", "steps", "preferences"),
+            cost="8 min",
+        ),
+        Method(
+            "sphere",
+            "SPHERE: preference data from a pruned search",
+            "align",
+            "arXiv 2503.04813",
+            ("reasoning", "search", "self-play"),
+            cost="8 min",
+        ),
+        Method(
+            "dr_po",
+            "DR-PO: dataset reset policy optimisation",
+            "align",
+            "arXiv 2404.08495",
+            ("reinforcement learning", "rewards"),
+            cost="8 min",
+        ),
+        Method(
+            "mpo",
+            "MPO: mixed preference optimisation",
+            "align",
+            "arXiv 2403.19443",
+            ("preferences", "reinforcement learning"),
+            cost="8 min",
+        ),
+        Method(
+            "pro",
+            "PRO: preference ranking optimisation",
+            "align",
+            "arXiv 2306.17492",
+            ("rankings", "preferences"),
+            cost="3 min",
+        ),
+        Method(
+            "simulpl",
+            "SimulPL: listeners' preferences in simultaneous translation",
+            "align",
+            "arXiv 2502.00634",
+            ("translation", "latency", "preferences"),
+            cost="8 min",
+        ),
+        Method(
+            "logo",
+            "LOGO: long-context alignment on short text",
+            "align",
+            "arXiv 2410.18533",
+            ("long context", "preferences"),
+            cost="4 min",
+        ),
+        Method(
+            "longpo",
+            "LongPO: short-to-long preference optimisation",
+            "align",
+            "arXiv 2502.13922",
+            ("long context", "self-play", "iterated"),
+            cost="6 min",
+        ),
+        Method(
+            "pami_vdpo",
+            "PaMi-VDPO: preferences between clips, the answer fixed",
+            "align",
+            "arXiv 2504.05810",
+            ("video", "evidence", "preferences", "online"),
+            cost="8 min",
+        ),
+        Method(
+            "flr",
+            "FLR: follow-up likelihood as reward",
+            "align",
+            "arXiv 2409.13948",
+            ("rewards", "feedback"),
+            cost="4 min",
+        ),
+        Method(
+            "relative_confidence",
+            "Relative confidence from confidence preferences",
+            "confidence",
+            "arXiv 2502.01126",
+            ("confidence", "ranking", "selective classification"),
+            n_seeds=20,
+            quick={},
+            cost="2 min",
+        ),
+        Method(
+            "time_travel",
+            "Time travel: has a model seen this benchmark partition",
+            "confidence",
+            "arXiv 2308.08493",
+            ("contamination", "benchmarks", "memorisation"),
+            n_seeds=3,
+            cost="8 min",
+        ),
+        Method(
+            "pace_lm",
+            "PACE-LM: is the evidence enough, and does it support the proposal",
+            "confidence",
+            "arXiv 2309.05833",
+            ("confidence", "calibration", "retrieval"),
+            n_seeds=10,
+            cost="1 min",
+        ),
+        Method(
+            "hallucinated_references",
+            "Hallucinated references: does a model agree with itself on who wrote it",
+            "confidence",
+            "arXiv 2305.18248",
+            ("confidence", "self-consistency", "references"),
+            n_seeds=20,
+            cost="3 min",
+        ),
+        Method(
+            "arena",
+            "The arena: all alignment methods at one price",
+            "",
+            "study",
+            ("comparison", "alignment", "study"),
+            cost="15 min",
+        ),
+        Method(
+            "leaderboard",
+            "A leaderboard from raw judge annotations",
+            "",
+            "arXiv 2404.04475",
+            ("judges", "win rate", "study"),
+            cost="1 min",
+        ),
     )
-}  # fmt: skip
+}
 
 
 def find(names: Sequence[str]) -> list[Method]:
@@ -163,9 +293,13 @@ class Experiment:
         self.seeds = [int(seed) for seed in (seeds or default_seeds(self.method, scale))]
         self.config = self.method.load().Config.at(scale, bool(model or dataset), **(overrides or {}))
         self.parameters = {
-            "config": dataclasses.asdict(self.config), "model": model, "dataset": dataset, "device": device,
-            "seeds": self.seeds, "inputs": [runs.fingerprint(path) for path in (model, dataset)],
-        }  # fmt: skip
+            "config": dataclasses.asdict(self.config),
+            "model": model,
+            "dataset": dataset,
+            "device": device,
+            "seeds": self.seeds,
+            "inputs": [runs.fingerprint(path) for path in (model, dataset)],
+        }
         self.output = output
 
     @property
@@ -187,7 +321,8 @@ class Experiment:
 
         Args:
             workers: seeds side by side; 0 takes one for each core in the embedded world; one alone with a model of the
-                user's, which may be too large to be held twice, and at "smoke", where starting a process costs more than a seed.
+                user's, which may be too large to be held twice, and at "smoke", where starting a process costs more
+                than a seed.
         """
         workers = workers or (1 if self.model or self.scale == "smoke" else 0)
         module = self.method.load()
@@ -205,7 +340,8 @@ class Experiment:
 
 
 def evaluations(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Any:
-    """Tidy table of results that hold `{"arms": {arm: [numbers after 0, 1, ... rounds]}}`: arm, seed, round, numbers."""
+    """Tidy table of results that hold `{"arms": {arm: [numbers after 0, 1, ... rounds]}}`: arm, seed, round,
+    numbers."""
     import pandas as pd
 
     return pd.DataFrame(

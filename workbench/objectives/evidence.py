@@ -31,8 +31,8 @@ def vdpo(
 
     Args:
         policy_original_logps, policy_altered_logps: log p_theta(y | evidence, prompt), summed over tokens, nats.
-        reference_original_logps, reference_altered_logps: the same under the frozen reference, **each under the evidence of
-            its policy's side**.
+        reference_original_logps, reference_altered_logps: the same under the frozen reference, **each under the
+            evidence of its policy's side**.
 
     Returns:
         Losses [pair]; `chosen_rewards` (original), `rejected_rewards` (altered), `accuracies`, `margins`, detached.
@@ -42,7 +42,8 @@ def vdpo(
 
 
 def anchor(policy_logps: PairValues, reference_logps: PairValues, *, beta: float = 0.1) -> PairValues:
-    """mDPO's anchor: -log sigma(beta log[p_theta(y|v,q) / p_ref(y|v,q)]) keeps the chosen response from getting unlikely."""
+    """mDPO's anchor: -log sigma(beta log[p_theta(y|v,q) / p_ref(y|v,q)]) keeps the chosen response from getting
+    unlikely."""
     if not beta > 0:
         raise ValueError(f"beta must be above 0; got {beta}")
     return -logsigmoid(beta * (policy_logps - reference_logps))

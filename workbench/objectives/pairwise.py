@@ -20,9 +20,20 @@ PairValues = Float[Tensor, "pair"]
 Logged = dict[str, Tensor]
 
 DPO_LOSSES = (
-    "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "kto_pair", "bco_pair", "apo_zero", "apo_down",
-    "aot_pair", "aot",
-)  # fmt: skip
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "sppo_hard",
+    "kto_pair",
+    "bco_pair",
+    "apo_zero",
+    "apo_down",
+    "aot_pair",
+    "aot",
+)
 SPIN_LOSSES = ("sigmoid", "hinge", "exponential")
 
 
@@ -47,7 +58,8 @@ def dpo(
     - exo_pair: KL(sigma(beta h) || 1-s)   (Ji 2024 eq. 16)
     - nca_pair: -log sigma(beta w) - [log sigma(-beta w) + log sigma(-beta l)] / 2   (Chen 2024)
     - sppo_hard: (w - 1/(2 beta))^2 + (l + 1/(2 beta))^2   (Wu 2024; no factor 1/2)
-    - kto_pair: 2 - sigma(beta (w - K_l)) - sigma(beta (K_w - l)), K = max(0, batch mean of the side)   (Ethayarajh 2024)
+    - kto_pair: 2 - sigma(beta (w - K_l)) - sigma(beta (K_w - l)), K = max(0, batch mean of the side)   (Ethayarajh
+      2024)
     - bco_pair: -log sigma(beta w) - log sigma(-beta l)   (Jung 2024, its running mean of rewards at its first value, 0)
     - apo_zero: 1 - sigma(beta w) + sigma(beta l); apo_down: 1 + sigma(beta w) - sigma(beta h)   (D'Oosterlinck 2024)
     - aot_pair, aot: sigmoid on sorted margins, or on separately sorted log-ratio parts   (Melnyk 2024)

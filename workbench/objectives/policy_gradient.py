@@ -40,9 +40,14 @@ def truncate(
 
 
 def token_rewards(
-    policy_token_logps: Values, reference_token_logps: Values, scores: Float[Tensor, " row"], last: Int[Tensor, " row"], *,
-    kl_coef: float, is_token: Mask | None = None,
-) -> tuple[Values, Values]:  # fmt: skip
+    policy_token_logps: Values,
+    reference_token_logps: Values,
+    scores: Float[Tensor, " row"],
+    last: Int[Tensor, " row"],
+    *,
+    kl_coef: float,
+    is_token: Mask | None = None,
+) -> tuple[Values, Values]:
     """-kl_coef (log pi - log pi_ref) at every position, plus the score of the response at its last kept token.
 
     Args:
@@ -108,10 +113,18 @@ def gae(
 
 
 def ppo(
-    policy_token_logps: Values, old_token_logps: Values, advantages: Values, values: Values, old_values: Values,
-    returns: Values, *, cliprange: float = 0.2, cliprange_value: float = 0.2, is_generated: Mask | None = None,
+    policy_token_logps: Values,
+    old_token_logps: Values,
+    advantages: Values,
+    values: Values,
+    old_values: Values,
+    returns: Values,
+    *,
+    cliprange: float = 0.2,
+    cliprange_value: float = 0.2,
+    is_generated: Mask | None = None,
     is_token: Mask | None = None,
-) -> tuple[tuple[Values, Values], dict[str, Tensor]]:  # fmt: skip
+) -> tuple[tuple[Values, Values], dict[str, Tensor]]:
     """PPO's clipped losses, one a position: of the policy where it chose the token, of the critic on every token.
 
     With the ratio rho = exp(log pi - log pi_old),

@@ -3,7 +3,8 @@
 What may live here: losses of lists of summed log-probabilities. What may not: pairs with a reference (`pairwise`),
 reward heads (`reward`), sorting of data (`feedback.rankings`).
 
-Notation: s_k is the mean log-probability a token of response k, S_k its sum, R_k its score (a reward). Lists of different
+Notation: s_k is the mean log-probability a token of response k, S_k its sum, R_k its score (a reward). Lists of
+different
 lengths share a batch: a response that a list does not have has length 0.
 """
 
@@ -47,18 +48,20 @@ def pro(
         scores: R, falling along a list; not looked at where the length is 0.
         sft_weight: w, of the likelihood of the best response.
         temperature: False takes d = 1 everywhere (eq. 4 of the paper instead of eq. 7).
-        eps: inside the logarithm, as in the official code; 0 leaves it out. It matters where every s d is below log eps.
+        eps: inside the logarithm, as in the official code; 0 leaves it out. It matters where every s d is below log
+            eps.
         in_order: refuse lists whose scores rise somewhere; False takes them as they stand, as the official code does.
 
     Returns:
-        Losses [list], and detached: `rank_1`, `rank_2`, ... (the terms; 0 where the list is too short), `sft_nll` (-S_1)
-        and `agreement` (share of pairs with different scores that s orders as R; equal s count half, no such pair 1/2).
+        Losses [list], and detached: `rank_1`, `rank_2`, ... (the terms; 0 where the list is too short), `sft_nll`
+        (-S_1) and `agreement` (share of pairs with different scores that s orders as R; equal s count half, no such
+        pair 1/2).
 
     Raises:
         ValueError: fewer than two responses in a list, scores that rise, a gap in a list, or eps or weight below 0.
 
-    Source: Song et al. 2024, "Preference Ranking Optimization for Human Alignment", arXiv 2306.17492, eq. 4 to 8; official
-    code compute_loss of AlibabaResearch/DAMO-ConvAI, folder PRO.
+    Source: Song et al. 2024, "Preference Ranking Optimization for Human Alignment", arXiv 2306.17492, eq. 4 to 8;
+    official code compute_loss of AlibabaResearch/DAMO-ConvAI, folder PRO.
     """
     if eps < 0 or sft_weight < 0:
         raise ValueError(f"eps and sft_weight must not be below 0; got {eps} and {sft_weight}")
@@ -102,8 +105,8 @@ def rrhf(
 
     Args:
         logps, lengths, scores: as for `pro`; the order of a list does not matter.
-        width: positions that the official code averages the best row's likelihood over, masked ones included; 0 takes the
-            longest response of the list.
+        width: positions that the official code averages the best row's likelihood over, masked ones included; 0 takes
+            the longest response of the list.
 
     Returns:
         Losses [list], and `rank_loss`, `sft_nll` (both as above, unweighted) and `agreement`, detached.
@@ -125,7 +128,7 @@ def rrhf(
         "sft_nll": sft.detach(),
         "agreement": agreement(values.detach(), scores, is_there),
     }
-    return rank_weight * rank + sft, logged  # fmt: skip
+    return rank_weight * rank + sft, logged
 
 
 def agreement(values: CandidateValues, scores: CandidateValues, is_there: Tensor) -> ListValues:

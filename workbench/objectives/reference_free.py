@@ -27,8 +27,8 @@ def simpo(
     """Simple preference optimisation (Meng 2024, arXiv 2405.14734, eq. 6): -log sigma(beta (w - l) - gamma).
 
     Args:
-        policy_chosen_mean_logps, policy_rejected_mean_logps: w and l, log p_policy of the two responses divided by their
-            numbers of tokens, nats a token.
+        policy_chosen_mean_logps, policy_rejected_mean_logps: w and l, log p_policy of the two responses divided by
+            their numbers of tokens, nats a token.
         beta: scale of the rewards beta w and beta l, above 0; the paper takes 2.0 to 2.5.
         gamma: margin by which the chosen reward must win, at least 0; the paper takes 0.3 to 1.6.
 
@@ -49,8 +49,8 @@ def orpo(
 ) -> tuple[PairValues, Logged]:
     """Odds-ratio preference optimisation (Hong 2024, arXiv 2403.07691, eqs. 6 and 7).
 
-    -w - weight log sigma(log odds(w) - log odds(l)), odds(m) = e^m / (1 - e^m), with mean log-probs w and l: imitation of
-    the chosen response and a penalty that keeps the rejected one behind, in one loss.
+    -w - weight log sigma(log odds(w) - log odds(l)), odds(m) = e^m / (1 - e^m), with mean log-probs w and l: imitation
+    of the chosen response and a penalty that keeps the rejected one behind, in one loss.
 
     Args:
         policy_chosen_mean_logps, policy_rejected_mean_logps: w and l as in `simpo`.
@@ -87,7 +87,8 @@ def logo(
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
 ) -> tuple[PairValues, Logged]:
-    """Long-context alignment with several rejected responses: SimPO against their mean, and imitation of the chosen one.
+    """Long-context alignment with several rejected responses: SimPO against their mean, and imitation of the chosen
+    one.
 
     With x = w - (1/M) sum_j l_j - gamma/beta:
 
@@ -96,10 +97,12 @@ def logo(
 
     Args:
         policy_chosen_mean_logps: w, log p_policy of the chosen response divided by its number of tokens, nats a token.
-        policy_rejected_mean_logps: l_j, the same of the rejected responses; what it holds where there is none is not read.
-        is_rejected: True where there is a rejected response; None: everywhere. The mean runs over these, so M may differ.
-        chosen_token_nll: NLL, mean over all tokens of the chosen response, nats a token; None takes -w. It differs from -w
-            where w leaves tokens out (a beginning that all responses share).
+        policy_rejected_mean_logps: l_j, the same of the rejected responses; what it holds where there is none is not
+            read.
+        is_rejected: True where there is a rejected response; None: everywhere. The mean runs over these, so M may
+            differ.
+        chosen_token_nll: NLL, mean over all tokens of the chosen response, nats a token; None takes -w. It differs from
+            -w where w leaves tokens out (a beginning that all responses share).
         beta: scale of the rewards, above 0; the paper takes 2.5 to 10.
         gamma_beta_ratio: gamma / beta, the margin in nats a token, at least 0; the paper takes 0.1 to 0.3.
         sft_weight: lambda, at least 0; the paper takes 0.1, the released scripts 0.
@@ -107,12 +110,14 @@ def logo(
         loss_type: one of `LOGO_LOSSES`.
 
     Returns:
-        Losses [pair], and `chosen_rewards`, `rejected_rewards` (beta times the mean l), `accuracies`, `margins` [pair], detached.
+        Losses [pair], and `chosen_rewards`, `rejected_rewards` (beta times the mean l), `accuracies`, `margins` [pair],
+        detached.
 
     Raises:
         ValueError: a hyperparameter out of range, or a chosen response without any rejected one.
 
-    Source: Tang et al. 2024, arXiv 2410.18533; LOGOTrainer.simpo_loss of ZetangForward/LCM_Stack. Not followed: its slicing,
+    Source: Tang et al. 2024, arXiv 2410.18533; LOGOTrainer.simpo_loss of ZetangForward/LCM_Stack. Not followed: its
+    slicing,
         which at batch size 1 averages two losses instead of two rejected responses, and its unshifted cross-entropy.
     """
     if not beta > 0 or not gamma_beta_ratio >= 0 or not sft_weight >= 0 or not 0 <= label_smoothing < 0.5:

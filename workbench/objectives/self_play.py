@@ -3,9 +3,9 @@
 What may live here: losses of two summed log-probabilities and of what a judge said about both responses. What may not:
 losses that know no more than which response was chosen (`pairwise`).
 
-Notation: the log-ratio of a response is log p_policy(y|x) - log p_reference(y|x), nats; the reference is the policy at the
-start of the round. The two papers use the letter eta for inverse things: SPPO's eta multiplies a win rate, DNO's eta
-divides it. Here `beta` is 1/eta for SPPO (its code does so) and `eta` is DNO's.
+Notation: the log-ratio of a response is log p_policy(y|x) - log p_reference(y|x), nats; the reference is the policy at
+the start of the round. The two papers use the letter eta for inverse things: SPPO's eta multiplies a win rate, DNO's
+eta divides it. Here `beta` is 1/eta for SPPO (its code does so) and `eta` is DNO's.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def sppo(
     - sppo: 1/2 [(a - eta (p_win - 1/2))^2 + (b - eta (p_lose - 1/2))^2]   (Wu 2024, eq. 4.4 with 1/2 for log Z)
     - sppo_single: the same with targets +-eta (p - 1/2), p = P(chosen beats rejected)
 
-    At a = b = 0 the first one is eta^2/2 [(p_win - 1/2)^2 + (p_lose - 1/2)^2]: 60,000 where eta = 1000 and both win rates
-    are 1/4 away from 1/2. That is how large the paper's loss is.
+    At a = b = 0 the first one is eta^2/2 [(p_win - 1/2)^2 + (p_lose - 1/2)^2]: 60,000 where eta = 1000 and both win
+    rates are 1/4 away from 1/2. That is how large the paper's loss is.
 
     Args:
         policy_chosen_logps, policy_rejected_logps: log p_policy of the two responses, summed over tokens, nats.
@@ -50,8 +50,8 @@ def sppo(
         loss_type: one of `SPPO_LOSSES`.
 
     Returns:
-        Losses [pair], and `chosen_rewards`, `rejected_rewards`, `accuracies`, `margins` [pair], beta times the log-ratios,
-        detached.
+        Losses [pair], and `chosen_rewards`, `rejected_rewards`, `accuracies`, `margins` [pair], beta times the
+        log-ratios, detached.
 
     Raises:
         ValueError: an unknown loss type, beta not above 0, or sppo_single without `chosen_probs`.
@@ -90,8 +90,8 @@ def dno(
 
         z softplus(-Delta) + (1 - z) softplus(Delta)   (Rosset 2024, eq. 12)
 
-    The minimum is at Delta = c (r_1 - r_2), so the exact minimiser is p_reference exp(c r / eta), normalised. z = 1 would be
-    the DPO loss; with r in [0, 1] and c = 1, z stays within [0.269, 0.731].
+    The minimum is at Delta = c (r_1 - r_2), so the exact minimiser is p_reference exp(c r / eta), normalised. z = 1
+    would be the DPO loss; with r in [0, 1] and c = 1, z stays within [0.269, 0.731].
 
     Args:
         policy_first_logps, policy_second_logps: log p_policy of the two responses, summed over tokens, nats.
@@ -101,8 +101,8 @@ def dno(
         reward_scale: c, above 0.
 
     Returns:
-        Losses [pair], and `target` (z), `chosen_rewards`, `rejected_rewards` (eta times the log-ratios of the first and the
-        second response), `accuracies` (the response with the higher win rate has the higher reward) and `margins`
+        Losses [pair], and `target` (z), `chosen_rewards`, `rejected_rewards` (eta times the log-ratios of the first and
+        the second response), `accuracies` (the response with the higher win rate has the higher reward) and `margins`
         (of rewards, in that direction), [pair], detached.
 
     Raises:

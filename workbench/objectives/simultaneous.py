@@ -3,8 +3,8 @@
 What may live here: losses over the states (i, j) of a translator that has written i - 1 target tokens and read j source
 words. What may not: networks, decoding, delays that were observed (`latency`).
 
-`simul_dpo` is a reconstruction: the paper's equation was not available. What is certain is that SimulPL puts latency into
-the preference objective; the form here follows from maximising E[reward - alpha latency] under a KL penalty, which
+`simul_dpo` is a reconstruction: the paper's equation was not available. What is certain is that SimulPL puts latency
+into the preference objective; the form here follows from maximising E[reward - alpha latency] under a KL penalty, which
 separates into the DPO term on the tokens and an explicit term on the read/write head.
 """
 
@@ -51,8 +51,8 @@ def state_confidence(
         label_smoothing: share of the target's mass that goes to all columns alike, fairseq's form.
 
     Returns:
-        Losses [row], sums over tokens, nats; and their parts `full_losses`, `mixed_losses`, `confidence_penalties`, the last
-        without lambda, and `n_tokens` [row], detached.
+        Losses [row], sums over tokens, nats; and their parts `full_losses`, `mixed_losses`, `confidence_penalties`, the
+        last without lambda, and `n_tokens` [row], detached.
 
     Raises:
         ValueError: lambda below 0, smoothing outside [0, 1), confidences outside [0, 1], or smoothing over one column.
@@ -135,7 +135,8 @@ def simul_dpo(
     - margin: L = -log sigma(beta h - alpha (Lat_w - Lat_l)) + kappa L_MSFT(y_w), with h the DPO margin
 
     Args:
-        policy_..., reference_...: log-probs of the two translations, each token under its source prefix, the same prefixes
+        policy_..., reference_...: log-probs of the two translations, each token under its source prefix, the same
+        prefixes
             for policy and reference; sums, or means over tokens for "ipo" and "simpo".
         supervised_losses: `state_confidence` of the chosen translation.
         chosen_penalties, rejected_penalties: `delay_penalty`; the second for the margin form alone.

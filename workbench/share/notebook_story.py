@@ -1,8 +1,9 @@
 """What a notebook says before it is run: its question, what it is about, the method in one equation.
 
-What may live here: reading of markdown cells into plain pieces. What may not: running anything, drawing, HTML. A piece is
-`[kind, content]` with kind "text", "strong", "em", "code", "math" or "display"; a formula's content is `formulas.tree`'s lists,
-or the TeX itself where that cannot be drawn (kind "code"). So a view inserts every word as text.
+What may live here: reading of markdown cells into plain pieces. What may not: running anything, drawing, HTML. A piece
+is `[kind, content]` with kind "text", "strong", "em", "code", "math" or "display"; a formula's content is
+`formulas.tree`'s lists, or the TeX itself where that cannot be drawn (kind "code"). So a view inserts every word as
+text.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def _blocks(source: str) -> list[str]:
 
 
 def _method(cells: list[str]) -> list[str]:
-    """The blocks up to the last display formula of the first cell that has one, and the end of its sentence; where no cell
-    has one, the first blocks with formulas in the text."""
+    """The blocks up to the last display formula of the first cell that has one, and the end of its sentence; where no
+    cell has one, the first blocks with formulas in the text."""
     for cell in cells:
         if "$$" in cell:
             blocks = [block for block in _blocks(cell) if not block.startswith("#")]

@@ -2,8 +2,9 @@
 
 What may live here: what a run's page and the scoreboard have in common. What may not: what either of them shows.
 
-The policy lets a page ask for nothing and run nothing but scripts that carry the page's own random nonce. What it cannot
-stop, such as a page that sends its reader elsewhere by itself, `defused` takes out of the markup; the two stand alone.
+The policy lets a page ask for nothing and run nothing but scripts that carry the page's own random nonce. What it
+cannot stop, such as a page that sends its reader elsewhere by itself, `defused` takes out of the markup; the two stand
+alone.
 """
 
 from __future__ import annotations
@@ -49,9 +50,15 @@ def frame(*, kind: str, body: str, title: str, views: Collection[str] = (), plot
     else:
         scripts.append(source("scoreboard.js"))
     return template("shell.html.j2").render(
-        kind=kind, body=body, title=title, css=css, plotly=_plotly() if plotly else "", scripts=scripts,
-        nonce=secrets.token_urlsafe(16), **parts,
-    )  # fmt: skip
+        kind=kind,
+        body=body,
+        title=title,
+        css=css,
+        plotly=_plotly() if plotly else "",
+        scripts=scripts,
+        nonce=secrets.token_urlsafe(16),
+        **parts,
+    )
 
 
 def defused(markup: str) -> str:

@@ -28,9 +28,7 @@ def publish(scoreboard: Path, root: Path | None = None) -> list[str]:
     for run, manifest in reversed(collect((root or runs.default_root()).resolve())):  # the newest one stays
         if (manifest["scale"], manifest["status"]) == ("tiny", "done") and _is_default(manifest):
             facts = {key: manifest[key] for key in ("system", "scale", "finished", "provenance")}
-            found[manifest["system"]] = {
-                **facts, "seeds": manifest["parameters"]["seeds"], "claims": run.claims()
-            }  # fmt: skip
+            found[manifest["system"]] = {**facts, "seeds": manifest["parameters"]["seeds"], "claims": run.claims()}
     merged = published | found
     runs.write_json(scoreboard, [merged[name] for name in methods.REGISTRY if name in merged])
     return [

@@ -18,9 +18,13 @@ from workbench.share import sendable
 DIFF_LINES, DIFF_CHARACTERS = 400, 40_000  # of a diff, on a page
 _VALUE_CHARACTERS = 1_000
 _HARDWARE = {
-    "system": "operating system", "machine": "machine", "processor": "processor", "cores": "cores", "memory_gib": "memory (GiB)",
+    "system": "operating system",
+    "machine": "machine",
+    "processor": "processor",
+    "cores": "cores",
+    "memory_gib": "memory (GiB)",
     "gpu": "GPU",
-}  # fmt: skip
+}
 
 
 # ------------------------------------------------------------------------------------------------------- header line
@@ -134,7 +138,10 @@ def _code(run: runs.Run, manifest: Mapping[str, Any]) -> dict[str, Any]:
         lines = text.splitlines()
         diff = "\n".join(lines[:DIFF_LINES])[:DIFF_CHARACTERS]
         if len(diff) < len("\n".join(lines)):
-            cut = f"Shown are the first {diff.count(chr(10)) + 1} of {len(lines)} lines; all of it is {path.name} of the run folder."
+            cut = (
+                f"Shown are the first {diff.count(chr(10)) + 1} of {len(lines)} lines; all of it is {path.name} of the"
+                " run folder."
+            )
     return {
         "hash": str(code.get("hash") or manifest.get("key") or ""),
         "is_key": not code.get("hash"),

@@ -1,6 +1,7 @@
 """The scoreboard: one page over all runs, with filters, and what each claim's verdict was in every run before.
 
-What may live here: choosing and ordering what runs left on disk, and `index.html` and `index.json` made from it. What may
+What may live here: choosing and ordering what runs left on disk, and `index.html` and `index.json` made from it. What
+may
 not: the page of one run, any verdict.
 """
 
@@ -98,7 +99,9 @@ def index(root: Path | None = None) -> Path:
         title="workbench: scoreboard",
         name="workbench",
         body=body,
-        footer="At scale tiny a small model lives in an embedded world: no verdict there says that a paper is reproduced.",
+        footer=(
+            "At scale tiny a small model lives in an embedded world: no verdict there says that a paper is reproduced."
+        ),
     )
     with runs.atomic(root / "index.html") as file:
         file.write(text.encode(errors="replace"))

@@ -39,9 +39,16 @@ def cleaner(*folders: Path | None) -> Callable[[str], str]:
     places = {
         *(str(folder) for folder in folders if folder is not None),
         *(str(folder.resolve()) for folder in folders if folder is not None),
-        str(runs.PACKAGE.parent), str(runs.default_root()), str(Path.home()), os.getcwd(), tempfile.gettempdir(),
-        sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), sys.prefix, sys.base_prefix,
-    }  # fmt: skip
+        str(runs.PACKAGE.parent),
+        str(runs.default_root()),
+        str(Path.home()),
+        os.getcwd(),
+        tempfile.gettempdir(),
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("stdlib"),
+        sys.prefix,
+        sys.base_prefix,
+    }
     longest_first = sorted((place for place in places if len(place) > 3), key=len, reverse=True)
     names = re.compile(rf"{_BEFORE}(?:{'|'.join(map(re.escape, longest_first))})(?=[^\w.-]|\.?(?:\s|$))")
 

@@ -13,9 +13,13 @@ import plotly.graph_objects as go
 from workbench.figures import Display, blank
 
 KINDS = {
-    "demonstrations": "#7F7F7F", "offline pairs": "#0072B2", "self-play": "#D55E00", "step pairs": "#009E73",
-    "online reward": "#CC79A7", "control": "#222222",
-}  # fmt: skip
+    "demonstrations": "#7F7F7F",
+    "offline pairs": "#0072B2",
+    "self-play": "#D55E00",
+    "step pairs": "#009E73",
+    "online reward": "#CC79A7",
+    "control": "#222222",
+}
 AXES = {
     "kl_nats": "KL to the start (nats a response)",
     "cpu_seconds": "CPU seconds of drawing and training",
@@ -71,9 +75,17 @@ def quality_figure(table: pd.DataFrame, against: str = "kl_nats") -> Display:
     for kind, colour in KINDS.items():
         rows = table[table.kind == kind]
         figure.add_trace(
-            go.Scatter(x=rows[against], y=rows.quality, text=rows.competitor, mode="markers+text", name=kind, textposition="top center",
-                       textfont={"size": 10}, marker={"size": 10, "color": colour})
-        )  # fmt: skip
+            go.Scatter(
+                x=rows[against],
+                y=rows.quality,
+                text=rows.competitor,
+                mode="markers+text",
+                name=kind,
+                textposition="top center",
+                textfont={"size": 10},
+                marker={"size": 10, "color": colour},
+            )
+        )
     return Display(table, figure)
 
 
@@ -81,9 +93,14 @@ def price_table(table: pd.DataFrame) -> pd.DataFrame:
     """What everyone got and what it cost, in readable units."""
     return pd.DataFrame(
         {
-            "competitor": table.competitor, "kind": table.kind, "accuracy": table.quality.round(3), "sampled": table.sampled.round(3),
-            "valid steps": table.valid_steps.round(3), "KL (nats)": table.kl_nats.round(2),
-            "generated tokens": table.generated_tokens.round().astype(int), "optimiser steps": table.optimizer_steps.astype(int),
+            "competitor": table.competitor,
+            "kind": table.kind,
+            "accuracy": table.quality.round(3),
+            "sampled": table.sampled.round(3),
+            "valid steps": table.valid_steps.round(3),
+            "KL (nats)": table.kl_nats.round(2),
+            "generated tokens": table.generated_tokens.round().astype(int),
+            "optimiser steps": table.optimizer_steps.astype(int),
             "CPU s": table.cpu_seconds.round(1),
         }
-    )  # fmt: skip
+    )

@@ -1,7 +1,7 @@
 """Clip bags: a clip beside its altered versions, with closeness, divergence and weight; and what each arm ends with.
 
-What may live here: figures and tables of the results of `methods/align/pami_vdpo`. What may not: measurements; every number
-comes from the results or from the tables in the run folder. All text is escaped.
+What may live here: figures and tables of the results of `methods/align/pami_vdpo`. What may not: measurements; every
+number comes from the results or from the tables in the run folder. All text is escaped.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ from workbench.widgets.paging import Paged
 
 TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {
-    "HAS against": "HAS, against the habit", "EARLY against": "EARLY, against the habit", "paired": "both of a pair right",
-    "with": "with the habit", "yes_bias": "yes-bias", "evidence_nats": "nats that the evidence adds", "quality": "quality",
-}  # fmt: skip
+    "HAS against": "HAS, against the habit",
+    "EARLY against": "EARLY, against the habit",
+    "paired": "both of a pair right",
+    "with": "with the habit",
+    "yes_bias": "yes-bias",
+    "evidence_nats": "nats that the evidence adds",
+    "quality": "quality",
+}
 
 
 def accuracy_figure(table: pd.DataFrame) -> Display:
@@ -35,7 +40,10 @@ def accuracy_figure(table: pd.DataFrame) -> Display:
     main: Any = ends[ends["arm"] == "pami"]
     title = "What every arm ends with"
     if len(main) and "paired" in measures:
-        title = f"PaMi-VDPO answers {main['paired'].mean():.0%} of question pairs right, from {lines['paired']['start']:.0%}"
+        title = (
+            f"PaMi-VDPO answers {main['paired'].mean():.0%} of question pairs right, from"
+            f" {lines['paired']['start']:.0%}"
+        )
     labels = {**TITLES, **MEASURES}
     display = dots_in_panels(rows, panel="measure", y="value", title=title, x_title="share", labels=labels, lines=lines)
     display.figure().update_xaxes(matches=None)
@@ -75,8 +83,8 @@ def bags(experiment: Any, *, arm: str = "pami", seed: int | None = None) -> Clip
 class ClipBags(Paged):
     """Sample by sample: the clip and its altered versions as strips of frames, the selected one marked.
 
-    A frame is a square whose colour is a function of its name (a blank one is white), or its text where that is long. Live it
-    has a slider and a button on either side; without a kernel it shows the first samples below each other.
+    A frame is a square whose colour is a function of its name (a blank one is white), or its text where that is long.
+    Live it has a slider and a button on either side; without a kernel it shows the first samples below each other.
 
     Args:
         table: the candidates of one arm, as `selection.parquet` in its run folder holds them.
@@ -115,10 +123,18 @@ class ClipBags(Paged):
             texts = [plain(f"{prompt}: {kind}") for prompt, kind in zip(rows["prompt"], rows["candidate"], strict=True)]
             name = f"{'false' if is_false == 1 else 'true'} rejection{', selected' if picked else ''}"
             figure.add_scatter(
-                x=rows["close"], y=rows["far"], mode="markers", name=name, text=texts,
-                marker={"color": "#D55E00" if is_false == 1 else "#0072B2", "symbol": "circle" if picked else "circle-open", "size": 6},
+                x=rows["close"],
+                y=rows["far"],
+                mode="markers",
+                name=name,
+                text=texts,
+                marker={
+                    "color": "#D55E00" if is_false == 1 else "#0072B2",
+                    "symbol": "circle" if picked else "circle-open",
+                    "size": 6,
+                },
                 hovertemplate="%{text}<br>%{x:.2f}, %{y:.3f} nats<extra></extra>",
-            )  # fmt: skip
+            )
         figure.add_hline(y=math.log(2), line={"dash": "dot", "color": "#888"}, annotation_text="log 2, the largest")
         return figure
 
@@ -127,8 +143,11 @@ class ClipBags(Paged):
         number = self.samples[index]
         rows: Any = self.table[self.table["sample"] == number]
         first = rows.iloc[0]
-        answers = {} if self.answers is None else {
-            int(r["k"]): r for r in self.answers[self.answers["sample"] == number].to_dict("records")}  # fmt: skip
+        answers = (
+            {}
+            if self.answers is None
+            else {int(r["k"]): r for r in self.answers[self.answers["sample"] == number].to_dict("records")}
+        )
         lines = [_line("original", first["evidence"], "", "", "", answers.get(-1), False)]
         for k, row in enumerate(rows.to_dict("records")):
             mark = "" if math.isnan(row["is_false"]) else (" (same right answer)" if row["is_false"] else "")
@@ -158,6 +177,7 @@ def _square(frame: str) -> str:
     hue = zlib.crc32(frame.encode()) % 360
     colour = "#fff" if is_blank else f"hsl({hue},60%,70%)"
     return (
-        f'<span style="display:inline-block;min-width:26px;height:24px;max-width:180px;overflow:hidden;margin:1px;padding:0 3px;'
-        f'border:1px solid #999;background:{colour};text-align:center;font-size:12px">{html.escape(frame)}</span>'
+        "<span"
+        ' style="display:inline-block;min-width:26px;height:24px;max-width:180px;overflow:hidden;margin:1px;padding:0'
+        f' 3px;border:1px solid #999;background:{colour};text-align:center;font-size:12px">{html.escape(frame)}</span>'
     )

@@ -24,16 +24,31 @@ from workbench.worlds.exposed_facts import TEMPERATURES
 Results = Sequence[Mapping[str, Any]]
 
 SCORER_NAMES = {
-    "direct": "stated number", "sc": "self-consistency", "hybrid_sc": "hybrid self-consistency",
-    "hybrid_product": "hybrid, product", "win_rate": "win rate", "elo": "Elo, K 32", "elo_k400": "Elo, K 400",
-    "trueskill": "TrueSkill", "bt": "Bradley-Terry", "bt_position": "Bradley-Terry with side",
-    "option_logp": "probability of its letter", "bt_shuffled": "control: outcomes shuffled", "bt_negated": "control: outcomes negated",
-}  # fmt: skip
+    "direct": "stated number",
+    "sc": "self-consistency",
+    "hybrid_sc": "hybrid self-consistency",
+    "hybrid_product": "hybrid, product",
+    "win_rate": "win rate",
+    "elo": "Elo, K 32",
+    "elo_k400": "Elo, K 400",
+    "trueskill": "TrueSkill",
+    "bt": "Bradley-Terry",
+    "bt_position": "Bradley-Terry with side",
+    "option_logp": "probability of its letter",
+    "bt_shuffled": "control: outcomes shuffled",
+    "bt_negated": "control: outcomes negated",
+}
 LABELS = {
-    **SCORER_NAMES, "R": "R: it senses what it knows", "S": "S: its samples know better", "Z": "Z: no signal",
-    "questions": "real questions", "F": "F: trained, judged at temperature 0", "FT": "FT: trained, judged at 0.7",
-    "random": "random opponents", "active": "opponents chosen by information",
-}  # fmt: skip
+    **SCORER_NAMES,
+    "R": "R: it senses what it knows",
+    "S": "S: its samples know better",
+    "Z": "Z: no signal",
+    "questions": "real questions",
+    "F": "F: trained, judged at temperature 0",
+    "FT": "FT: trained, judged at 0.7",
+    "random": "random opponents",
+    "active": "opponents chosen by information",
+}
 NOT_COMPARED = Note(
     "Active opponents were not asked beside random ones here; `compare_active` does that, for twice the judgments."
 )
@@ -59,9 +74,14 @@ def _auc_by_method(results: Results, arms: Sequence[str]) -> Display:
         for arm in lines
     )
     return dots_in_panels(
-        table, panel="panel", y="value", labels=LABELS, lines=lines, x_title="AUC",
+        table,
+        panel="panel",
+        y="value",
+        labels=LABELS,
+        lines=lines,
+        x_title="AUC",
         title=f"Bradley-Terry against the stated number: {', '.join(gains)}",
-    )  # fmt: skip
+    )
 
 
 def coverage_curves(results: Results) -> Display:
@@ -77,9 +97,15 @@ def coverage_curves(results: Results) -> Display:
         for arm in _main(results)
     )
     display = lines_in_panels(
-        pd.DataFrame(rows), panel="panel", x="coverage", y="value", labels=LABELS, x_title="share of answers kept",
-        y_title="accuracy of those kept", title=f"Right in the half that Bradley-Terry trusts: {', '.join(half)}",
-    )  # fmt: skip
+        pd.DataFrame(rows),
+        panel="panel",
+        x="coverage",
+        y="value",
+        labels=LABELS,
+        x_title="share of answers kept",
+        y_title="accuracy of those kept",
+        title=f"Right in the half that Bradley-Terry trusts: {', '.join(half)}",
+    )
     for name in ("sc", "elo", "trueskill"):  # each lies on another curve: a click in the legend shows it
         display.figure().update_traces(visible="legendonly", selector={"legendgroup": name})
     return display
@@ -97,9 +123,15 @@ def auc_by_calls(experiment: Experiment, results: Results) -> Display:
     ]
     path = " to ".join(f"{values(results, main, 'auc', f'bt{ending}').mean():.3f}" for ending in endings.values())
     display = lines_in_panels(
-        pd.DataFrame(rows), panel="panel", x="calls", y="value", labels=LABELS, x_title="calls a question",
-        y_title="AUC", title=f"With more opponents Bradley-Terry goes from {path} ({_short(main)})",
-    )  # fmt: skip
+        pd.DataFrame(rows),
+        panel="panel",
+        x="calls",
+        y="value",
+        labels=LABELS,
+        x_title="calls a question",
+        y_title="AUC",
+        title=f"With more opponents Bradley-Terry goes from {path} ({_short(main)})",
+    )
     display.figure().update_xaxes(tickvals=list(endings))
     return display
 
@@ -112,9 +144,13 @@ def elo_order(results: Results) -> Display:
     ]
     sd = {name: np.mean([row["value"] for row in rows if row["arm"] == name]) for name in ("elo", "elo_k400")}
     return dots_in_panels(
-        pd.DataFrame(rows), panel="panel", y="value", labels=LABELS, x_title="points of AUC",
+        pd.DataFrame(rows),
+        panel="panel",
+        y="value",
+        labels=LABELS,
+        x_title="points of AUC",
         title=f"Order alone moves Elo by {sd['elo']:.1f} points at K 32 and by {sd['elo_k400']:.1f} at K 400",
-    )  # fmt: skip
+    )
 
 
 def active_rounds(results: Results) -> Display | Note:
@@ -131,15 +167,25 @@ def active_rounds(results: Results) -> Display | Note:
     saved: Any = judgments_saved(results)
     first = saved[saved["regime"] == _main(results)[0]].iloc[0]
     return lines_in_panels(
-        pd.DataFrame(rows), panel="panel", x="judgments", y="value", labels=LABELS, x_title="judgments a question", y_title="AUC",
-        title=f"What random opponents reach with {first['random']:g} judgments a question takes {first['active']} when they are chosen",
-    )  # fmt: skip
+        pd.DataFrame(rows),
+        panel="panel",
+        x="judgments",
+        y="value",
+        labels=LABELS,
+        x_title="judgments a question",
+        y_title="AUC",
+        title=(
+            f"What random opponents reach with {first['random']:g} judgments a question takes {first['active']} when"
+            " they are chosen"
+        ),
+    )
 
 
 def judgments_saved(results: Results, *, measure: str = "auc", rounds: int = 1_000) -> pd.DataFrame | Note:
     """Judgments a question that chosen opponents need for what random ones reach with 5, 10 and all.
 
-    Read off the mean curves over seeds; the interval is a bootstrap over seeds. A curve that never gets there is "more".
+    Read off the mean curves over seeds; the interval is a bootstrap over seeds. A curve that never gets there is
+    "more".
 
     Args:
         measure: "auc", or "sensed": the correlation of the strengths with what the model senses, which is planted.
@@ -188,9 +234,18 @@ def sensitivity(results: Results) -> Display | Note:
     table: Any = pd.DataFrame(rows)
     mean = table[(table["arm"] == "bt") & (table["panel"] == "judge noise")].groupby("x")["value"].mean()
     return lines_in_panels(
-        table, panel="panel", x="x", y="value", labels=LABELS, x_title="setting", y_title="AUC",
-        title=f"Judge noise of {mean.index[0]:g} to {mean.index[-1]:g} takes Bradley-Terry from {mean.iloc[0]:.3f} to {mean.iloc[-1]:.3f}",
-    )  # fmt: skip
+        table,
+        panel="panel",
+        x="x",
+        y="value",
+        labels=LABELS,
+        x_title="setting",
+        y_title="AUC",
+        title=(
+            f"Judge noise of {mean.index[0]:g} to {mean.index[-1]:g} takes Bradley-Terry from {mean.iloc[0]:.3f} to"
+            f" {mean.iloc[-1]:.3f}"
+        ),
+    )
 
 
 def inspect(experiment: Experiment, *, seed: int, arm: str = "") -> ConfidenceRanking:
@@ -214,8 +269,9 @@ def ranking(experiment: Experiment, *, seed: int, arm: str = "", method: str = "
     wrong = [int((part["correct"] == 0).sum()) for part in (table[:half], table[half:])]
     figure = blank(
         f"Wrong answers: {wrong[0]} in the trusted half, {wrong[1]} in the other ({_short(arm)}, seed {seed})",
-        "place in the ranking", f"strength ({LABELS.get(method, method)})",
-    )  # fmt: skip
+        "place in the ranking",
+        f"strength ({LABELS.get(method, method)})",
+    )
     for truth, (name, colour, symbol) in TRUTH.items():
         rows = table[table["correct"].isna() if truth is None else table["correct"] == truth]
         asked = [
@@ -223,14 +279,24 @@ def ranking(experiment: Experiment, *, seed: int, arm: str = "", method: str = "
         ]
         figure.add_trace(
             go.Scatter(
-                x=rows.index + 1, y=rows["score"], mode="markers", name=name, customdata=asked,
+                x=rows.index + 1,
+                y=rows["score"],
+                mode="markers",
+                name=name,
+                customdata=asked,
                 marker={"color": colour, "symbol": symbol, "size": 7},
-                error_y={"array": rows["upper"] - rows["score"], "arrayminus": rows["score"] - rows["lower"],
-                         "color": colour, "thickness": 0.7, "width": 0},
+                error_y={
+                    "array": rows["upper"] - rows["score"],
+                    "arrayminus": rows["score"] - rows["lower"],
+                    "color": colour,
+                    "thickness": 0.7,
+                    "width": 0,
+                },
                 hovertemplate="%{customdata[0]}<br>%{customdata[1]}<br>%{y:.2f}<extra>" + name + "</extra>",
-                visible=True if len(rows) else "legendonly", showlegend=bool(len(rows)),
+                visible=True if len(rows) else "legendonly",
+                showlegend=bool(len(rows)),
             )
-        )  # fmt: skip
+        )
     return Display(table, figure)
 
 

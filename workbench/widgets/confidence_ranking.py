@@ -32,20 +32,26 @@ class ConfidenceRanking:
         answers: `qid`, `question`, `answer`, and `correct` (1, 0 or missing) where known.
         scores: scorer -> [answers], higher is surer; the first one orders the answers at first.
         intervals: scorer -> (lower, upper), each [answers]; for those that have them.
-        matchups: judgments `left`, `right` (qid), `outcome` (1: left surer, 0, 0.5), and `parse_status`, `raw_text` where there.
+        matchups: judgments `left`, `right` (qid), `outcome` (1: left surer, 0, 0.5), and `parse_status`, `raw_text`
+            where there.
         labels: scorer -> what a reader calls it.
         kept: answers kept at first, most trusted first; -1 takes half of them.
 
     Raises:
-        ValueError: a missing column, a `qid` twice, a score that is not finite or of another length, a label other than 0
-            and 1, a judgment of an unknown answer. Row and column are named.
+        ValueError: a missing column, a `qid` twice, a score that is not finite or of another length, a label other than
+            0 and 1, a judgment of an unknown answer. Row and column are named.
     """
 
     def __init__(
-        self, answers: pd.DataFrame, scores: Mapping[str, Sequence[float] | np.ndarray], *,
-        intervals: Mapping[str, tuple[Any, Any]] | None = None, matchups: pd.DataFrame | None = None,
-        labels: Mapping[str, str] | None = None, kept: int = -1,
-    ):  # fmt: skip
+        self,
+        answers: pd.DataFrame,
+        scores: Mapping[str, Sequence[float] | np.ndarray],
+        *,
+        intervals: Mapping[str, tuple[Any, Any]] | None = None,
+        matchups: pd.DataFrame | None = None,
+        labels: Mapping[str, str] | None = None,
+        kept: int = -1,
+    ):
         self.answers: Any = _checked_answers(answers)
         n = len(self.answers)
         if not scores:
@@ -75,10 +81,16 @@ class ConfidenceRanking:
         parts = {str(name): part.reset_index(drop=True) for name, part in table.groupby("method", sort=False)}
         names = sorted(parts, key=lambda name: name != first)
         return cls(
-            parts[names[0]][["qid", "question", "answer", "correct"]], {name: parts[name]["score"] for name in names},
-            intervals={name: (parts[name]["lower"], parts[name]["upper"]) for name in names if parts[name]["lower"].notna().all()},
-            matchups=judged, labels=labels,
-        )  # fmt: skip
+            parts[names[0]][["qid", "question", "answer", "correct"]],
+            {name: parts[name]["score"] for name in names},
+            intervals={
+                name: (parts[name]["lower"], parts[name]["upper"])
+                for name in names
+                if parts[name]["lower"].notna().all()
+            },
+            matchups=judged,
+            labels=labels,
+        )
 
     # -- faces
     def data(self) -> dict[str, Any]:
@@ -89,17 +101,25 @@ class ConfidenceRanking:
         for name, values in self.scores.items():
             lower, upper = self.intervals.get(name, (None, None))
             scorers.append(
-                {"name": name, "label": self.labels[name], "score": _short(values),
-                 "lower": None if lower is None else _short(lower), "upper": None if upper is None else _short(upper)}
-            )  # fmt: skip
+                {
+                    "name": name,
+                    "label": self.labels[name],
+                    "score": _short(values),
+                    "lower": None if lower is None else _short(lower),
+                    "upper": None if upper is None else _short(upper),
+                }
+            )
         matches = None
         if judged is not None:
             reply, texts = pd.factorize(judged["raw_text"].astype(str))  # a judge says few different things
             matches = {
-                "left": [place[qid] for qid in judged["left"]], "right": [place[qid] for qid in judged["right"]],
-                "outcome": judged["outcome"].tolist(), "status": judged["parse_status"].tolist(),
-                "reply": reply.tolist(), "texts": list(texts) if sum(map(len, texts)) <= TEXT_LIMIT else None,
-            }  # fmt: skip
+                "left": [place[qid] for qid in judged["left"]],
+                "right": [place[qid] for qid in judged["right"]],
+                "outcome": judged["outcome"].tolist(),
+                "status": judged["parse_status"].tolist(),
+                "reply": reply.tolist(),
+                "texts": list(texts) if sum(map(len, texts)) <= TEXT_LIMIT else None,
+            }
         correct = [None if np.isnan(value) else int(value) for value in answers["correct"]]
         shown = {name: answers[name].astype(str).tolist() for name in COLUMNS}
         return {"answers": {**shown, "correct": correct}, "scorers": scorers, "matches": matches}

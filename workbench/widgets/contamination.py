@@ -1,4 +1,5 @@
-"""Contamination of benchmark partitions: verdicts, overlap with and without the name, agreement, and the texts themselves.
+"""Contamination of benchmark partitions: verdicts, overlap with and without the name, agreement, and the texts
+themselves.
 
 What may live here: figures, tables and the browser of the results of `methods/confidence/time_travel`. What may not:
 measurements; every number comes from the results or from the tables in the run folder. All text is escaped.
@@ -23,20 +24,33 @@ from workbench.partition_tests import Result, found_by, gap_auroc, methods_of, n
 from workbench.widgets.paging import Paged
 
 NAMES = {
-    "rougeL": "ROUGE-L, paired", "rougeL_unpaired": "ROUGE-L, unpaired", "rougeL_permutation": "ROUGE-L, sign flips",
-    "edit": "edits, paired", "edit_unpaired": "edits, unpaired", "edit_permutation": "edits, sign flips",
-    "bleurt": "BLEURT, paired", "bleurt_unpaired": "BLEURT, unpaired", "bleurt_permutation": "BLEURT, sign flips",
-    "matcher": "counting, by rule", "judge": "counting, by a judge", "human1": "first annotator",
-    "human2": "second annotator", "truth": "truth",
-}  # fmt: skip
+    "rougeL": "ROUGE-L, paired",
+    "rougeL_unpaired": "ROUGE-L, unpaired",
+    "rougeL_permutation": "ROUGE-L, sign flips",
+    "edit": "edits, paired",
+    "edit_unpaired": "edits, unpaired",
+    "edit_permutation": "edits, sign flips",
+    "bleurt": "BLEURT, paired",
+    "bleurt_unpaired": "BLEURT, unpaired",
+    "bleurt_permutation": "BLEURT, sign flips",
+    "matcher": "counting, by rule",
+    "judge": "counting, by a judge",
+    "human1": "first annotator",
+    "human2": "second annotator",
+    "truth": "truth",
+}
 CONTROLS = ("_itself", "_on_general")  # endings of methods that must find nothing
 SEEN, CLEAN, UNKNOWN = "#D55E00", "#0072B2", "#7F7F7F"
 # What the specification's own simulation says of ten and fifty instances: (instances, correlation, rate) -> share.
 BANDS = {
-    (10, 0.0, "unpaired_false"): "0.06", (10, 0.7, "unpaired_false"): "0.004", (10, 0.4, "paired_false"): "0.075 to 0.08",
-    (50, 0.4, "paired_false"): "0.05 to 0.06", (10, 0.4, "paired_power"): "0.45", (10, 0.4, "unpaired_power"): "0.31",
+    (10, 0.0, "unpaired_false"): "0.06",
+    (10, 0.7, "unpaired_false"): "0.004",
+    (10, 0.4, "paired_false"): "0.075 to 0.08",
+    (50, 0.4, "paired_false"): "0.05 to 0.06",
+    (10, 0.4, "paired_power"): "0.45",
+    (10, 0.4, "unpaired_power"): "0.31",
     (10, 0.4, "permutation_false"): "at most 0.06",
-}  # fmt: skip
+}
 
 
 def verdicts(result: Result, arm: str = "") -> pd.DataFrame:
@@ -49,9 +63,13 @@ def verdicts(result: Result, arm: str = "") -> pd.DataFrame:
         if known:
             row["truth"] = known[name]
         if "rougeL" in by:
-            row |= {"gap": by["rougeL"]["statistic"], "p paired": by["rougeL"]["p_value"],
-                    "p unpaired": by["rougeL_unpaired"]["p_value"], "p sign flips": by["rougeL_permutation"]["p_value"],
-                    "p paired, Holm": by["rougeL"]["p_holm"]}  # fmt: skip
+            row |= {
+                "gap": by["rougeL"]["statistic"],
+                "p paired": by["rougeL"]["p_value"],
+                "p unpaired": by["rougeL_unpaired"]["p_value"],
+                "p sign flips": by["rougeL_permutation"]["p_value"],
+                "p paired, Holm": by["rougeL"]["p_holm"],
+            }
         counting = next(by[method] for method in ("judge", "matcher") if method in by)
         row |= {"exact": int(counting["n_exact"]), "near-exact": int(counting["n_near"])}
         row |= {NAMES.get(m, m): "contaminated" if by[m]["contaminated"] else "" for m in names}
@@ -64,19 +82,28 @@ def gaps(results: Sequence[Result], arm: str = "", metric: str = "rougeL") -> Di
     arm = arm or next(iter(results[0]["arms"]))
     results = _apart(results)
     rows = [
-        {"partition": _label(name, result, arm, seed, len(results)), "gap": row["statistic"], "lower": row["lower"],
-         "upper": row["upper"], "p": row["p_value"], "truth": result["arms"][arm]["truth"].get(name)}
+        {
+            "partition": _label(name, result, arm, seed, len(results)),
+            "gap": row["statistic"],
+            "lower": row["lower"],
+            "upper": row["upper"],
+            "p": row["p_value"],
+            "truth": result["arms"][arm]["truth"].get(name),
+        }
         for seed, result in enumerate(results)
         for name, row in found_by(result, arm, metric).items()
-    ]  # fmt: skip
+    ]
     if not rows:
         raise ValueError(f"no overlap scores of {metric!r} with and without the name; method 1 needs both instructions")
     table = pd.DataFrame(rows).sort_values("gap", ignore_index=True)
     below = sum(p <= 0.05 for p in table["p"])
     figure = blank(
-        f"Naming the data set raises {NAMES.get(metric, metric).split(',')[0]} significantly in {below} of {len(table)} partitions",
-        "gap: guided minus general (95 % bootstrap over instances)", "", height=150 + 17 * len(table),
-    )  # fmt: skip
+        f"Naming the data set raises {NAMES.get(metric, metric).split(',')[0]} significantly in {below} of {len(table)}"
+        " partitions",
+        "gap: guided minus general (95 % bootstrap over instances)",
+        "",
+        height=150 + 17 * len(table),
+    )
     colours = [UNKNOWN if pd.isna(t) else SEEN if t else CLEAN for t in table["truth"].tolist()]
     error = {
         "array": table["upper"] - table["gap"],
@@ -85,16 +112,23 @@ def gaps(results: Sequence[Result], arm: str = "", metric: str = "rougeL") -> Di
         "thickness": 1,
     }
     figure.add_bar(
-        x=table["gap"], y=[plain(name) for name in table["partition"]], orientation="h", error_x=error, showlegend=False,
-        marker_color=colours, customdata=table[["p"]], hovertemplate="%{y}: %{x:.3f}, p = %{customdata[0]:.4f}<extra></extra>",
-    )  # fmt: skip
+        x=table["gap"],
+        y=[plain(name) for name in table["partition"]],
+        orientation="h",
+        error_x=error,
+        showlegend=False,
+        marker_color=colours,
+        customdata=table[["p"]],
+        hovertemplate="%{y}: %{x:.3f}, p = %{customdata[0]:.4f}<extra></extra>",
+    )
     for name, shade in (("contaminated", SEEN), ("clean", CLEAN)) if colours[0] != UNKNOWN else ():
         figure.add_bar(x=[None], y=[None], name=name, marker_color=shade)
     return Display(table, figure)
 
 
 def published(results: Sequence[Result]) -> pd.DataFrame | Note:
-    """Of released scores: partitions of 14 on which each method is right, and mean gains, here and in the specification."""
+    """Of released scores: partitions of 14 on which each method is right, and mean gains, here and in the
+    specification."""
     if set(results[0]["arms"]) != set(PUBLISHED_RIGHT):
         return Note("Only the released scores have figures to stand beside.")
     result = over_seeds(results, 0.05)
@@ -128,17 +162,22 @@ def pairs(experiment: Experiment, *, seed: int, arm: str = "", metric: str = "ro
     names = list(dict.fromkeys(table["partition"]))
     up = sum(table["guided"] > table["general"])
     figure = blank(
-        f"{up} of {len(table)} completions are nearer to the original when the data set is named", "",
+        f"{up} of {len(table)} completions are nearer to the original when the data set is named",
+        "",
         f"{NAMES.get(metric, metric).split(',')[0]} with the original",
-    )  # fmt: skip
+    )
     for place, name in enumerate(names):
         rows = table[table["partition"] == name]
         for general, guided in zip(rows["general"], rows["guided"], strict=True):
             figure.add_scatter(
-                x=[place - 0.2, place + 0.2], y=[general, guided], mode="lines+markers", showlegend=False, hoverinfo="y",
+                x=[place - 0.2, place + 0.2],
+                y=[general, guided],
+                mode="lines+markers",
+                showlegend=False,
+                hoverinfo="y",
                 line={"color": SEEN if guided > general else CLEAN, "width": 1},
                 marker={"size": 6, "symbol": ["circle-open", "circle"]},
-            )  # fmt: skip
+            )
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=[plain(name) for name in names], tickangle=-30)
     return Display(table, figure)
 
@@ -168,14 +207,24 @@ def agreement(results: Sequence[Result], arm: str = "") -> Display:
     )
     figure = blank(title, "", "", height=180 + 32 * len(names))
     figure.add_trace(
-        go.Heatmap(z=share, x=names, y=names, zmin=0, zmax=1, colorscale="Blues", texttemplate="%{z:.2f}", colorbar={"title": "share"})
-    )  # fmt: skip
+        go.Heatmap(
+            z=share,
+            x=names,
+            y=names,
+            zmin=0,
+            zmax=1,
+            colorscale="Blues",
+            texttemplate="%{z:.2f}",
+            colorbar={"title": "share"},
+        )
+    )
     figure.update_yaxes(autorange="reversed")
     return Display(table, figure)
 
 
 def rates(results: Sequence[Result]) -> pd.DataFrame:
-    """Error rates of the tests on simulated scores, mean over seeds; where the specification gives one, it stands beside."""
+    """Error rates of the tests on simulated scores, mean over seeds; where the specification gives one, it stands
+    beside."""
     rows = []
     for place, setting in enumerate(results[0]["statistics"]):
         at = (setting["n"], setting["correlation"])
@@ -183,10 +232,15 @@ def rates(results: Sequence[Result]) -> pd.DataFrame:
             here = float(np.mean([result["statistics"][place][name] for result in results]))
             test, kind = name.split("_")
             rows.append(
-                {"instances": at[0], "correlation": at[1], "test": test,
-                 "rate": {"power": "power", "false": "false alarms"}[kind],
-                 "here": round(here, 3), "specification": BANDS.get((*at, name), "")}
-            )  # fmt: skip
+                {
+                    "instances": at[0],
+                    "correlation": at[1],
+                    "test": test,
+                    "rate": {"power": "power", "false": "false alarms"}[kind],
+                    "here": round(here, 3),
+                    "specification": BANDS.get((*at, name), ""),
+                }
+            )
     return pd.DataFrame(rows).sort_values(["instances", "correlation", "rate", "test"], ignore_index=True)
 
 

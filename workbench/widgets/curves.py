@@ -1,4 +1,5 @@
-"""Curves of trainings for TrainingMonitor: which panel a series belongs to, lines of a probe, means over seeds, and JSON.
+"""Curves of trainings for TrainingMonitor: which panel a series belongs to, lines of a probe, means over seeds, and
+JSON.
 
 What may live here: numbers and tables in, numbers and JSON out. What may not: reading of files, widgets, verdicts.
 """
@@ -37,7 +38,9 @@ PANELS = [
     Panel("Accuracy on training pairs", "share", ("accuracies",)),
     Panel("Log-probs of training pairs", "nats a response", ("chosen_logps", "rejected_logps"), _SIDES),
     Panel("Held-out log-probs since the start", "nats a response", ("held_out_chosen", "held_out_rejected"), _SIDES),
-    Panel("Held-out accuracy", "share", ("held_out_reward_accuracy", "held_out_accuracy"), ("by reward", "by likelihood")),
+    Panel(
+        "Held-out accuracy", "share", ("held_out_reward_accuracy", "held_out_accuracy"), ("by reward", "by likelihood")
+    ),
     Panel("Own samples: quality", "score", ("sample_quality",)),
     Panel("Own samples: length", "tokens", ("sample_length",)),
     Panel("Own samples: ended", "share", ("sample_ended",)),
@@ -57,7 +60,7 @@ PANELS = [
     Panel("Before the first update: clipped", "share of tokens", ("first_policy_clipped",)),
     Panel("Gradient norm", "before clipping", ("grad_norm",), log=True),
     Panel("Learning rate", "", ("learning_rate",)),
-]  # fmt: skip
+]
 
 
 def panels_of(known: Sequence[str], wanted: Sequence[str]) -> list[Panel]:
@@ -115,7 +118,8 @@ def _row_means(table: np.ndarray) -> np.ndarray:
 
 
 def seconds_at(clock: tuple[np.ndarray, np.ndarray] | None, x: np.ndarray) -> np.ndarray | None:
-    """Seconds since the start at steps `x`: read off between the steps where the clock was looked at, NaN outside of them."""
+    """Seconds since the start at steps `x`: read off between the steps where the clock was looked at, NaN outside of
+    them."""
     return None if clock is None else np.interp(x, *clock, left=math.nan, right=math.nan)
 
 
@@ -152,10 +156,18 @@ def records(table: pd.DataFrame, room: list[int]) -> list[dict[str, Any]]:
     for row in table.to_dict("records"):
         if room[0] <= 0:
             break
-        found.append({
-            str(name): cut(x, CUT_ROW, room) if isinstance(x, str) else None if isinstance(x, float) and not math.isfinite(x)
-            else float(f"{x:.6g}") if isinstance(x, float) else x for name, x in row.items()
-        })  # fmt: skip
+        found.append(
+            {
+                str(name): cut(x, CUT_ROW, room)
+                if isinstance(x, str)
+                else None
+                if isinstance(x, float) and not math.isfinite(x)
+                else float(f"{x:.6g}")
+                if isinstance(x, float)
+                else x
+                for name, x in row.items()
+            }
+        )
     return found
 
 
@@ -174,11 +186,16 @@ def sample_records(samples: Any, room: list[int]) -> dict[str, Any] | None:
             continue
         at = {
             int(step): [
-                [cut(row.text, CUT, room), int(row.length), bool(row.ended), None if math.isnan(row.quality) else round(row.quality, 4)]
+                [
+                    cut(row.text, CUT, room),
+                    int(row.length),
+                    bool(row.ended),
+                    None if math.isnan(row.quality) else round(row.quality, 4),
+                ]
                 for row in rows.sort_values("k").itertuples()
             ]
             for step, rows in part.groupby("step")
-        }  # fmt: skip
+        }
         prompts.append(
             {"text": cut(part["prompt_text"].iloc[0], CUT, room), "at": [at.get(step, []) for step in steps]}
         )

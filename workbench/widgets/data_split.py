@@ -1,4 +1,5 @@
-"""MPO: which pairs are easy and which are hard, how often their labels are wrong, and what each way of training reached.
+"""MPO: which pairs are easy and which are hard, how often their labels are wrong, and what each way of training
+reached.
 
 What may live here: figures and tables of the results of `methods/align/mpo`. What may not: measurements; every number
 comes from the results or from the tables in the run folder.

@@ -1,4 +1,5 @@
-"""Follow-ups: how likely each phrase is behind a response, the ranking test, mined pairs, and what policies learned from them.
+"""Follow-ups: how likely each phrase is behind a response, the ranking test, mined pairs, and what policies learned
+from them.
 
 What may live here: figures, tables and the browser of the results of `methods/align/flr`. What may not: measurements;
 every number comes from the results or from the tables in the run folder. All text is escaped.
@@ -21,12 +22,19 @@ from workbench.widgets.paging import Paged
 TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {"quality": "quality of samples", "greedy": "quality of greedy answers", "flr": "mean FLR (nats a token)"}
 RANKERS = {
-    "flr": "FLR", "flr_one_phrase": "FLR, one phrase", "flr_positive": "FLR, positive phrases only", "flr_sum": "FLR, sum over words",
-    "flr_official_raw_logit": "raw logits of the released script", "tuned": "FLR, tuned on feedback",
-    "swapped": "FLR, tuned with roles swapped", "tuned_official_raw_logit": "raw logits, tuned on feedback",
-    "mistuned": "FLR, tuned on shuffled feedback", "deaf": "FLR, listener who does not listen", "own_likelihood": "own likelihood",
+    "flr": "FLR",
+    "flr_one_phrase": "FLR, one phrase",
+    "flr_positive": "FLR, positive phrases only",
+    "flr_sum": "FLR, sum over words",
+    "flr_official_raw_logit": "raw logits of the released script",
+    "tuned": "FLR, tuned on feedback",
+    "swapped": "FLR, tuned with roles swapped",
+    "tuned_official_raw_logit": "raw logits, tuned on feedback",
+    "mistuned": "FLR, tuned on shuffled feedback",
+    "deaf": "FLR, listener who does not listen",
+    "own_likelihood": "own likelihood",
     "length": "length",
-}  # fmt: skip
+}
 SIDES = {"positive": "#0072B2", "negative": "#D55E00"}
 
 
@@ -48,8 +56,15 @@ def ranking_figure(experiment: Any, results: Sequence[dict]) -> Display | str:
     table = pd.DataFrame(rows)
     mean: Any = table.groupby("arm")["accuracy"].mean()
     title = f"FLR orders {mean['flr']:.0%} of the pairs, the model's own likelihood {mean['own_likelihood']:.0%}"
-    return dots_in_panels(table, panel="test", y="accuracy", title=title, x_title="share of pairs", labels=RANKERS,
-                          lines={"held-out pairs in the right order": {"chance": 0.5}})  # fmt: skip
+    return dots_in_panels(
+        table,
+        panel="test",
+        y="accuracy",
+        title=title,
+        x_title="share of pairs",
+        labels=RANKERS,
+        lines={"held-out pairs in the right order": {"chance": 0.5}},
+    )
 
 
 def policies_figure(table: pd.DataFrame) -> Display | str:
@@ -99,8 +114,16 @@ def overshoot_figure(experiment: Any) -> Display | str:
             ]
     if not rows:
         return "This run has neither dpo_flr nor dpo_fast."
-    return lines_in_panels(pd.DataFrame(rows), panel="measure", x="step", y="value", title="The margin of rewards grows with either rate",
-                           x_title="step", y_title="margin (nats x beta)", labels={**TITLES, "margin": "training pairs"})  # fmt: skip
+    return lines_in_panels(
+        pd.DataFrame(rows),
+        panel="measure",
+        x="step",
+        y="value",
+        title="The margin of rewards grows with either rate",
+        x_title="step",
+        y_title="margin (nats x beta)",
+        labels={**TITLES, "margin": "training pairs"},
+    )
 
 
 def mining(experiment: Any) -> pd.DataFrame:
@@ -133,7 +156,8 @@ class FollowUpBrowser(Paged):
             raise ValueError("no scored responses to show; add the arm 'ranking'")
         if len(table["likelihoods"].iloc[0]) != len(phrases):
             raise ValueError(
-                f"{len(phrases)} phrases for {len(table['likelihoods'].iloc[0])} likelihoods: not the set they were scored with"
+                f"{len(phrases)} phrases for {len(table['likelihoods'].iloc[0])} likelihoods: not the set they were"
+                " scored with"
             )
         self.table = table.drop_duplicates(["prompt", "response"], ignore_index=True)
         self.phrases, self.shown = [tuple(row) for row in phrases], shown
@@ -184,8 +208,14 @@ class FollowUpBrowser(Paged):
         figure = blank("FLR against the length of the response", "words", "FLR (nats a token)")
         for side, rows in table.groupby("side", sort=False):
             where = np.random.default_rng(0).uniform(-0.2, 0.2, len(rows))  # so that points of one length stay apart
-            figure.add_scatter(x=rows["words"] + where, y=rows["flr"], mode="markers", name=plain(str(side)), opacity=0.6,
-                               marker={"size": 5, "color": colour("dpo_flr" if side == "chosen" else "dpo_inverted")})  # fmt: skip
+            figure.add_scatter(
+                x=rows["words"] + where,
+                y=rows["flr"],
+                mode="markers",
+                name=plain(str(side)),
+                opacity=0.6,
+                marker={"size": 5, "color": colour("dpo_flr" if side == "chosen" else "dpo_inverted")},
+            )
         return Display(table[["prompt", "response", "side", "words", "flr"]], figure)
 
     def html(self, index: int) -> str:
@@ -196,7 +226,8 @@ class FollowUpBrowser(Paged):
         columns = "".join(
             f'<td style="vertical-align:top;text-align:left"><b style="color:{SIDES[p]}">{p}</b>'
             + "".join(
-                f"<div>{r['likelihood']:.3f} {html.escape(str(r['phrase']))} <small>{html.escape(str(r['dimension']))}</small></div>"
+                f"<div>{r['likelihood']:.3f} {html.escape(str(r['phrase']))}"
+                f" <small>{html.escape(str(r['dimension']))}</small></div>"
                 for r in part.to_dict("records")
             )
             + "</td>"
@@ -204,7 +235,8 @@ class FollowUpBrowser(Paged):
         )
         return (
             f'<div class="follow-ups"><b>{index + 1} of {len(self.table)}, FLR {row["flr"]:+.3f}</b> '
-            f"{html.escape(str(row['prompt']))} → {html.escape(str(row['response']))}<table><tr>{columns}</tr></table></div>"
+            f"{html.escape(str(row['prompt']))} →"
+            f" {html.escape(str(row['response']))}<table><tr>{columns}</tr></table></div>"
         )
 
     def widget(self):

@@ -48,7 +48,10 @@ def rounds_figure(experiment: Any, table: pd.DataFrame, what: str, arms: Sequenc
     rows: Any = table[table[what].notna() & table.arm.isin(arms or table.arm.unique())]
     means: Any = rows[rows.arm == own].groupby("round")[what].mean()
     (first, before), *_, (last, after) = [*means.items(), *means.tail(1).items()]
-    title = f"{own.upper()}: {AXES.get(what, what).split(' (')[0]} {before:.3f} in round {first}, {after:.3f} in round {last}"
+    title = (
+        f"{own.upper()}: {AXES.get(what, what).split(' (')[0]} {before:.3f} in round {first}, {after:.3f} in round"
+        f" {last}"
+    )
     return lines_over_rounds(
         rows,
         x="round",
@@ -61,7 +64,8 @@ def rounds_figure(experiment: Any, table: pd.DataFrame, what: str, arms: Sequenc
 
 
 def exploitability_figure(experiment: Any, table: pd.DataFrame, arms: Sequence[str] = ()) -> Display | str:
-    """How much the best answer to a policy wins beyond one half: of the last policy, and of the average of all rounds."""
+    """How much the best answer to a policy wins beyond one half: of the last policy, and of the average of all
+    rounds."""
     if "average_exploitability" not in table:
         return NOT_HERE.format("exploitability")
     own = experiment.method.name
@@ -72,13 +76,20 @@ def exploitability_figure(experiment: Any, table: pd.DataFrame, arms: Sequence[s
     last, average = end["exploitability"], end["average_exploitability"]
     title = f"{own.upper()} ends at exploitability {average:.3f} on average over its rounds, {last:.3f} in the last"
     return lines_in_panels(
-        long, panel="panel", x="round", y="value", title=title, x_title="rounds finished",
-        y_title="best response wins beyond 1/2 (share)", labels={**_titles(experiment), **kinds},
-    )  # fmt: skip
+        long,
+        panel="panel",
+        x="round",
+        y="value",
+        title=title,
+        x_title="rounds finished",
+        y_title="best response wins beyond 1/2 (share)",
+        labels={**_titles(experiment), **kinds},
+    )
 
 
 def movement_figure(experiment: Any, table: pd.DataFrame, arms: Sequence[str]) -> Display:
-    """Where each round moved the log-probs of its own winners and losers, nats: the sign is what section 4.5 is about."""
+    """Where each round moved the log-probs of its own winners and losers, nats: the sign is what section 4.5 is
+    about."""
     kinds = {"winner_moved": "winners", "loser_moved": "losers"}
     rows: Any = table[table.arm.isin(arms) & table.winner_moved.notna()]
     long = rows.melt(["arm", "seed", "round"], list(kinds), "panel", "value")
@@ -86,9 +97,15 @@ def movement_figure(experiment: Any, table: pd.DataFrame, arms: Sequence[str]) -
     up, down = means["winner_moved"], means["loser_moved"]
     title = f"{experiment.method.name.upper()} moves winners by {up:+.2f} and losers by {down:+.2f} nats a round"
     shown = lines_in_panels(
-        long, panel="panel", x="round", y="value", title=title, x_title="round", y_title="mean log-ratio to the round's start (nats)",
+        long,
+        panel="panel",
+        x="round",
+        y="value",
+        title=title,
+        x_title="round",
+        y_title="mean log-ratio to the round's start (nats)",
         labels={**_titles(experiment), **kinds},
-    )  # fmt: skip
+    )
     shown.drawing.add_hline(y=0, line={"color": "#444", "width": 1})
     return shown
 
@@ -133,7 +150,8 @@ def matchups(
 
 
 def cycles(wins: pd.DataFrame, margin: float = 0.0) -> list[tuple[str, str, str]]:
-    """Triples in which the first beats the second, the second the third and the third the first, each by `margin` or more."""
+    """Triples in which the first beats the second, the second the third and the third the first, each by `margin` or
+    more."""
     beats = wins.to_numpy() > 0.5 + margin
     names = [str(name) for name in wins.index]
     found = [
@@ -145,7 +163,8 @@ def cycles(wins: pd.DataFrame, margin: float = 0.0) -> list[tuple[str, str, str]
 
 
 def matchup_figure(experiment: Any, arm: str, *, seed: int | None = None, margin: float = 0.02) -> Display | str:
-    """The rounds' policies against each other (and against the teacher, where there is one); the title counts the cycles."""
+    """The rounds' policies against each other (and against the teacher, where there is one); the title counts the
+    cycles."""
     if not isinstance(experiment.task, EnumeratedTask):
         return NOT_HERE.format("exact win rates between policies")
     gold = getattr(experiment.task, "gold", None)
@@ -160,10 +179,17 @@ def wins_figure(wins: pd.DataFrame, found: Sequence[tuple[str, str, str]], margi
     names = [plain(str(name)) for name in wins.index]
     figure = blank(plain(title).replace("&gt;", ">"), "opponent", "policy", height=460)
     figure.add_heatmap(
-        z=wins.to_numpy(), x=names, y=names, zmin=0.2, zmax=0.8, colorscale="RdBu", text=wins.round(2).to_numpy(),
-        texttemplate="%{text}", hovertemplate="%{y} against %{x}: %{z:.3f}<extra></extra>",
+        z=wins.to_numpy(),
+        x=names,
+        y=names,
+        zmin=0.2,
+        zmax=0.8,
+        colorscale="RdBu",
+        text=wins.round(2).to_numpy(),
+        texttemplate="%{text}",
+        hovertemplate="%{y} against %{x}: %{z:.3f}<extra></extra>",
         colorbar={"title": {"text": f"row wins; cycles<br>by {margin:g} or more"}},
-    )  # fmt: skip
+    )
     figure.update_yaxes(autorange="reversed")
     return Display(wins.reset_index(names="policy"), figure)
 

@@ -1,7 +1,7 @@
 """The last verdicts on a system: what its newest finished runs on this machine said, and what was published.
 
-What may live here: finding and reading those claims, whatever else lies in the runs folder. What may not: deciding a verdict
-(`claims`), drawing (`launcher`).
+What may live here: finding and reading those claims, whatever else lies in the runs folder. What may not: deciding a
+verdict (`claims`), drawing (`launcher`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Launcher: every system and study of the registry; its question, method and last verdicts; a button that runs it.
 
-What may live here: the view, and what it tells of each system. What may not: starting and watching (`launches`), reading of
-notebooks (`notebook_story`), any list of systems but the registry: a new one appears by its line there.
+What may live here: the view, and what it tells of each system. What may not: starting and watching (`launches`),
+reading of notebooks (`notebook_story`), any list of systems but the registry: a new one appears by its line there.
 
-Three faces: alive in JupyterLab (run, stop, progress, a link to the page), the same view in a rendered page, where the button
-is the command to type, and `frame()`, `figure()`, `run()`, `wait()`, `stop()` for scripts.
+Three faces: alive in JupyterLab (run, stop, progress, a link to the page), the same view in a rendered page, where the
+button is the command to type, and `frame()`, `figure()`, `run()`, `wait()`, `stop()` for scripts.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class Launcher:
         )
 
     def frame(self) -> pd.DataFrame:
-        """One row a system: `name`, `group`, `title`, `paper`, `question`, `cost`, `verdicts`, and the run that they are `of`."""
+        """One row a system: `name`, `group`, `title`, `paper`, `question`, `cost`, `verdicts`, and the run that they
+        are `of`."""
         import pandas as pd
 
         rows = []
@@ -112,7 +113,8 @@ class Launcher:
         return pd.DataFrame(rows, columns=["name", "group", "title", "paper", "question", "cost", "verdicts", "of"])
 
     def figure(self, *names: str) -> go.Figure:
-        """Effects and intervals of the last verdicts, in standard deviations over the seeds, of these systems or of all.
+        """Effects and intervals of the last verdicts, in standard deviations over the seeds, of these systems or of
+        all.
 
         Raises:
             ValueError: an unknown system.
@@ -126,7 +128,8 @@ class Launcher:
         return figures.claims_forest(records).figure()
 
     def last(self, name: str) -> Verdicts | None:
-        """The newest finished run here that decides anything, else what was published, else a smoke run; None without any.
+        """The newest finished run here that decides anything, else what was published, else a smoke run; None without
+        any.
 
         Raises:
             ValueError: an unknown system.
@@ -144,7 +147,8 @@ class Launcher:
 
     # -- what the button does
     def run(self, name: str, *, scale: str = "tiny", seeds: int = 0) -> State:
-        """Starts a system in a process of its own and returns at once; one that is running already is not started again.
+        """Starts a system in a process of its own and returns at once; one that is running already is not started
+        again.
 
         It goes on when this kernel ends; another Launcher finds it. In a batch run nothing is started.
 
@@ -274,9 +278,11 @@ class Launcher:
         """What the view draws, JSON types only. Only the live face names places of this machine."""
         places = _served(self.root) if live else {}
         return {
-            "systems": list(self._entries.values()), "scales": list(methods.SCALES), "most_seeds": launches.MOST_SEEDS,
+            "systems": list(self._entries.values()),
+            "scales": list(methods.SCALES),
+            "most_seeds": launches.MOST_SEEDS,
             **places,
-        }  # fmt: skip
+        }
 
     def _entry(self, method: methods.Method) -> dict[str, Any]:
         try:
@@ -287,16 +293,30 @@ class Launcher:
         known = verdicts_of(method.name, self.root, SCOREBOARD)
         first = decisive(known)
         return {
-            "name": method.name, "group": method.group or "study", "title": method.title, "paper": method.paper,
-            "cost": method.cost, "tags": list(method.tags), "notebook": method.notebook.as_posix(), "trouble": trouble,
-            "question": story.question, "about": story.about, "method": story.method,
+            "name": method.name,
+            "group": method.group or "study",
+            "title": method.title,
+            "paper": method.paper,
+            "cost": method.cost,
+            "tags": list(method.tags),
+            "notebook": method.notebook.as_posix(),
+            "trouble": trouble,
+            "question": story.question,
+            "about": story.about,
+            "method": story.method,
             "seeds": {scale: len(methods.default_seeds(method, scale)) for scale in methods.SCALES},
-            "counts": first.counts if first else {}, "first": known.index(first) if first else 0,
+            "counts": first.counts if first else {},
+            "first": known.index(first) if first else 0,
             "sources": [
-                {"label": one.label, "page": self._inside(one.folder and one.folder / "page.html"), "rows": one.rows, "counts": one.counts}
+                {
+                    "label": one.label,
+                    "page": self._inside(one.folder and one.folder / "page.html"),
+                    "rows": one.rows,
+                    "counts": one.counts,
+                }
                 for one in known
             ],
-        }  # fmt: skip
+        }
 
     def _status(self) -> str:
         """Every state that a view has something to say about, as JSON text."""
@@ -305,9 +325,11 @@ class Launcher:
             # how a launch of long ago ended is told by its verdicts
             if state.status != "none" and (state.status != "done" or name == self._last):
                 told[name] = {key: getattr(state, key) for key in _TOLD} | {
-                    "share": round(state.share, 3), "elapsed_s": round(state.elapsed_s, 1), "page": self._inside(state.page),
+                    "share": round(state.share, 3),
+                    "elapsed_s": round(state.elapsed_s, 1),
+                    "page": self._inside(state.page),
                     "folder": self._inside(state.folder),
-                }  # fmt: skip
+                }
         return json.dumps({"states": told, "said": self._said})
 
     def _inside(self, path: Path | None) -> str:
@@ -331,7 +353,8 @@ def _news(state: State | None) -> Any:
 
 # ------------------------------------------------------------------------------------------------- what a server shows
 def _served(root: Path) -> dict[str, Any]:
-    """Where the Jupyter server of this kernel shows runs and notebooks: paths relative to its root, None where it does not."""
+    """Where the Jupyter server of this kernel shows runs and notebooks: paths relative to its root, None where it does
+    not."""
     shown, base = None, "/"
     if pid := os.environ.get("JPY_PARENT_PID"):  # the server's own process number, by which it names its file of facts
         from jupyter_core.paths import jupyter_runtime_dir
@@ -349,7 +372,8 @@ def _served(root: Path) -> dict[str, Any]:
 
 
 def _below(path: Path, top: Path | None) -> str | None:
-    """`path` relative to `top`; None where it is not inside, or behind a hidden folder, which a server does not show."""
+    """`path` relative to `top`; None where it is not inside, or behind a hidden folder, which a server does not
+    show."""
     if top is None or not path.is_relative_to(top):
         return None
     inside = path.relative_to(top)

@@ -1,11 +1,13 @@
-"""Launches: one system run by `workbench reproduce` in a process of its own, started, watched and stopped from anywhere.
+"""Launches: one system run by `workbench reproduce` in a process of its own, started, watched and stopped from
+anywhere.
 
-What may live here: starting that process, and saying where it stands from the files that it leaves. What may not: drawing
-(`widgets.launcher`), how a notebook is run (`reproduce`, `notebook_job`).
+What may live here: starting that process, and saying where it stands from the files that it leaves. What may not:
+drawing (`widgets.launcher`), how a notebook is run (`reproduce`, `notebook_job`).
 
-A launch outlives the kernel that started it. What is known of it lies in `<root>/<system>/`: `.launch.json` (what was asked),
-`.launch.txt` (what the command said) and `.launch.lock`, which the process holds as long as it lives: so it is never taken for
-another one that got its number, and two presses in two kernels cannot start two. No import of a method is needed for any of it.
+A launch outlives the kernel that started it. What is known of it lies in `<root>/<system>/`: `.launch.json` (what was
+asked), `.launch.txt` (what the command said) and `.launch.lock`, which the process holds as long as it lives: so it is
+never taken for another one that got its number, and two presses in two kernels cannot start two. No import of a method
+is needed for any of it.
 """
 
 from __future__ import annotations
@@ -32,8 +34,16 @@ MOST_SEEDS = 1000
 GRACE_S = 10.0  # a launch that was asked to stop is ended by force after this time
 _CLOCK_S = 0.1  # a file system's clock may be this much behind
 # what a kernel's environment says for its own cells: colours where there is no terminal, and whose child it is
-_OF_A_KERNEL = ("FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "MPLBACKEND",
-                "JPY_PARENT_PID", "JPY_SESSION_NAME")  # fmt: skip
+_OF_A_KERNEL = (
+    "FORCE_COLOR",
+    "CLICOLOR",
+    "CLICOLOR_FORCE",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+    "MPLBACKEND",
+    "JPY_PARENT_PID",
+    "JPY_SESSION_NAME",
+)
 
 Status = Literal["none", "starting", "running", "stopping", "done", "failed", "stopped"]
 GOING_ON = ("starting", "running", "stopping")
@@ -119,9 +129,14 @@ def start(name: str, root: Path, *, scale: str = "tiny", seeds: int = 0) -> bool
         with open(folder / ".launch.txt", "wb") as log:
             process = subprocess.Popen(
                 [*COMMAND, "reproduce", name, "--scale", scale, "--seeds", str(seeds)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=_environment(root),
-                cwd=runs.PACKAGE.parent, start_new_session=True, pass_fds=(lock,),
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(root),
+                cwd=runs.PACKAGE.parent,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
         _CHILDREN.append(process)
         try:
             runs.write_json(folder / ".launch.json", {**asked, "pid": process.pid})
@@ -239,9 +254,15 @@ def _elsewhere(name: str, folder: Path) -> State:
     seeds = parameters.get("seeds", [])
     facts = _progress(name, folder, started)
     return State(
-        name, "running", str(parameters.get("scale", "")), len(seeds), folder=folder, elapsed_s=_since(started),
-        ours=False, **facts,
-    )  # fmt: skip
+        name,
+        "running",
+        str(parameters.get("scale", "")),
+        len(seeds),
+        folder=folder,
+        elapsed_s=_since(started),
+        ours=False,
+        **facts,
+    )
 
 
 def _ended(name: str, folder: Path, asked: dict[str, Any], own: Path | None) -> State:
@@ -283,7 +304,8 @@ def _written_since(folder: Path, asked: dict[str, Any]) -> Path | None:
 
 
 def _same_code(name: str, folder: Path, asked: dict[str, Any]) -> Path | None:
-    """The finished run folder with these parameters that today's code made, which is what the command has found again."""
+    """The finished run folder with these parameters that today's code made, which is what the command has found
+    again."""
     module = methods.REGISTRY[name].module
     for job in sorted(_jobs(folder, asked), key=lambda path: -path.stat().st_mtime):
         manifest, scale = _read(job.parent / "manifest.json"), str(asked.get("scale"))
@@ -329,9 +351,14 @@ def _progress(name: str, folder: Path, started: float) -> dict[str, Any]:
     share = 0.1 * through_cells + 0.9 * (done / total if total else 0.0) if counts_parts else through_cells
     verdicts = Counter(str(claim["verdict"]) for claim in claims if isinstance(claim, dict) and "verdict" in claim)
     return {
-        "cell": cell, "cells": n_cells, "done": done, "total": total, "stage": str(parts.get("stage", "")),
-        "share": min(1.0, share), "verdicts": dict(verdicts),
-    }  # fmt: skip
+        "cell": cell,
+        "cells": n_cells,
+        "done": done,
+        "total": total,
+        "stage": str(parts.get("stage", "")),
+        "share": min(1.0, share),
+        "verdicts": dict(verdicts),
+    }
 
 
 def _number(value: Any) -> float:

@@ -1,6 +1,7 @@
 """Metrics files of run folders: found, followed while they grow, and made into lines of few points.
 
-What may live here: reading `metrics.jsonl` below folders, which run, arm, seed and round a file belongs to, down-sampling.
+What may live here: reading `metrics.jsonl` below folders, which run, arm, seed and round a file belongs to,
+down-sampling.
 What may not: drawing, widgets (`training_monitor`), what a measure means (`diagnosis`).
 """
 
@@ -27,8 +28,8 @@ CLOCKS = ("elapsed_s", "seconds", "wall_s")  # columns that say when a row was w
 class Tail:
     """One growing file of JSON lines: every call of `read` takes what is new.
 
-    A file that became shorter, was replaced (a resumed training drops rows) or differs before the place that was read up to
-    is read anew. A last line without its end counts if it is whole JSON, else it is waited for.
+    A file that became shorter, was replaced (a resumed training drops rows) or differs before the place that was read
+    up to is read anew. A last line without its end counts if it is whole JSON, else it is waited for.
     """
 
     def __init__(self, path: Path):
@@ -238,7 +239,8 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds the run of this folder. Read from the system's list: trying the lock could get in its way."""
+    """Whether a process holds the run of this folder. Read from the system's list: trying the lock could get in its
+    way."""
     table = Path("/proc/locks")
     for place in (folder, *list(folder.parents)[:4]):
         lock = place / ".lock"
@@ -249,9 +251,10 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-# ---------------------------------------------------------------------------------------------------------- fewer points
+# --------------------------------------------------------------------------------------------------------- fewer points
 def thinned(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
-    """Places of at most `most` points of a line that keep its look: first, last, and the lowest and highest of each stretch.
+    """Places of at most `most` points of a line that keep its look: first, last, and the lowest and highest of each
+    stretch.
 
     A gap (NaN) stays a gap: one of the points of a stretch without any number is kept.
     """

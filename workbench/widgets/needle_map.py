@@ -46,9 +46,15 @@ def lengths_figure(table: pd.DataFrame, part: str = "start") -> Display | str:
         "recall": "recall (value drawn at temperature 1)",
     }
     return lines_in_panels(
-        rows, panel="measure", x="length", y="value", labels=labels, x_title="records of the document", y_title="right values (share)",
+        rows,
+        panel="measure",
+        x="length",
+        y="value",
+        labels=labels,
+        x_title="records of the document",
+        y_title="right values (share)",
         title=f"What is found and what is told, {PARTS[part]}",
-    )  # fmt: skip
+    )
 
 
 def needle_map(experiment: Any, *, arm: str = "logo") -> Display | str:
@@ -70,14 +76,22 @@ def needle_map(experiment: Any, *, arm: str = "logo") -> Display | str:
         is_change = column == 3
         figure.add_trace(
             go.Heatmap(
-                z=grid.to_numpy(), x=[f"{100 * d // DEPTHS}-{100 * (d + 1) // DEPTHS} %" for d in grid.columns], xgap=1, ygap=1,
-                y=[str(length) for length in grid.index], zmin=-0.5 if is_change else 0, zmax=0.5 if is_change else 1,
-                colorscale="RdBu" if is_change else "Viridis", showscale=column > 1, texttemplate="%{z:.2f}",
+                z=grid.to_numpy(),
+                x=[f"{100 * d // DEPTHS}-{100 * (d + 1) // DEPTHS} %" for d in grid.columns],
+                xgap=1,
+                ygap=1,
+                y=[str(length) for length in grid.index],
+                zmin=-0.5 if is_change else 0,
+                zmax=0.5 if is_change else 1,
+                colorscale="RdBu" if is_change else "Viridis",
+                showscale=column > 1,
+                texttemplate="%{z:.2f}",
                 colorbar={"x": 1.0 if is_change else 0.63, "thickness": 10},
                 hovertemplate="%{y} records, depth %{x}: %{z:.3f}<extra></extra>",
             ),
-            row=1, col=column,
-        )  # fmt: skip
+            row=1,
+            col=column,
+        )
     longest = grids[0].index.max()
     change = [float(grid.loc[longest].mean()) for grid in grids]
     figure.update_layout(
@@ -125,7 +139,8 @@ def position_map(experiment: Any, *, seed: int | None = None) -> Display | str:
 
 
 def margins_figure(experiment: Any, arms: Sequence[str] = ("b_one", "b_logo", "b_swapped")) -> Display | str:
-    """Held-out margins (log p a token of chosen minus rejected) before and after, by number of rejected answers, first seed."""
+    """Held-out margins (log p a token of chosen minus rejected) before and after, by number of rejected answers, first
+    seed."""
     folder = experiment.run.folder / f"seed-{experiment.seeds[0]}"
     parts = []
     for arm in arms:
@@ -139,8 +154,12 @@ def margins_figure(experiment: Any, arms: Sequence[str] = ("b_one", "b_logo", "b
     if not parts:
         return "This run has none of these arms."
     table = pd.concat(parts, ignore_index=True)
-    figure = blank("Held-out margins: right of 0 the chosen answer is likelier", "log p a token, chosen minus rejected (nats)",
-                   "held-out rows", barmode="overlay")  # fmt: skip
+    figure = blank(
+        "Held-out margins: right of 0 the chosen answer is likelier",
+        "log p a token, chosen minus rejected (nats)",
+        "held-out rows",
+        barmode="overlay",
+    )
     for name, rows in table.groupby("when", sort=False):
         figure.add_histogram(
             x=rows["margin"],
@@ -154,7 +173,8 @@ def margins_figure(experiment: Any, arms: Sequence[str] = ("b_one", "b_logo", "b
 
 
 def rows_made(experiment: Any, *, seed: int | None = None) -> PreferenceBrowser | str:
-    """Training rows of one seed: question, answer from all evidence, answers from less, and the overlap of every chunk."""
+    """Training rows of one seed: question, answer from all evidence, answers from less, and the overlap of every
+    chunk."""
     table = _pairs_table(experiment, seed, "train-rows")
     if table is None:
         return "This run made no rows."

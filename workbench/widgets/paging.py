@@ -11,8 +11,8 @@ import pandas as pd
 
 
 class Paged:
-    """A view of many pages. A widget says what page `index` is (`html`, a pure function), how many there are (`n_pages`) and what
-    its table is (`frame`).
+    """A view of many pages. A widget says what page `index` is (`html`, a pure function), how many there are
+    (`n_pages`) and what its table is (`frame`).
 
     Attributes:
         noun: what one page is, beside the slider.

@@ -1,7 +1,7 @@
 """PreferenceBrowser: pairs, rankings and rated rows to read, compare, filter, label anew and export.
 
-What may live here: the browser's faces and its conversation with the script. What may not: reading and filtering of rows
-(`preference_rows`), what a label does (`preference_labels`), scoring (`token_ratios`), statistics.
+What may live here: the browser's faces and its conversation with the script. What may not: reading and filtering of
+rows (`preference_rows`), what a label does (`preference_labels`), scoring (`token_ratios`), statistics.
 
 Three faces: alive in JupyterLab, where Python filters and only the rows in sight travel; on a rendered page without a
 kernel, where the same script (`js/browser.js`) filters the rows that the page carries; and `frame()`, `figure()`,
@@ -41,24 +41,31 @@ class PreferenceBrowser:
     """Rows of preferences side by side, with what differs, how sure they are, and how the policy sees them.
 
     Args:
-        rows: dicts or a frame: pairs (`prompt`, `chosen`, `rejected`), rankings (`prompt`, `responses`, `scores` or `ranks`,
-            `names`), rated rows (`prompt`, `completion`, `score`), mixed as you like. Prompts are text or chats. Understood
+        rows: dicts or a frame: pairs (`prompt`, `chosen`, `rejected`), rankings (`prompt`, `responses`, `scores` or
+            `ranks`, `names`), rated rows (`prompt`, `completion`, `score`), mixed as you like. Prompts are text or
+            chats. Understood
             beside them: `p_chosen`, `margin` (or `chosen_rewards` and `rejected_rewards`), `source`, `source_chosen`,
             `source_rejected`, `iteration`, `arm`, `seed`, `task_id`; other columns are shown with the row.
         name: what the rows are called in exports.
         policy, reference: with both, the log-ratios of a row are computed when it is opened in JupyterLab; see
             `with_log_ratios`.
-        page_limit: characters of rows that a rendered page carries, in the order of the view; the view says what it left out.
+        page_limit: characters of rows that a rendered page carries, in the order of the view; the view says what it
+            left out.
 
     Raises:
-        ValueError: a row of none of these kinds, a response that is no text, a margin that is no number. Row and column are
-            named. Empty responses, identical pairs, repeated rows and unknown margins are legal and are marked.
+        ValueError: a row of none of these kinds, a response that is no text, a margin that is no number. Row and column
+            are named. Empty responses, identical pairs, repeated rows and unknown margins are legal and are marked.
     """
 
     def __init__(
-        self, rows: Sequence[Row] | pd.DataFrame | Rows, *, name: str = "", policy: Any = None, reference: Any = None,
+        self,
+        rows: Sequence[Row] | pd.DataFrame | Rows,
+        *,
+        name: str = "",
+        policy: Any = None,
+        reference: Any = None,
         page_limit: int = PAGE_LIMIT,
-    ):  # fmt: skip
+    ):
         if isinstance(rows, Rows):
             self.rows = rows
         else:
@@ -106,10 +113,10 @@ class PreferenceBrowser:
         """Sets what every face shows and in what order; returns the browser itself.
 
         Args:
-            changes: `text` (in prompt or responses, whatever the case), `low` and `high` (margins, both included), `source`
-                (of the row or of one of its responses), `iteration`, `arm`, `seed`, `state` (all, relabelled, not relabelled,
-                left out, identical, tie, duplicate, margin unknown), `sort` (order, margin, length, iteration, score),
-                `down` (largest first). What is not named stays; `filter(**VIEW)` takes all back.
+            changes: `text` (in prompt or responses, whatever the case), `low` and `high` (margins, both included),
+                `source` (of the row or of one of its responses), `iteration`, `arm`, `seed`, `state` (all, relabelled,
+                not relabelled, left out, identical, tie, duplicate, margin unknown), `sort` (order, margin, length,
+                iteration, score), `down` (largest first). What is not named stays; `filter(**VIEW)` takes all back.
 
         Raises:
             ValueError: an unknown name or value; says which there are.
@@ -128,17 +135,22 @@ class PreferenceBrowser:
         return self._order
 
     def frame(self) -> pd.DataFrame:
-        """The rows that the view shows, in its order, with labels applied: `row` (its number) and `label` beside its columns."""
+        """The rows that the view shows, in its order, with labels applied: `row` (its number) and `label` beside its
+        columns."""
         values = self._labels.values
         rows = [
-            {"row": int(i), "label": preference_labels.preferred(self.rows.raw[i], values[i]) if i in values else "",
-             **(preference_labels.relabelled(self.rows.raw[i], values[i]) if i in values else self.rows.raw[i])}
+            {
+                "row": int(i),
+                "label": preference_labels.preferred(self.rows.raw[i], values[i]) if i in values else "",
+                **(preference_labels.relabelled(self.rows.raw[i], values[i]) if i in values else self.rows.raw[i]),
+            }
             for i in map(int, self.order)
-        ]  # fmt: skip
+        ]
         return pd.DataFrame(rows, columns=None if rows else ["row", "label"])
 
     def figure(self) -> go.Figure:
-        """Of the rows that the view shows: margins by source, iteration or arm, and length difference against margin."""
+        """Of the rows that the view shows: margins by source, iteration or arm, and length difference against
+        margin."""
         from plotly.subplots import make_subplots
 
         table = self.rows.light.iloc[self.order]
@@ -178,7 +190,8 @@ class PreferenceBrowser:
         }
 
     def relabel(self, row: int, label: str | int) -> None:
-        """Labels a row: "left" (the chosen response is better), "right", "tie", "out"; in a ranking the place of the best one.
+        """Labels a row: "left" (the chosen response is better), "right", "tie", "out"; in a ranking the place of the
+        best one.
 
         Raises:
             IndexError: no such row.
@@ -218,7 +231,8 @@ class PreferenceBrowser:
         return self
 
     def export(self, path: str | Path, *, changed_only: bool = False, left_out: bool = False) -> Path:
-        """Writes the rows with their labels applied as JSONL; labelled ones carry `relabelled`, the others are as they were.
+        """Writes the rows with their labels applied as JSONL; labelled ones carry `relabelled`, the others are as they
+        were.
 
         Args:
             changed_only: only rows with a label, a confirmed one included.
@@ -266,13 +280,19 @@ class PreferenceBrowser:
         return self
 
     def log_ratios(self) -> pd.DataFrame:
-        """One row a token of what was computed: `row`, `response` (its place as shown), `token`, `text`, `log_ratio` (nats)."""
+        """One row a token of what was computed: `row`, `response` (its place as shown), `token`, `text`, `log_ratio`
+        (nats)."""
         known = self._ratios.known if self._ratios else {}
         return pd.DataFrame(
-            [(row, k, t, text, value) for row, parts in known.items() for k, pieces in enumerate(parts)
-             for t, (text, value, _) in enumerate(pieces) if value is not None],
+            [
+                (row, k, t, text, value)
+                for row, parts in known.items()
+                for k, pieces in enumerate(parts)
+                for t, (text, value, _) in enumerate(pieces)
+                if value is not None
+            ],
             columns=["row", "response", "token", "text", "log_ratio"],
-        )  # fmt: skip
+        )
 
     def _score_with(self, policy: Any, reference: Any, max_length: int) -> None:
         from workbench.widgets.token_ratios import Ratios
@@ -305,9 +325,15 @@ class PreferenceBrowser:
         return {**self._head(), "rows": [detail for _, detail in carried], "columns": columns, "labels": labels}
 
     def widget(self) -> Any:
-        """Live face: `.chosen` is the opened row, `.state` what is shown; labels are in `relabels` as soon as they are made."""
-        widget = scripted.live("browser", {**self._head(), "remote": True, "policy": self._ratios is not None},
-                               on_message=self._on_message, chosen=-1, state=json.dumps(self.view))  # fmt: skip
+        """Live face: `.chosen` is the opened row, `.state` what is shown; labels are in `relabels` as soon as they are
+        made."""
+        widget = scripted.live(
+            "browser",
+            {**self._head(), "remote": True, "policy": self._ratios is not None},
+            on_message=self._on_message,
+            chosen=-1,
+            state=json.dumps(self.view),
+        )
         self._shown.add(widget)
         return widget
 
@@ -320,18 +346,25 @@ class PreferenceBrowser:
         states = ("identical", "tie", "duplicate", "margin unknown")
         marked = [name for name in states if len(self.rows.order({**VIEW, "state": name}, {}))]
         return {
-            "name": self.name, "total": len(self.rows), "facets": self.rows.facets, "kinds": sorted(set(self.rows.kinds)),
-            "range": plain_value([margins.min(), margins.max()]), "n_labels": len(self._labels.given), "undo": len(self._labels.past),
+            "name": self.name,
+            "total": len(self.rows),
+            "facets": self.rows.facets,
+            "kinds": sorted(set(self.rows.kinds)),
+            "range": plain_value([margins.min(), margins.max()]),
+            "n_labels": len(self._labels.given),
+            "undo": len(self._labels.past),
             "marked": marked,
             "origins": [[origin.source, origin.table] for origin in self.rows.origins],
-        }  # fmt: skip
+        }
 
     def _detail(self, i: int) -> dict[str, Any]:
         row = self.rows.raw[i]
         found = {
-            "i": i, "raw": plain_value(row), "print": preference_labels.fingerprint(row),
+            "i": i,
+            "raw": plain_value(row),
+            "print": preference_labels.fingerprint(row),
             "at": [int(self.rows.origin_of[i]), int(self.rows.number[i])],
-        }  # fmt: skip
+        }
         if "responses" in row and "chosen" not in row:
             found["order"] = preference_rows.shown_order(row)
         if self._ratios is not None and i in self._ratios.known:
@@ -359,8 +392,12 @@ class PreferenceBrowser:
     def _tell(self, changed: Sequence[int]) -> None:
         """Every view of these rows learns which labels they have now. What it lists stays until it filters anew."""
         self._order = None
-        news = {"kind": "labels", "changes": {i: self._labels.given.get(i, ("",))[0] for i in changed},
-                "n": len(self._labels.given), "undo": len(self._labels.past)}  # fmt: skip
+        news = {
+            "kind": "labels",
+            "changes": {i: self._labels.given.get(i, ("",))[0] for i in changed},
+            "n": len(self._labels.given),
+            "undo": len(self._labels.past),
+        }
         for widget in self._widgets():
             widget.send(news)
 
@@ -387,8 +424,15 @@ class PreferenceBrowser:
             unknown = int(np.isnan(self.rows.light["margin"].to_numpy()[order]).sum())
             at = int(place[0]) if len(place) else -1
             near = max(0, at - WINDOW // 2)
-            return {"kind": "answer", "count": len(order), "unknown": unknown, "at": at, "first": near,
-                    "rows": self._window(order, near, near + WINDOW), "ms": round(1000 * (time.perf_counter() - begun), 1)}  # fmt: skip
+            return {
+                "kind": "answer",
+                "count": len(order),
+                "unknown": unknown,
+                "at": at,
+                "first": near,
+                "rows": self._window(order, near, near + WINDOW),
+                "ms": round(1000 * (time.perf_counter() - begun), 1),
+            }
         order = self._orders.get(widget, self.order)
         if kind == "window":
             rows = self._window(order, content["first"], content["last"])

@@ -3,7 +3,8 @@
 What may live here: what a label does to a row, and its provenance. What may not: drawing, reading of rows.
 
 A label is "1" (the first response shown is the best), "2", ... (that one is), "0" (a tie) or "x" (left out). It never
-changes the rows that were given. `js/browser.js` applies labels to a page's rows by the same rules; a test compares them.
+changes the rows that were given. `js/browser.js` applies labels to a page's rows by the same rules; a test compares
+them.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ def preferred(row: Row, value: str = "") -> str:
 def relabelled(row: Row, value: str) -> Row:
     """A copy of the row as the label says it.
 
-    Pairs: what belongs to chosen and rejected changes sides (`chosen_rewards`, `source_chosen`, ...), `margin` its sign;
-    `p_chosen` becomes 1, or 0.5 for a tie. Rankings: the response moves to the front and the scores (or ranks) are dealt out
-    anew in that order; a tie gives all of them the mean.
+    Pairs: what belongs to chosen and rejected changes sides (`chosen_rewards`, `source_chosen`, ...), `margin` its
+    sign; `p_chosen` becomes 1, or 0.5 for a tie. Rankings: the response moves to the front and the scores (or ranks)
+    are dealt out anew in that order; a tie gives all of them the mean.
     """
     row = dict(plain_value(row))
     if value == "x" or ("chosen" not in row and "responses" not in row):
@@ -131,9 +132,15 @@ def provenance(rows: Rows, index: int, value: str, when: str) -> Row:
     """What is said of a label beside the row: from, to, when, by what, and which row of which file it was."""
     row, origin = rows.raw[index], rows.origins[rows.origin_of[index]]
     return {
-        "from": preferred(row), "to": preferred(row, value), "when": when, "view": "PreferenceBrowser",
-        "source": origin.source, "table": origin.table, "row": int(rows.number[index]), "fingerprint": fingerprint(row),
-    }  # fmt: skip
+        "from": preferred(row),
+        "to": preferred(row, value),
+        "when": when,
+        "view": "PreferenceBrowser",
+        "source": origin.source,
+        "table": origin.table,
+        "row": int(rows.number[index]),
+        "fingerprint": fingerprint(row),
+    }
 
 
 def save(path: str | Path, rows: Rows, labels: Labels) -> Path:
@@ -169,8 +176,8 @@ def load(path: str | Path, rows: Rows) -> Labels:
             index = next((i for i in places.get(name, ()) if i not in taken), None)
             if index is None:
                 raise ValueError(
-                    f"{path}, line {number}: its row ({entry.get('source')}, row {entry.get('row')}) is not among these {len(rows)} "
-                    "rows; open the rows that were labelled, or remove the line"
+                    f"{path}, line {number}: its row ({entry.get('source')}, row {entry.get('row')}) is not among these"
+                    f" {len(rows)} rows; open the rows that were labelled, or remove the line"
                 )
         taken.add(index)
         found.given[index] = (checked(rows, index, value), str(when))

@@ -1,9 +1,10 @@
 """Rows that a preference browser shows: pairs, rankings and rated rows, checked, put into plain columns, and filtered.
 
-What may live here: the checks of rows of the three kinds, light columns for filters, the filters themselves. What may not:
-reading of tables and run folders (`preference_sources`), labels (`preference_labels`), drawing.
+What may live here: the checks of rows of the three kinds, light columns for filters, the filters themselves. What may
+not: reading of tables and run folders (`preference_sources`), labels (`preference_labels`), drawing.
 
-A filter means the same here and in `js/browser.js`, which filters rows on a page without a kernel; a test compares them.
+A filter means the same here and in `js/browser.js`, which filters rows on a page without a kernel; a test compares
+them.
 """
 
 from __future__ import annotations
@@ -29,13 +30,26 @@ COLUMNS = {
     "ranking": ("prompt", "responses"),
     "rated": ("prompt", "completion", "score"),
 }
-NEEDS = "a pair has prompt, chosen, rejected; a ranking prompt, responses and scores or ranks; a rated row prompt, completion, score"
+NEEDS = (
+    "a pair has prompt, chosen, rejected; a ranking prompt, responses and scores or ranks; a rated row prompt,"
+    " completion, score"
+)
 SOURCES = ("source", "source_chosen", "source_rejected")
 PLACES = ("iteration", "arm", "seed")  # what a row can be filtered by beside its sources
 STATES = ("all", "relabelled", "not relabelled", "left out", "identical", "tie", "duplicate", "margin unknown")
 SORTS = ("order", "margin", "length", "iteration", "score")
-VIEW = {"text": "", "low": None, "high": None, "source": "", "iteration": "", "arm": "", "seed": "", "state": "all",
-        "sort": "order", "down": False}  # fmt: skip
+VIEW = {
+    "text": "",
+    "low": None,
+    "high": None,
+    "source": "",
+    "iteration": "",
+    "arm": "",
+    "seed": "",
+    "state": "all",
+    "sort": "order",
+    "down": False,
+}
 
 
 @dataclass(frozen=True)
@@ -79,14 +93,24 @@ class Rows:
             for origin, row, texts in zip(self.origin_of.tolist(), self.raw, parts, strict=True)
         ]
         copies = Counter(keys)
-        table = pd.DataFrame({
-            "kind": self.kinds, "margin": np.array(margins, float), "length": np.array(lengths, float),
-            "score": np.array([_number(row, "score", i) if kind == "rated" else math.nan
-                               for i, (row, kind) in enumerate(zip(self.raw, self.kinds, strict=True))], float),
-            "identical": [len(texts) > 1 and len(set(texts)) == 1 for texts in parts],
-            "empty": [not all(map(str.strip, texts)) for texts in parts],
-            "tie": [is_tie(row) for row in self.raw], "copies": [copies[key] for key in keys],
-        })  # fmt: skip
+        table = pd.DataFrame(
+            {
+                "kind": self.kinds,
+                "margin": np.array(margins, float),
+                "length": np.array(lengths, float),
+                "score": np.array(
+                    [
+                        _number(row, "score", i) if kind == "rated" else math.nan
+                        for i, (row, kind) in enumerate(zip(self.raw, self.kinds, strict=True))
+                    ],
+                    float,
+                ),
+                "identical": [len(texts) > 1 and len(set(texts)) == 1 for texts in parts],
+                "empty": [not all(map(str.strip, texts)) for texts in parts],
+                "tie": [is_tie(row) for row in self.raw],
+                "copies": [copies[key] for key in keys],
+            }
+        )
         table = table.astype({"identical": bool, "empty": bool, "tie": bool, "copies": int})  # of no rows, too
         for name in (*SOURCES, *PLACES):
             table[name] = pd.Series([_name(row.get(name)) for row in self.raw], dtype=object)
@@ -126,7 +150,8 @@ class Rows:
     def order(self, view: Mapping[str, Any], labels: Mapping[int, str]) -> np.ndarray:
         """Row numbers that this view shows, in its order.
 
-        Rows whose margin is unknown are outside every range of margins, and last in both directions of an order by margin.
+        Rows whose margin is unknown are outside every range of margins, and last in both directions of an order by
+        margin.
         """
         table, n = self.light, len(self.raw)
         keep = np.ones(n, bool)
@@ -334,7 +359,8 @@ def _checked(given: Mapping[str, Any], index: int) -> Row:
     for column in {"pair": ("chosen", "rejected"), "rated": ("completion",)}.get(kind, ()):
         if not isinstance(row[column], str):
             raise ValueError(
-                f"row {index}, column {column!r}: text or a chat list is needed; got {type(row[column]).__name__} {row[column]!r:.60}"
+                f"row {index}, column {column!r}: text or a chat list is needed; got {type(row[column]).__name__}"
+                f" {row[column]!r:.60}"
             )
     if kind == "ranking":
         _check_ranking(row, index)

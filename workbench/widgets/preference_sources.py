@@ -53,8 +53,9 @@ def _gathered(frame: pd.DataFrame) -> list[Row]:
 def of_run(folder: str | Path, tables: Sequence[str] = ()) -> Rows:
     """Rows of every Parquet table below a run folder that holds one of the three kinds.
 
-    Two tables of one folder with the very same pairs (as `held_out` and `held_out_rewards`) are one, with the columns of both.
-    What a probe saw on the way (`probes`) belongs to `TrainingMonitor`: its pairs are held-out ones that stand elsewhere too.
+    Two tables of one folder with the very same pairs (as `held_out` and `held_out_rewards`) are one, with the columns
+    of both. What a probe saw on the way (`probes`) belongs to `TrainingMonitor`: its pairs are held-out ones that stand
+    elsewhere too.
 
     Args:
         tables: names of tables to read; all of them by default.

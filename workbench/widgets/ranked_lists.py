@@ -1,4 +1,5 @@
-"""Ranked lists: where each answer stands under the policy before and after training, beside its score; and curves of PRO.
+"""Ranked lists: where each answer stands under the policy before and after training, beside its score; and curves of
+PRO.
 
 What may live here: figures, tables and the browser of the results of `methods/align/pro`. What may not: measurements;
 every number comes from the results or from the tables in the run folder. All text is escaped.
@@ -21,8 +22,11 @@ from workbench.widgets.training_preview import TrainingPreview
 
 TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {
-    "quality": "reward of samples", "greedy": "reward of greedy answers", "agreement": "rank agreement", "token_nll": "nats a token"
-}  # fmt: skip
+    "quality": "reward of samples",
+    "greedy": "reward of greedy answers",
+    "agreement": "rank agreement",
+    "token_nll": "nats a token",
+}
 STAGES = {"before": "policy before", "after": "policy after", "score": "score"}
 
 
@@ -66,19 +70,35 @@ def training_figure(experiment: Any, arm: str = "pro_5") -> Display | str:
     for seed in experiment.seeds:
         part = Run(experiment.run.folder / f"seed-{seed}" / arm / "round-1")
         rows += [
-            {"measure": "term of the loss", "arm": f"rank {name.removeprefix('rank_')}", "seed": seed, "step": row["step"] // 5 * 5,
-             "value": value} for row in part.metrics() for name, value in row.items() if name.startswith("rank_")
-        ]  # fmt: skip
+            {
+                "measure": "term of the loss",
+                "arm": f"rank {name.removeprefix('rank_')}",
+                "seed": seed,
+                "step": row["step"] // 5 * 5,
+                "value": value,
+            }
+            for row in part.metrics()
+            for name, value in row.items()
+            if name.startswith("rank_")
+        ]
     if not rows:
         return f"This run has no arm {arm!r} with ranks; it has {', '.join(experiment.config.arms)}."
     steps: Any = pd.DataFrame(rows).groupby(["measure", "arm", "seed", "step"])["value"].mean()
     table = steps.reset_index()
-    return lines_in_panels(table, panel="measure", x="step", y="value", title=f"{TITLES[arm]}: the loss of each rank",
-                           x_title="step", y_title="nats")  # fmt: skip
+    return lines_in_panels(
+        table,
+        panel="measure",
+        x="step",
+        y="value",
+        title=f"{TITLES[arm]}: the loss of each rank",
+        x_title="step",
+        y_title="nats",
+    )
 
 
 def preview(experiment: Any, *, arm: str = "") -> TrainingPreview:
-    """What an arm that ranks (the first one) will be trained on, of the first seed: its lists, ordered and cut to length."""
+    """What an arm that ranks (the first one) will be trained on, of the first seed: its lists, ordered and cut to
+    length."""
     config, seed = experiment.config, experiment.seeds[0]
     rule = ARMS[arm or next((arm for arm in config.arms if ARMS[arm].learns in ("lists", "hinge")), config.arms[0])]
     lists, _ = as_lists(experiment.task.rankings("train", seed), n=rule.n, strict=config.strict)
@@ -98,7 +118,8 @@ def counts(experiment: Any) -> pd.DataFrame:
 
 
 def held_out(experiment: Any, *, seed: int | None = None, arm: str = "") -> pd.DataFrame:
-    """Held-out lists of one seed and one arm (the first by default): columns list, prompt, response, score, before, after."""
+    """Held-out lists of one seed and one arm (the first by default): columns list, prompt, response, score, before,
+    after."""
     arm = arm or experiment.config.arms[0]
     folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
     return pd.read_parquet(folder / "held_out_lists.parquet")
@@ -107,7 +128,8 @@ def held_out(experiment: Any, *, seed: int | None = None, arm: str = "") -> pd.D
 class ListBrowser(Paged):
     """List by list: a slope chart of the answers' positions under the policy before and after, and by score.
 
-    Live, a slider that the arrow keys move goes through the lists; without a kernel the first lists stand below each other.
+    Live, a slider that the arrow keys move goes through the lists; without a kernel the first lists stand below each
+    other.
 
     Args:
         table: see `held_out`; `before` and `after` are mean log-probabilities a token.
@@ -140,9 +162,12 @@ class ListBrowser(Paged):
         for row in rows.itertuples():
             line: Any = row
             figure.add_scatter(
-                x=list(STAGES.values()), y=[line.before_position, line.after_position, line.score_position], mode="lines+markers",
-                name=plain(str(line.response)[:40]), hovertext=[f"{value:.3f}" for value in (line.before, line.after, line.score)],
-            )  # fmt: skip
+                x=list(STAGES.values()),
+                y=[line.before_position, line.after_position, line.score_position],
+                mode="lines+markers",
+                name=plain(str(line.response)[:40]),
+                hovertext=[f"{value:.3f}" for value in (line.before, line.after, line.score)],
+            )
         figure.update_yaxes(autorange="reversed", dtick=1)
         return figure
 
@@ -150,13 +175,18 @@ class ListBrowser(Paged):
         """One list as a table in the order of its scores; a pure function of its number."""
         rows = self.positions(index).sort_values("score_position")
         cells = "".join(
-            f"<tr><td>{r['score']:+.2f}</td><td>{r['before_position']:g} ({r['before']:.2f})</td><td>{r['after_position']:g} "
-            f'({r["after"]:.2f})</td><td style="text-align:left;white-space:pre-wrap">{html.escape(str(r["response"]))}</td></tr>'
+            f"<tr><td>{r['score']:+.2f}</td><td>{r['before_position']:g}"
+            f" ({r['before']:.2f})</td><td>{r['after_position']:g} "
+            f"({r['after']:.2f})</td><td"
+            f' style="text-align:left;white-space:pre-wrap">{html.escape(str(r["response"]))}</td></tr>'
             for r in rows.to_dict("records")
         )
         head = "<tr><th>score</th><th>position before (nats a token)</th><th>position after</th><th>answer</th></tr>"
         prompt = html.escape(str(rows["prompt"].iloc[0]))
-        return f'<div class="ranked-list"><b>{index + 1} of {len(self.lists)}: {prompt}</b><table>{head}{cells}</table></div>'
+        return (
+            f'<div class="ranked-list"><b>{index + 1} of {len(self.lists)}:'
+            f" {prompt}</b><table>{head}{cells}</table></div>"
+        )
 
     def widget(self):
         """Live face: a slider (arrow keys), the table and the slope chart."""

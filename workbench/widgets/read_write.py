@@ -1,7 +1,7 @@
 """Read or write: the path of a simultaneous translator over the grid of source and target, and curves of SimulPL.
 
-What may live here: figures and tables of the results of `methods/align/simulpl`. What may not: measurements; every number
-comes from the results or from the tables in the run folder. All text is escaped.
+What may live here: figures and tables of the results of `methods/align/simulpl`. What may not: measurements; every
+number comes from the results or from the tables in the run folder. All text is escaped.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from workbench.methods.align.simulpl import ARMS
 
 TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {
-    "quality": "quality", "monotonicity": "words in source order", "key_points": "key points kept", "words_per_clause": "words a clause",
+    "quality": "quality",
+    "monotonicity": "words in source order",
+    "key_points": "key points kept",
+    "words_per_clause": "words a clause",
     "AL": "AL (source words)",
-}  # fmt: skip
+}
 READERS = {"confidence": "", "wait_k": ", wait-k", "random": ", random decisions"}
 
 
@@ -47,10 +50,14 @@ def curve_figure(
     for (arm, reader), part in means.groupby(["arm", "reader"], sort=False):
         ordered = part.sort_values("value")
         figure.add_scatter(
-            x=ordered["AL"], y=ordered["quality"], mode="lines+markers", name=plain(TITLES[str(arm)] + READERS[str(reader)]),
+            x=ordered["AL"],
+            y=ordered["quality"],
+            mode="lines+markers",
+            name=plain(TITLES[str(arm)] + READERS[str(reader)]),
             line={"color": colour(str(arm)), "dash": {"wait_k": "dash", "random": "dot"}.get(str(reader), "solid")},
-            text=ordered["value"].astype(str), hovertemplate="%{text}: AL %{x:.2f}, %{y:.3f}<extra></extra>",
-        )  # fmt: skip
+            text=ordered["value"].astype(str),
+            hovertemplate="%{text}: AL %{x:.2f}, %{y:.3f}<extra></extra>",
+        )
     return Display(means, figure)
 
 
@@ -68,7 +75,8 @@ def aspect_figure(table: pd.DataFrame, tau: float) -> Display:
 
 
 def counted(table: pd.DataFrame, tau: float) -> pd.DataFrame:
-    """All latency metrics, truncated texts and refused ends at one threshold, and for wait-k over its sweep; seeds' means."""
+    """All latency metrics, truncated texts and refused ends at one threshold, and for wait-k over its sweep; seeds'
+    means."""
     rows: Any = table[(table["value"] == tau) | (table["reader"] == "wait_k")]
     names = ["AL", "LAAL", "AP", "DAL", "length", "truncated", "early_ends"]
     return rows.groupby(["arm", "reader", "value"], sort=False)[names].mean().round(3)
@@ -115,18 +123,34 @@ class ReadWritePath:
             written = path[path["action"] == "WRITE"]
             titles.append(f"tau {value:g}: AL {path['AL'].iloc[0]:.2f} ({plain(' '.join(written['text']))[:80]})")
             figure.add_scatter(
-                x=path["read"], y=path["written"], mode="lines+markers+text", visible=bool(value == values[first]), showlegend=False,
-                line={"color": "#888", "shape": "linear"}, textposition="top left",
+                x=path["read"],
+                y=path["written"],
+                mode="lines+markers+text",
+                visible=bool(value == values[first]),
+                showlegend=False,
+                line={"color": "#888", "shape": "linear"},
+                textposition="top left",
                 text=[plain(t) if a == "WRITE" else "" for t, a in zip(path["text"], path["action"], strict=True)],
-                marker={"size": 12, "color": path["confidence"], "colorscale": "Viridis", "cmin": 0, "cmax": 1,
-                        "symbol": ["square" if a == "WRITE" else "circle-open" for a in path["action"]],
-                        "colorbar": {"title": "confidence"}},
-                customdata=path[["action", "confidence"]], hovertemplate="%{customdata[0]}, c = %{customdata[1]:.2f}<extra></extra>",
-            )  # fmt: skip
+                marker={
+                    "size": 12,
+                    "color": path["confidence"],
+                    "colorscale": "Viridis",
+                    "cmin": 0,
+                    "cmax": 1,
+                    "symbol": ["square" if a == "WRITE" else "circle-open" for a in path["action"]],
+                    "colorbar": {"title": "confidence"},
+                },
+                customdata=path[["action", "confidence"]],
+                hovertemplate="%{customdata[0]}, c = %{customdata[1]:.2f}<extra></extra>",
+            )
         steps = [
-            {"label": f"{value:g}", "method": "update", "args": [{"visible": [v == value for v in values]}, {"title.text": title}]}
+            {
+                "label": f"{value:g}",
+                "method": "update",
+                "args": [{"visible": [v == value for v in values]}, {"title.text": title}],
+            }
             for value, title in zip(values, titles, strict=True)
-        ]  # fmt: skip
+        ]
         words = source.split()
         figure.update_layout(
             title={"text": titles[first]},

@@ -1,6 +1,8 @@
-"""References side by side: the authors that a model named each time, how far they agree, and whether it says "yes, it exists".
+"""References side by side: the authors that a model named each time, how far they agree, and whether it says "yes, it
+exists".
 
-What may live here: figures, tables and the browser of the results of `methods/confidence/hallucinated_references`. What may
+What may live here: figures, tables and the browser of the results of `methods/confidence/hallucinated_references`. What
+may
 not: measurements; every number comes from the results or from the tables in the run folder. All text is escaped.
 """
 
@@ -23,16 +25,28 @@ from workbench.widgets.paging import Paged
 Results = Sequence[Mapping[str, Any]]
 
 NAMES = {
-    "IQ": "IQ: who wrote it?", "DQ1": "DQ1: does it exist?", "DQ2": "DQ2: in a dialogue", "DQ3": "DQ3: number k of the list",
-    "DQ": "DQ: mean of the direct ones", "IQ_DQ": "IQ+DQ", "IQ_DQ1": "IQ+DQ1", "IQ_DQ2": "IQ+DQ2", "IQ_DQ3": "IQ+DQ3",
-    "IQ_jaccard": "IQ by Jaccard", "IQ_containment": "IQ by containment", "IQ_judge": "IQ by a judge",
+    "IQ": "IQ: who wrote it?",
+    "DQ1": "DQ1: does it exist?",
+    "DQ2": "DQ2: in a dialogue",
+    "DQ3": "DQ3: number k of the list",
+    "DQ": "DQ: mean of the direct ones",
+    "IQ_DQ": "IQ+DQ",
+    "IQ_DQ1": "IQ+DQ1",
+    "IQ_DQ2": "IQ+DQ2",
+    "IQ_DQ3": "IQ+DQ3",
+    "IQ_jaccard": "IQ by Jaccard",
+    "IQ_containment": "IQ by containment",
+    "IQ_judge": "IQ by a judge",
     "authors_logp": "log-prob of the authors",
-}  # fmt: skip
+}
 ARMS = {
-    "simulated": "a simulated model, told what it knows", "transformer": "a transformer that has read about books",
-    "references": "real references", "gpt-4": "GPT-4 (recorded)", "gpt-3.5-turbo": "GPT-3.5 (recorded)",
+    "simulated": "a simulated model, told what it knows",
+    "transformer": "a transformer that has read about books",
+    "references": "real references",
+    "gpt-4": "GPT-4 (recorded)",
+    "gpt-3.5-turbo": "GPT-3.5 (recorded)",
     "text-davinci-003": "davinci-003 (recorded)",
-}  # fmt: skip
+}
 LABELS = {**NAMES, **ARMS}
 NO_LABELS = Note(
     "No reference of this run has a label, so there is nothing to measure; the scores are in scores.parquet."
@@ -50,7 +64,8 @@ def _parts(results: Results) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def ensembles(results: Results) -> Display | Note:
-    """AUROC for invented references of every score: over seeds, or with intervals over topics where results are recorded."""
+    """AUROC for invented references of every score: over seeds, or with intervals over topics where results are
+    recorded."""
     parts = _parts(results)
     if not parts:
         return NO_LABELS
@@ -64,10 +79,20 @@ def ensembles(results: Results) -> Display | Note:
         for arm, name in best.items()
     )
     rows = [
-        {"panel": arm, "arm": name, "seed": seed, "value": area[0], "mean": area[0], "lower": area[1], "upper": area[2],
-         "n": part["n_topics"]}
-        for arm, each in parts.items() for seed, part in enumerate(each) for name, area in part["auroc"].items()
-    ]  # fmt: skip
+        {
+            "panel": arm,
+            "arm": name,
+            "seed": seed,
+            "value": area[0],
+            "mean": area[0],
+            "lower": area[1],
+            "upper": area[2],
+            "n": part["n_topics"],
+        }
+        for arm, each in parts.items()
+        for seed, part in enumerate(each)
+        for name, area in part["auroc"].items()
+    ]
     table = pd.DataFrame(rows).dropna(subset=["value"])
     if table.empty:
         return Note("AUROC is undefined here: all labelled references are real, or all are invented.")
@@ -99,8 +124,16 @@ def over_topics(results: Results) -> pd.DataFrame | Note:
     for arm, each in parts.items():
         for kind in ("auroc", "gains"):
             for name, (value, low, high) in each[0][kind].items():
-                rows.append({"of": LABELS.get(arm, arm), "score or gain": NAMES.get(name, name.replace("_", "+")), "AUROC": value,
-                             "lower": low, "upper": high, "topics": each[0]["n_topics"]})  # fmt: skip
+                rows.append(
+                    {
+                        "of": LABELS.get(arm, arm),
+                        "score or gain": NAMES.get(name, name.replace("_", "+")),
+                        "AUROC": value,
+                        "lower": low,
+                        "upper": high,
+                        "topics": each[0]["n_topics"],
+                    }
+                )
     return pd.DataFrame(rows).round(3)
 
 
@@ -109,18 +142,26 @@ def roc_curves(results: Results) -> Display | Note:
     parts = _parts(results)
     rows = [
         {"panel": arm, "arm": name, "seed": seed, "false": x, "value": y}
-        for arm, each in parts.items() for seed, part in enumerate(each)
-        for name, ys in part["roc"].items() for x, y in zip(RATES, ys, strict=True)
-    ]  # fmt: skip
+        for arm, each in parts.items()
+        for seed, part in enumerate(each)
+        for name, ys in part["roc"].items()
+        for x, y in zip(RATES, ys, strict=True)
+    ]
     if not rows:
         return NO_LABELS
     areas = ", ".join(
         f"{np.mean([p['auroc']['IQ'][0] for p in each]):.3f} ({_short(arm)})" for arm, each in parts.items()
     )
     return lines_in_panels(
-        pd.DataFrame(rows), panel="panel", x="false", y="value", labels=LABELS, title=f"Area under the curve of IQ: {areas}",
-        x_title="real ones taken for invented", y_title="invented ones found",
-    )  # fmt: skip
+        pd.DataFrame(rows),
+        panel="panel",
+        x="false",
+        y="value",
+        labels=LABELS,
+        title=f"Area under the curve of IQ: {areas}",
+        x_title="real ones taken for invented",
+        y_title="invented ones found",
+    )
 
 
 def fdr_curves(results: Results) -> Display | Note:
@@ -131,9 +172,11 @@ def fdr_curves(results: Results) -> Display | Note:
     parts = _parts(results)
     rows = [
         {"panel": arm, "arm": name, "seed": seed, "kept": x, "value": y, "low": low, "high": high}
-        for arm, each in parts.items() for seed, part in enumerate(each)
-        for name, curve in part["curves"].items() for x, y, low, high in curve
-    ]  # fmt: skip
+        for arm, each in parts.items()
+        for seed, part in enumerate(each)
+        for name, curve in part["curves"].items()
+        for x, y, low, high in curve
+    ]
     if not rows:
         return NO_LABELS
     table = pd.DataFrame(rows)
@@ -145,17 +188,32 @@ def fdr_curves(results: Results) -> Display | Note:
         f"{fdr:.0%} not {rate:.0%}, {share:.0%} kept ({_short(arm)})" for arm, (share, fdr, rate) in above.items()
     )
     display = lines_in_panels(
-        table, panel="panel", x="kept", y="value", labels=LABELS, title=f"Invented above IQ .5: {kept}",
-        x_title="share of references kept", y_title="share of invented ones among them",
-    )  # fmt: skip
+        table,
+        panel="panel",
+        x="kept",
+        y="value",
+        labels=LABELS,
+        title=f"Invented above IQ .5: {kept}",
+        x_title="share of references kept",
+        y_title="share of invented ones among them",
+    )
     if results[0]["replies"]:
         return display
     first: Any = table[table["seed"] == 0]
     for column, (_, panel) in enumerate(first.groupby("panel", sort=False), start=1):
         for name, line in panel.groupby("arm", sort=False):
-            band = go.Scatter(x=[*line["kept"], *line["kept"][::-1]], y=[*line["high"], *line["low"][::-1]], fill="toself", mode="lines",
-                              fillcolor=colour(str(name)), opacity=0.15, line={"width": 0}, hoverinfo="skip", showlegend=False,
-                              legendgroup=str(name))  # fmt: skip
+            band = go.Scatter(
+                x=[*line["kept"], *line["kept"][::-1]],
+                y=[*line["high"], *line["low"][::-1]],
+                fill="toself",
+                mode="lines",
+                fillcolor=colour(str(name)),
+                opacity=0.15,
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=str(name),
+            )
             display.figure().add_trace(band, row=1, col=column)
     return Display(first.drop(columns="seed"), display.figure())
 
@@ -177,9 +235,15 @@ def exposure(experiment: Any) -> Display | Note:
     ends = {name: [f"{means[name, n]:.2f}" for n in (seen[0], seen[-1])] for name in ("IQ", "DQ1")}
     title = "Never read to most read: " + ", ".join(f"{name} {a} to {b}" for name, (a, b) in ends.items())
     display = lines_in_panels(
-        table, panel="panel", x="place", y="value", labels=LABELS, title=title, y_title="mean score",
+        table,
+        panel="panel",
+        x="place",
+        y="value",
+        labels=LABELS,
+        title=title,
+        y_title="mean score",
         x_title="lines about the title in the corpus (relative; 0: never read)",
-    )  # fmt: skip
+    )
     display.figure().update_xaxes(tickvals=list(range(len(seen))), ticktext=[str(n) for n in seen])
     return display
 
@@ -208,7 +272,8 @@ def checks(results: Results) -> pd.DataFrame | Note:
             return sum(sum(part[key].values()) if isinstance(part[key], dict) else part[key] for part in each)
 
         columns[str(LABELS.get(arm, arm))] = {
-            "references": total("n"), "with a title that stands there before": total("duplicates"),
+            "references": total("n"),
+            "with a title that stands there before": total("duplicates"),
             "topics without a title": sum(len(part["topics_without_titles"]) for part in each),
             "lists with more or fewer titles than asked": total("lists_of_another_length"),
             "author replies without names": f"{total('unread_authors')} of {total('n_author_samples')}",
@@ -216,7 +281,7 @@ def checks(results: Results) -> pd.DataFrame | Note:
             "direct replies with neither yes nor no first": f"{total('unread_direct')} of {total('n_direct')}",
             "judgments that could not be read": f"{total('unread_judgments')} of {total('n_judgments')}",
             "labelled references left out for a missing score": total("n_labelled") - total("n_measured"),
-        }  # fmt: skip
+        }
     return pd.DataFrame(columns) if columns else Note("Recorded results: nothing was asked.")
 
 
@@ -232,9 +297,11 @@ def experts(results: Results) -> pd.DataFrame | Note:
         for name, value in found["with_search"].items()
     ]
     low, high = found["pairwise"]
-    rows += [{"expert": "any two, lowest", "agrees with the search": low, "titles": found["n"]},
-             {"expert": "any two, highest", "agrees with the search": high, "titles": found["n"]},
-             {"expert": "all, Fleiss' kappa", "agrees with the search": found["fleiss_kappa"], "titles": found["n"]}]  # fmt: skip
+    rows += [
+        {"expert": "any two, lowest", "agrees with the search": low, "titles": found["n"]},
+        {"expert": "any two, highest", "agrees with the search": high, "titles": found["n"]},
+        {"expert": "all, Fleiss' kappa", "agrees with the search": found["fleiss_kappa"], "titles": found["n"]},
+    ]
     return (
         pd.DataFrame(rows).rename(columns={"agrees with the search": "agreement (experts: with the search)"}).round(3)
     )
@@ -247,8 +314,14 @@ def published(results: Results) -> pd.DataFrame | Note:
         for name, value in PUBLISHED.get(model, {}).items():
             if name == "rate" or name in part["auroc"]:
                 ours = part["rate"][0] if name == "rate" else part["auroc"][name][0]
-                rows.append({"model": LABELS.get(model, model), "figure": "share invented" if name == "rate" else f"AUROC, {NAMES[name]}",
-                             "paper": value, "again": round(ours, 4)})  # fmt: skip
+                rows.append(
+                    {
+                        "model": LABELS.get(model, model),
+                        "figure": "share invented" if name == "rate" else f"AUROC, {NAMES[name]}",
+                        "paper": value,
+                        "again": round(ours, 4),
+                    }
+                )
     return pd.DataFrame(rows) if rows else Note("Nothing was recorded by others in this run.")
 
 
@@ -313,8 +386,15 @@ class ReferenceCards(Paged):
             ]
             if len(rows) and direct in rows:
                 look = {"color": shade, "size": 7, "opacity": 0.6}
-                figure.add_scatter(x=rows["IQ"], y=rows[direct], mode="markers", name=name, marker=look,
-                                   text=[plain(title) for title in rows["gen_title"]], hoverinfo="text+x+y")  # fmt: skip
+                figure.add_scatter(
+                    x=rows["IQ"],
+                    y=rows[direct],
+                    mode="markers",
+                    name=name,
+                    marker=look,
+                    text=[plain(title) for title in rows["gen_title"]],
+                    hoverinfo="text+x+y",
+                )
         return figure
 
     def html(self, index: int) -> str:
@@ -329,11 +409,15 @@ class ReferenceCards(Paged):
         lines = [("title", str(row["gen_title"]), ""), ("topic", str(row["topic"]), ""), ("truth", label, "")]
         if row.get("duplicate_of"):
             lines.append(("note", f"the same title as {row['duplicate_of']}", ""))
-        lines += [(f"authors, session {i + 1}", str(text), "" if value == value else "no names: left out")
-                  for i, text, value in zip(said["sample_index"], said["text"], said["value"], strict=True)]  # fmt: skip
+        lines += [
+            (f"authors, session {i + 1}", str(text), "" if value == value else "no names: left out")
+            for i, text, value in zip(said["sample_index"], said["text"], said["value"], strict=True)
+        ]
         for method, some in pairs.groupby("method", sort=False):
-            each = ", ".join(f"{i + 1} and {j + 1}: {'missing' if overlap != overlap else f'{overlap:.2f}'}"
-                             for (i, j), overlap in zip(some["pair"], some["overlap"], strict=True))  # fmt: skip
+            each = ", ".join(
+                f"{i + 1} and {j + 1}: {'missing' if overlap != overlap else f'{overlap:.2f}'}"
+                for (i, j), overlap in zip(some["pair"], some["overlap"], strict=True)
+            )
             lines.append((f"overlap by {method}", each, f"mean {_number(row.get(f'IQ_{method}'))}"))
         for kind, some in mine[mine["query"] != "IQ"].groupby("query"):
             unread = int(some["value"].isna().sum())
@@ -346,9 +430,11 @@ class ReferenceCards(Paged):
                 )
             )
         cells = "".join(
-            f'<tr><th style="text-align:left;padding-right:12px;vertical-align:top;white-space:nowrap">{html.escape(name)}</th>'
-            f'<td style="text-align:left;white-space:pre-wrap">{html.escape(text)}</td>'
-            f'<td style="text-align:left;color:#777">{html.escape(note)}</td></tr>'
+            "<tr><th"
+            f' style="text-align:left;padding-right:12px;vertical-align:top;white-space:nowrap">'
+            f"{html.escape(name)}</th><td"
+            f' style="text-align:left;white-space:pre-wrap">{html.escape(text)}</td><td'
+            f' style="text-align:left;color:#777">{html.escape(note)}</td></tr>'
             for name, text, note in lines
         )
         listed = (
@@ -357,8 +443,8 @@ class ReferenceCards(Paged):
             else ""
         )
         return (
-            f'<div class="reference-card"><b>{index + 1} of {self.n_pages}: IQ {_number(row["IQ"])}, IQ+DQ {_number(row.get("IQ_DQ"))}</b>'
-            f"<table>{cells}</table>{listed}</div>"
+            f'<div class="reference-card"><b>{index + 1} of {self.n_pages}: IQ {_number(row["IQ"])}, IQ+DQ'
+            f" {_number(row.get('IQ_DQ'))}</b><table>{cells}</table>{listed}</div>"
         )
 
 

@@ -1,6 +1,8 @@
-"""Reliability: do confidences keep their word, what do the ablations cost, and one case with all that was said about it.
+"""Reliability: do confidences keep their word, what do the ablations cost, and one case with all that was said about
+it.
 
-What may live here: figures and tables of the results of `methods/confidence/pace_lm`, and the view of its cases. What may
+What may live here: figures and tables of the results of `methods/confidence/pace_lm`, and the view of its cases. What
+may
 not: measurements; every number comes from the results or from the tables of the run.
 """
 
@@ -26,17 +28,32 @@ from workbench.widgets.paging import Paged
 Results = Sequence[Mapping[str, Any]]
 
 NAMES = {
-    "direct": "stated number", "direct_references": "stated number, references shown", "self_consistency": "self-consistency",
-    "raw_coe": "evidence (coe), raw", "raw_rce": "rating (rce), raw", "raw_product": "product, raw",
-    "coe": "evidence, Platt", "rce": "rating, Platt", "grid_rce": "rating, affine", "additive": "both, no product",
-    "grid": "both, grid", "logistic": "both, logistic with product", "binned": "both, isotonic in groups",
-    "chosen": "chosen by cross-validation", "base_rate": "base rate, one number for all",
-    "shuffled": "control: labels shuffled", "flipped": "control: labels turned over", "coe_shuffled": "control: coe shuffled",
-}  # fmt: skip
+    "direct": "stated number",
+    "direct_references": "stated number, references shown",
+    "self_consistency": "self-consistency",
+    "raw_coe": "evidence (coe), raw",
+    "raw_rce": "rating (rce), raw",
+    "raw_product": "product, raw",
+    "coe": "evidence, Platt",
+    "rce": "rating, Platt",
+    "grid_rce": "rating, affine",
+    "additive": "both, no product",
+    "grid": "both, grid",
+    "logistic": "both, logistic with product",
+    "binned": "both, isotonic in groups",
+    "chosen": "chosen by cross-validation",
+    "base_rate": "base rate, one number for all",
+    "shuffled": "control: labels shuffled",
+    "flipped": "control: labels turned over",
+    "coe_shuffled": "control: coe shuffled",
+}
 ARMS = {
-    "similar": "similar incidents", "one_analysis": "one analysis instead of several", "random": "random incidents",
-    "random_again": "random incidents, drawn again", "none": "no incidents",
-}  # fmt: skip
+    "similar": "similar incidents",
+    "one_analysis": "one analysis instead of several",
+    "random": "random incidents",
+    "random_again": "random incidents, drawn again",
+    "none": "no incidents",
+}
 METRICS = {"ece": "ECE (low is good)", "brier": "Brier (low is good)", "auroc": "AUROC (high is good)"}
 WAYS = {
     "own": "where it was fitted",
@@ -69,15 +86,28 @@ def reliability_diagram(
     for name, part in parts.items():
         figure.add_trace(
             go.Scatter(
-                x=part["confidence"], y=part["accuracy"], mode="markers+lines", name=NAMES[name],
-                line={"color": colour(name), "width": 1}, customdata=part[["count", "lower", "upper"]],
+                x=part["confidence"],
+                y=part["accuracy"],
+                mode="markers+lines",
+                name=NAMES[name],
+                line={"color": colour(name), "width": 1},
+                customdata=part[["count", "lower", "upper"]],
                 marker={"size": 6 + 22 * np.sqrt(part["count"] / largest), "opacity": 0.75, "color": colour(name)},
-                error_y={"array": part["upper"] - part["accuracy"], "arrayminus": part["accuracy"] - part["lower"],
-                         "color": colour(name), "thickness": 1, "width": 2},
-                hovertemplate="%{customdata[0]} cases: said %{x:.2f}, right %{y:.2f} "
-                "[%{customdata[1]:.2f}, %{customdata[2]:.2f}]<extra>" + NAMES[name] + "</extra>",
+                error_y={
+                    "array": part["upper"] - part["accuracy"],
+                    "arrayminus": part["accuracy"] - part["lower"],
+                    "color": colour(name),
+                    "thickness": 1,
+                    "width": 2,
+                },
+                hovertemplate=(
+                    "%{customdata[0]} cases: said %{x:.2f}, right %{y:.2f} "
+                    "[%{customdata[1]:.2f}, %{customdata[2]:.2f}]<extra>"
+                )
+                + NAMES[name]
+                + "</extra>",
             )
-        )  # fmt: skip
+        )
     figure.update_xaxes(range=[-0.02, 1.02])
     figure.update_yaxes(range=[-0.02, 1.02])
     return Display(table, figure)
@@ -95,13 +125,21 @@ def by_score(results: Results) -> Display:
     ]
     mean = {name: values(results, MAIN, name, "brier").mean() for name in ("raw_rce", "logistic", "base_rate")}
     return dots_in_panels(
-        pd.DataFrame(rows), panel="panel", y="value", labels=LABELS, x_title="",
-        title=f"Brier score: rating {mean['raw_rce']:.3f}, with the evidence {mean['logistic']:.3f}, base rate {mean['base_rate']:.3f}",
-    )  # fmt: skip
+        pd.DataFrame(rows),
+        panel="panel",
+        y="value",
+        labels=LABELS,
+        x_title="",
+        title=(
+            f"Brier score: rating {mean['raw_rce']:.3f}, with the evidence {mean['logistic']:.3f}, base rate"
+            f" {mean['base_rate']:.3f}"
+        ),
+    )
 
 
 def by_references(results: Results) -> Display:
-    """The ablations of the references. Where they say nothing ECE is low and AUROC one half: a constant is calibrated."""
+    """The ablations of the references. Where they say nothing ECE is low and AUROC one half: a constant is
+    calibrated."""
     rows = [
         {"panel": metric, "arm": arm, "seed": seed, "value": value}
         for metric in METRICS
@@ -112,10 +150,16 @@ def by_references(results: Results) -> Display:
         {arm: values(results, arm, "logistic", m).mean() for arm in (MAIN, "random")} for m in ("ece", "auroc")
     )
     return dots_in_panels(
-        pd.DataFrame(rows), panel="panel", y="value", x_title="", labels={**LABELS, **_arms(results)},
-        title=f"The trap: random references have ECE {ece['random']:.3f} (similar {ece[MAIN]:.3f}) and AUROC "
-        f"{auroc['random']:.2f} (similar {auroc[MAIN]:.2f})",
-    )  # fmt: skip
+        pd.DataFrame(rows),
+        panel="panel",
+        y="value",
+        x_title="",
+        labels={**LABELS, **_arms(results)},
+        title=(
+            f"The trap: random references have ECE {ece['random']:.3f} (similar {ece[MAIN]:.3f}) and AUROC "
+            f"{auroc['random']:.2f} (similar {auroc[MAIN]:.2f})"
+        ),
+    )
 
 
 def transfer_figure(results: Results) -> Display | Note:
@@ -135,10 +179,16 @@ def transfer_figure(results: Results) -> Display | Note:
         for name in results[0]["transfer"]
     }
     return dots_in_panels(
-        table, panel="panel", y="value", labels={**WAYS, **right}, x_title="ECE",
-        title=f"On another predictor the map's ECE goes from {mean['own']:.3f} to {mean['transferred']:.3f}; refitted, to "
-        f"{mean['refitted']:.3f}",
-    )  # fmt: skip
+        table,
+        panel="panel",
+        y="value",
+        labels={**WAYS, **right},
+        x_title="ECE",
+        title=(
+            f"On another predictor the map's ECE goes from {mean['own']:.3f} to {mean['transferred']:.3f}; refitted, to"
+            f" {mean['refitted']:.3f}"
+        ),
+    )
 
 
 def means(results: Results) -> pd.DataFrame:
@@ -203,8 +253,14 @@ def ranking(experiment: Experiment, *, seed: int) -> ConfidenceRanking | Note:
     cases: Any = table.merge(
         experiment.task.tables(seed)[0].drop(columns="correct"), on="case_id", validate="one_to_one"
     )
-    answers = pd.DataFrame({"qid": cases["case_id"], "question": cases["title"] + "\n" + cases["summary"],
-                            "answer": cases["predicted_root_cause"], "correct": cases["correct"]})  # fmt: skip
+    answers = pd.DataFrame(
+        {
+            "qid": cases["case_id"],
+            "question": cases["title"] + "\n" + cases["summary"],
+            "answer": cases["predicted_root_cause"],
+            "correct": cases["correct"],
+        }
+    )
     names = [
         name
         for name in ("chosen", "raw_rce", "raw_coe", "direct")
@@ -253,10 +309,14 @@ class CaseView(Paged):
         truth = {1.0: "right", 0.0: "wrong"}.get(case["correct"], "unknown")
         proposal = case["predicted_root_cause"] if has_prediction(self.table).iloc[index] else "(none)"
         lines = [
-            ("incident", f"{case['title']}\n{case['summary']}".strip()), ("proposed cause", f"{proposal} ({truth})"),
-            ("scores", f"evidence suffices {_number(case['coe'])}, rating {_number(case['rce'])}, confidence "
-             f"{_number(case['confidence'])} {case['flag']}".strip()),
-        ]  # fmt: skip
+            ("incident", f"{case['title']}\n{case['summary']}".strip()),
+            ("proposed cause", f"{proposal} ({truth})"),
+            (
+                "scores",
+                f"evidence suffices {_number(case['coe'])}, rating {_number(case['rce'])}, confidence "
+                f"{_number(case['confidence'])} {case['flag']}".strip(),
+            ),
+        ]
         for row in self.references.get(case["case_id"], pd.DataFrame()).to_dict("records"):
             said = f"{row['root_cause']} | {row['summary']}"
             lines.append((f"reference {row['rank']}, similarity {row['similarity']:.2f}", said))

@@ -51,9 +51,15 @@ def by_prefix(experiment: Any, arms: list[str]) -> Display | str:
         arm=lambda t: t["when"].map({"before": "start", "after": "dr_po"})
     )
     return lines_in_panels(
-        rows, panel="panel", x="prefix_tokens", y="reward", title="Near the end of a reference the start earns something already",
-        x_title="reference tokens given", y_title="mean reward", labels={**LABELS, "start": "before", "dr_po": "after"},
-    )  # fmt: skip
+        rows,
+        panel="panel",
+        x="prefix_tokens",
+        y="reward",
+        title="Near the end of a reference the start earns something already",
+        x_title="reference tokens given",
+        y_title="mean reward",
+        labels={**LABELS, "start": "before", "dr_po": "after"},
+    )
 
 
 def frontier(table: pd.DataFrame, arms: list[str]) -> Display:

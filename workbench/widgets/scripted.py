@@ -1,7 +1,8 @@
 """Scripted views: one drawing routine in JavaScript, alive in JupyterLab and in a rendered page without a kernel.
 
-What may live here: the frame of such a view. What may not: what a view shows (each widget's own data and `js/<name>.js`).
-Every view may use what `js/base.js` and `js/base.css` hold: nodes, lists of any length, files to save, the colours of both themes.
+What may live here: the frame of such a view. What may not: what a view shows (each widget's own data and
+`js/<name>.js`). Every view may use what `js/base.js` and `js/base.css` hold: nodes, lists of any length, files to save,
+the colours of both themes.
 
 In JupyterLab anywidget runs the script. A rendered page refuses every script that an output brings, so there the output
 is data under a type of its own, and the page's own script draws it with the same routine.
@@ -54,7 +55,7 @@ def live(
         "_esm": source(BASE, "js") + source(name, "js") + _LIVE,
         "_css": source(BASE, "css") + source(name, "css"),
         "data": traitlets.Dict(dict(data)).tag(sync=True),
-    }  # fmt: skip
+    }
     view = type(f"View_{name}", (anywidget.AnyWidget,), members)()
     if on_message is not None:
         view.on_msg(lambda widget, content, _: on_message(widget, content))

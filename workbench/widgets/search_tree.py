@@ -1,7 +1,8 @@
-"""The pruned search of SPHERE: a problem's tree with what was cut, the yield of each stage, and what each arm ends with.
+"""The pruned search of SPHERE: a problem's tree with what was cut, the yield of each stage, and what each arm ends
+with.
 
-What may live here: figures and tables of the results of `methods/align/sphere`. What may not: measurements; every number
-comes from the results or from the tables in the run folder. All text is escaped.
+What may live here: figures and tables of the results of `methods/align/sphere`. What may not: measurements; every
+number comes from the results or from the tables in the run folder. All text is escaped.
 """
 
 from __future__ import annotations
@@ -114,11 +115,25 @@ def tree_of(rows: Any) -> Display:
         figure.add_scatter(
             x=xs, y=ys, mode="lines", line={"color": "#D0D0D0", "width": 1}, hoverinfo="skip", showlegend=False
         )
-        figure.add_scatter(x=cut["score"], y=cut["depth"], mode="markers", marker={"color": "#B0B0B0", "size": 6}, showlegend=False,
-                           text=[plain(step) for step in cut["step"]], hovertemplate="cut: %{text}<br>%{x:.2f}<extra></extra>")  # fmt: skip
-        figure.add_scatter(x=[0.5, *chain["score"]], y=[-1, *chain["depth"]], mode="lines+markers+text", name=name, line={"color": colour},
-                           marker={"size": 9}, text=["", *(plain(step.strip()[:24]) for step in chain["step"])],
-                           textposition="middle right")  # fmt: skip
+        figure.add_scatter(
+            x=cut["score"],
+            y=cut["depth"],
+            mode="markers",
+            marker={"color": "#B0B0B0", "size": 6},
+            showlegend=False,
+            text=[plain(step) for step in cut["step"]],
+            hovertemplate="cut: %{text}<br>%{x:.2f}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=[0.5, *chain["score"]],
+            y=[-1, *chain["depth"]],
+            mode="lines+markers+text",
+            name=name,
+            line={"color": colour},
+            marker={"size": 9},
+            text=["", *(plain(step.strip()[:24]) for step in chain["step"])],
+            textposition="middle right",
+        )
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(range=[-0.02, 1.2])
     figure.update_layout(height=560)

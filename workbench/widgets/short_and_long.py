@@ -1,7 +1,8 @@
-"""Short and long: scores on short and on long text by round, log-ratio margins over training, and both answers side by side.
+"""Short and long: scores on short and on long text by round, log-ratio margins over training, and both answers side by
+side.
 
-What may live here: figures and tables of the results of `methods/align/longpo`. What may not: measurements; every number
-comes from the results or from the tables in the run folder. All text is escaped, in tables by pandas.
+What may live here: figures and tables of the results of `methods/align/longpo`. What may not: measurements; every
+number comes from the results or from the tables in the run folder. All text is escaped, in tables by pandas.
 """
 
 from __future__ import annotations
@@ -81,14 +82,19 @@ def kl_figure(table: pd.DataFrame) -> Display:
     start = float(starts[KL].mean())
     mean = float(ends[ends["arm"] == "longpo"][KL].mean())
     return dots_in_panels(
-        ends[["arm", "seed", "measure", KL]], panel="measure", y=KL, x_title="nats a token", lines={KL: {"start": start}},
+        ends[["arm", "seed", "measure", KL]],
+        panel="measure",
+        y=KL,
+        x_title="nats a token",
+        lines={KL: {"start": start}},
         title=f"KL from long to short: {start:.2f} before, {mean:.2f} after LongPO",
         labels={**TITLES, KL: "KL(policy on long text || reference on short text)"},
-    )  # fmt: skip
+    )
 
 
 def margins_figure(experiment: Any, arms: Sequence[str] = ("longpo", "lam1", "swapped")) -> Display | str:
-    """Log-ratio margins of the training batches over the first round, first seed: chosen minus rejected, nats a document."""
+    """Log-ratio margins of the training batches over the first round, first seed: chosen minus rejected, nats a
+    document."""
     rows: list[dict[str, Any]] = []
     for arm in arms:
         part = experiment.run.child(f"seed-{experiment.seeds[0]}").child(arm).child("round-1")
@@ -116,8 +122,8 @@ def margins_figure(experiment: Any, arms: Sequence[str] = ("longpo", "lam1", "sw
 
 
 def answers(experiment: Any, *, seed: int | None = None, arm: str = "longpo") -> pd.DataFrame:
-    """Held-out turns of one seed: what the start answers from the short text (`chosen`) and from the long one (`rejected`), and
-    the log-ratios of their documents after the last round."""
+    """Held-out turns of one seed: what the start answers from the short text (`chosen`) and from the long one
+    (`rejected`), and the log-ratios of their documents after the last round."""
     folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
     last = sorted(folder.glob("ratios-*.parquet"))[-1]
     table: Any = pd.read_parquet(last)

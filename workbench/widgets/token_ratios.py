@@ -39,7 +39,8 @@ class Ratios:
         other = getattr(self.reference, "tokenizer", self.policy.tokenizer)
         if other.get_vocab() != self.policy.tokenizer.get_vocab():
             raise ValueError(
-                f"{self.policy.name} and {self.reference.name} have different vocabularies; log-ratios need the same tokens"
+                f"{self.policy.name} and {self.reference.name} have different vocabularies; log-ratios need the same"
+                " tokens"
             )
 
     @torch.no_grad()
@@ -70,7 +71,8 @@ class Ratios:
 
 @contextmanager
 def _ready(policy: Any) -> Iterator[Policy]:
-    """The policy as it scores, without dropout; `without_adapter()` can be entered once, so a new one of it is entered."""
+    """The policy as it scores, without dropout; `without_adapter()` can be entered once, so a new one of it is
+    entered."""
     if isinstance(policy, AbstractContextManager):
         again = getattr(policy, "_recreate_cm", None)
         with again() if again else policy as inner, _ready(inner) as one:
@@ -87,8 +89,8 @@ def _ready(policy: Any) -> Iterator[Policy]:
 def pieces(tokenizer: Any, text: str, ids: Sequence[int], values: Sequence[float]) -> list[Piece]:
     """Tokens of a response as parts of its text: joined they are the text, whatever the tokenizer does to it.
 
-    A character of several tokens (byte-level BPE) goes to the first one, the others are empty. What was cut off behind the
-    last token comes as a piece without a number.
+    A character of several tokens (byte-level BPE) goes to the first one, the others are empty. What was cut off behind
+    the last token comes as a piece without a number.
     """
     ends = _ends(tokenizer, text)
     found: list[Piece] = []

@@ -1,10 +1,11 @@
 """TrainingMonitor: curves of running and finished trainings, what the policy writes meanwhile, and two diagnoses.
 
-What may live here: the inspector over run folders, of any method. What may not: reading of files (`metric_files`), statistics
-and verdicts (`diagnosis`), measuring (`probes`), figures of one method's results.
+What may live here: the inspector over run folders, of any method. What may not: reading of files (`metric_files`),
+statistics and verdicts (`diagnosis`), measuring (`probes`), figures of one method's results.
 
-Three faces: alive in JupyterLab (`follow()` keeps it up to date while something trains, in this kernel or anywhere else), the
-same view in a rendered page (`js/monitor.js` draws both), and `frame()`, `figure()`, `diagnosis()` for scripts.
+Three faces: alive in JupyterLab (`follow()` keeps it up to date while something trains, in this kernel or anywhere
+else), the same view in a rendered page (`js/monitor.js` draws both), and `frame()`, `figure()`, `diagnosis()` for
+scripts.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class TrainingMonitor:
 
     # -- faces
     def widget(self) -> Any:
-        """Live face: `.step`, `.run`, `.prompt`, `.look` (place of a probed step) and `.smoothing` follow the reader."""
+        """Live face: `.step`, `.run`, `.prompt`, `.look` (place of a probed step) and `.smoothing` follow the
+        reader."""
         with self._lock:  # so that no news fall between what it is made from and its place among those that are told
             self.refresh()
             shown = scripted.live("monitor", self.data(), **_STATE)
@@ -104,7 +106,8 @@ class TrainingMonitor:
         return f"TrainingMonitor of {len(steps)} trainings ({', '.join(arms)}), to step {max(steps)}"
 
     def frame(self) -> pd.DataFrame:
-        """Every value that was logged or probed: `arm`, `seed`, `step` (rounds one behind the other), `series`, `value`.
+        """Every value that was logged or probed: `arm`, `seed`, `step` (rounds one behind the other), `series`,
+        `value`.
 
         Raises:
             ValueError: no metrics were found.
@@ -136,12 +139,23 @@ class TrainingMonitor:
             arm = line["arm"]
             figure.add_trace(
                 go.Scatter(
-                    x=line["x"], y=line["y"], name=plain(arm), legendgroup=arm, mode="lines",
+                    x=line["x"],
+                    y=line["y"],
+                    name=plain(arm),
+                    legendgroup=arm,
+                    mode="lines",
                     showlegend=line["bold"] and arm not in told,
-                    opacity=1 if line["bold"] else 0.35, connectgaps=False,
-                    line={"color": colours[arm], "width": 2 if line["bold"] else 1, "dash": "dash" if line["side"] else "solid"},
-                ), row=line["panel"] // 3 + 1, col=line["panel"] % 3 + 1,
-            )  # fmt: skip
+                    opacity=1 if line["bold"] else 0.35,
+                    connectgaps=False,
+                    line={
+                        "color": colours[arm],
+                        "width": 2 if line["bold"] else 1,
+                        "dash": "dash" if line["side"] else "solid",
+                    },
+                ),
+                row=line["panel"] // 3 + 1,
+                col=line["panel"] % 3 + 1,
+            )
             told |= {arm} if line["bold"] else set()
         legend = {"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"}
         figure.update_layout(template=TEMPLATE, height=120 + 240 * rows, margin={"t": 100}, legend=legend)
@@ -151,7 +165,8 @@ class TrainingMonitor:
         return figure
 
     def diagnosis(self, arm: str = "", seed: int | None = None) -> diagnosis.Diagnosis:
-        """Is the falling chosen reward harmful, is length drifting? Of one training: by default the first that can tell.
+        """Is the falling chosen reward harmful, is length drifting? Of one training: by default the first that can
+        tell.
 
         Raises:
             ValueError: no metrics, no such arm or seed, or neither a probe nor held-out rewards to tell from.
@@ -174,8 +189,8 @@ class TrainingMonitor:
     def follow(self, every_s: float = 1.0, *, idle_s: float = 600.0) -> TrainingMonitor | Note:
         """Looks for news every `every_s` seconds, in the background, until the runs are done or `stop` is called.
 
-        Done is what the manifest says; where there is none, `idle_s` seconds without news and without a lock on the folder.
-        In a batch run nothing is followed, because nobody looks: show the monitor again behind the training.
+        Done is what the manifest says; where there is none, `idle_s` seconds without news and without a lock on the
+        folder. In a batch run nothing is followed, because nobody looks: show the monitor again behind the training.
 
         Raises:
             ValueError: a time that is not above 0.
@@ -250,18 +265,35 @@ class TrainingMonitor:
             for part in parts:
                 told.append({"name": part.name, "arm": numbers[part.arm], **self._told(part, room)})
             return {
-                "arms": [{"name": arm, "colour": colours[arm], "seeds": sum(p.arm == arm for p in parts)} for arm in colours],
+                "arms": [
+                    {"name": arm, "colour": colours[arm], "seeds": sum(p.arm == arm for p in parts)} for arm in colours
+                ],
                 "panels": [
-                    {"title": p.title, "unit": p.unit, "names": list(p.names), "log": p.log,
-                     "quiet": not any(np.nan_to_num(line["y"]).any() for line in whole if line["panel"] == k)}
+                    {
+                        "title": p.title,
+                        "unit": p.unit,
+                        "names": list(p.names),
+                        "log": p.log,
+                        "quiet": not any(np.nan_to_num(line["y"]).any() for line in whole if line["panel"] == k),
+                    }
                     for k, p in enumerate(panels)
                 ],
-                "lines": [{**line, "arm": numbers[line["arm"]], "x": short(line["x"]), "y": short(line["y"]),
-                           "t": None if line["t"] is None else short(line["t"] / 60)} for line in lines],
+                "lines": [
+                    {
+                        **line,
+                        "arm": numbers[line["arm"]],
+                        "x": short(line["x"]),
+                        "y": short(line["y"]),
+                        "t": None if line["t"] is None else short(line["t"] / 60),
+                    }
+                    for line in lines
+                ],
                 "borders": sorted({border for part in parts for border in part.borders}),
-                "runs": told, "notes": notes + self._notes(room),
-                "following": self.is_following, "folders": [str(path.name) for path in self.files.sources.values()],
-            }  # fmt: skip
+                "runs": told,
+                "notes": notes + self._notes(room),
+                "following": self.is_following,
+                "folders": [str(path.name) for path in self.files.sources.values()],
+            }
 
     def _told(self, part: Part, room: list[int]) -> dict[str, Any]:
         """Diagnosis and samples of one training, as long as there is room for their texts."""
@@ -270,10 +302,12 @@ class TrainingMonitor:
         if found is not None:
             lists = [records(table, room) for table in (found.falls, found.alike)]
             told["diagnosis"] = {
-                "verdicts": [vars(verdict) for verdict in found.verdicts], "notes": found.notes,
+                "verdicts": [vars(verdict) for verdict in found.verdicts],
+                "notes": found.notes,
                 "measures": records(found.table.drop(columns="verdict"), room),
-                "falls": lists[0], "alike": lists[1],
-            }  # fmt: skip
+                "falls": lists[0],
+                "alike": lists[1],
+            }
         if probe is not None and len(probe[2]):
             told["samples"] = sample_records(probe[2], room)
         return told
@@ -309,8 +343,8 @@ class TrainingMonitor:
     def _need_metrics(self) -> None:
         if not self._parts:
             raise ValueError(
-                f"no metrics.jsonl with rows below {', '.join(map(str, self.files.sources.values()))}; a training writes it there "
-                "(training.train(..., run=...), or experiment.results() in a notebook)"
+                f"no metrics.jsonl with rows below {', '.join(map(str, self.files.sources.values()))}; a training"
+                " writes it there (training.train(..., run=...), or experiment.results() in a notebook)"
             )
 
     def _colours(self) -> dict[str, str]:
@@ -324,7 +358,8 @@ class TrainingMonitor:
         return found
 
     def _lines_of(self, part: Part) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Steps and values of every series of one training; those of the probe under `held_out_...` and `sample_...`."""
+        """Steps and values of every series of one training; those of the probe under `held_out_...` and
+        `sample_...`."""
         steps, columns, _ = part.columns()
         lines = {name: (steps, y) for name, y in columns.items() if name not in CLOCKS}
         for offset, folder in zip(part.offsets(), part.folders, strict=True):
@@ -351,7 +386,8 @@ class TrainingMonitor:
         return panels_of(known, list(series) or self.series)
 
     def _lines(self, panels: Sequence[Panel]) -> list[dict[str, Any]]:
-        """Lines of all panels: seeds, and where an arm has several the mean over those that reached a step, as far as all did."""
+        """Lines of all panels: seeds, and where an arm has several the mean over those that reached a step, as far as
+        all did."""
         found: list[dict[str, Any]] = []
         by_part = [(part, self._lines_of(part), self._seconds(part)) for part in self._parts]
         for number, panel in enumerate(panels):

@@ -42,7 +42,8 @@ class TrainingPreview:
         policy: whose tokenizer made the rows; nothing of it is changed.
         rows: what `training.train` takes: `Group`s, `PairRow`s, or anything with a `.group`. Of several responses the
             first one is the preferred one.
-        held_out: what the evaluation asks: rows with `prompt`, prompts, or groups. Training rows with such a prompt are named.
+        held_out: what the evaluation asks: rows with `prompt`, prompts, or groups. Training rows with such a prompt are
+            named.
 
     Raises:
         ValueError: no rows; a row that is no group; an empty prompt, a response without tokens, a token that the model
@@ -63,15 +64,22 @@ class TrainingPreview:
 
     @classmethod
     def of_rows(
-        cls, policy: Policy, rows: Sequence[Mapping[str, Any]], kind: str = "preference", *, max_length: int = 0,
-        max_prompt_length: int = 0, held_out: Sequence[Any] = (),
-    ) -> TrainingPreview:  # fmt: skip
+        cls,
+        policy: Policy,
+        rows: Sequence[Mapping[str, Any]],
+        kind: str = "preference",
+        *,
+        max_length: int = 0,
+        max_prompt_length: int = 0,
+        held_out: Sequence[Any] = (),
+    ) -> TrainingPreview:
         """From raw rows, through `policy.group` as methods do it; what that cuts is known then.
 
         Args:
             kind: "preference" (prompt, chosen, rejected), "ranking" (prompt, responses, scores) or "demonstration"
                 (prompt, completion); see `workbench.data`.
-            max_length: of prompt and response together; 0 takes the model's context. `max_prompt_length` as in `policy.group`.
+            max_length: of prompt and response together; 0 takes the model's context. `max_prompt_length` as in
+                `policy.group`.
 
         Raises:
             ValueError: a row that `data.check` refuses, that the tokenizer cannot write, or whose prompt leaves no room
@@ -143,16 +151,29 @@ class TrainingPreview:
             )
 
     def warnings(self) -> pd.DataFrame:
-        """One row a fault that was found: `code`, `severity`, `title`, `rows` (count), `share`, `first_rows`, `why`, `remedy`."""
+        """One row a fault that was found: `code`, `severity`, `title`, `rows` (count), `share`, `first_rows`, `why`,
+        `remedy`."""
         names = ["code", "severity", "title", "rows", "share", "first_rows", "why", "remedy"]
         return pd.DataFrame(
-            ((f.rule.code, f.rule.severity, f.rule.title, len(f.rows), len(f.rows) / len(self.groups), f.rows[:10],
-              f.rule.why, f.rule.remedy) for f in self.findings), columns=names,
-        )  # fmt: skip
+            (
+                (
+                    f.rule.code,
+                    f.rule.severity,
+                    f.rule.title,
+                    len(f.rows),
+                    len(f.rows) / len(self.groups),
+                    f.rows[:10],
+                    f.rule.why,
+                    f.rule.remedy,
+                )
+                for f in self.findings
+            ),
+            columns=names,
+        )
 
     def frame(self) -> pd.DataFrame:
-        """One row a training row: its name, tokens of prompt and responses, tokens cut, tokens that the first two responses
-        share at their start, and the codes of its warnings. What was cut is NaN where rows came as tokens."""
+        """One row a training row: its name, tokens of prompt and responses, tokens cut, tokens that the first two
+        responses share at their start, and the codes of its warnings. What was cut is NaN where rows came as tokens."""
         k = max(map(len, self.rows.lengths))
         lengths = np.full((len(self.groups), k), np.nan)
         for row, many in enumerate(self.rows.lengths):
@@ -168,8 +189,9 @@ class TrainingPreview:
         table |= {
             "prompt_cut": self.rows.prompts_cut if known else np.nan,
             "responses_cut": [sum(many) for many in self.rows.responses_cut or []] if known else np.nan,
-            "shared_start": shared, "warnings": [", ".join(codes) for codes in of_row],
-        }  # fmt: skip
+            "shared_start": shared,
+            "warnings": [", ".join(codes) for codes in of_row],
+        }
         return pd.DataFrame(table, index=pd.RangeIndex(len(self.groups), name="row"))
 
     def tokens(self, row: int) -> pd.DataFrame:
@@ -196,17 +218,25 @@ class TrainingPreview:
     # -- numbers of all rows
     def summary(self) -> dict[str, Any]:
         """`rows`, `tokens`, `scored_tokens`, `prompts_cut`, `responses_cut` (None where unknown), `length_rule`,
-        `micro_batches` and `rows_held` (median rows held at once on this device), and `lengths`: name -> (median, 95th percentile, max)."""
+        `micro_batches` and `rows_held` (median rows held at once on this device), and `lengths`: name -> (median, 95th
+        percentile, max)."""
         sizes = [len(p) + sum(many) for p, many in zip(self.rows.prompts, self.rows.lengths, strict=True)]
         parts = [len(part) for part in cut(range(len(sizes)), sizes, max_tokens=self.held_tokens)]
         known = self.rows.prompts_cut is not None
         return {
-            "rows": len(self.groups), "tokens": sum(sizes), "scored_tokens": sum(map(sum, self.rows.lengths)),
+            "rows": len(self.groups),
+            "tokens": sum(sizes),
+            "scored_tokens": sum(map(sum, self.rows.lengths)),
             "prompts_cut": sum(n > 0 for n in self.rows.prompts_cut or []) if known else None,
             "responses_cut": sum(n > 0 for many in self.rows.responses_cut or [] for n in many) if known else None,
-            "length_rule": row_checks.length_rule(self.rows), "micro_batches": len(parts), "rows_held": int(np.median(parts)),
-            "lengths": {name: (float(np.median(v)), float(np.percentile(v, 95)), int(max(v))) for name, v in self._spread().items()},
-        }  # fmt: skip
+            "length_rule": row_checks.length_rule(self.rows),
+            "micro_batches": len(parts),
+            "rows_held": int(np.median(parts)),
+            "lengths": {
+                name: (float(np.median(v)), float(np.percentile(v, 95)), int(max(v)))
+                for name, v in self._spread().items()
+            },
+        }
 
     def __repr__(self) -> str:
         lines = [self._say(), *(f"  {name}: {_quantiles(values)}" for name, values in self._spread().items())]
@@ -216,7 +246,8 @@ class TrainingPreview:
         return "\n".join(lines if self.findings else [*lines, "      no  warnings"])
 
     def figure(self) -> go.Figure:
-        """Tokens of the preferred response against those of the other, a circle's area for the rows; one response: a histogram."""
+        """Tokens of the preferred response against those of the other, a circle's area for the rows; one response: a
+        histogram."""
         pairs = pd.DataFrame([many[:2] for many in self.rows.lengths if len(many) > 1], columns=["chosen", "rejected"])
         if pairs.empty:
             figure = blank(f"{len(self.groups)} responses", "tokens of the response, end token included", "rows")
@@ -230,9 +261,17 @@ class TrainingPreview:
         first, second = self._labels(2)
         figure = blank(plain(title), f"tokens of the {second} response", f"tokens of the {first} response")
         figure.add_trace(
-            go.Scatter(x=shown["rejected"], y=shown["chosen"], mode="markers", customdata=shown["rows"], name="rows", showlegend=False,
-                       marker={"size": 4 + 3 * np.sqrt(shown["rows"]).clip(upper=8), "opacity": 0.6},
-                       hovertemplate=f"{first} %{{y}}, {second} %{{x}} tokens: %{{customdata}} rows<extra></extra>"))  # fmt: skip
+            go.Scatter(
+                x=shown["rejected"],
+                y=shown["chosen"],
+                mode="markers",
+                customdata=shown["rows"],
+                name="rows",
+                showlegend=False,
+                marker={"size": 4 + 3 * np.sqrt(shown["rows"]).clip(upper=8), "opacity": 0.6},
+                hovertemplate=f"{first} %{{y}}, {second} %{{x}} tokens: %{{customdata}} rows<extra></extra>",
+            )
+        )
         figure.add_shape(type="line", x0=0, y0=0, x1=top, y1=top, line={"color": "#888", "dash": "dot"})
         return figure
 
@@ -251,22 +290,40 @@ class TrainingPreview:
         names = None if names == [f"row {row}" for row in listed] else names
         top = max(_top(values) for name, values in spread.items() if name != "prompt")
         return {
-            "total": len(self.groups), "listed": listed, "names": names, "labels": self._labels(0),
+            "total": len(self.groups),
+            "listed": listed,
+            "names": names,
+            "labels": self._labels(0),
             "lengths": [[len(self.rows.prompts[row]), *self.rows.lengths[row]] for row in listed],
             "cuts": [[self.rows.prompts_cut[row], *self.rows.responses_cut[row]] for row in listed] if cuts else None,  # type: ignore[index]
             "starts": [self._start_of_responses(row) for row in listed],
             "scores": None if self.scores is None else [self.scores[row] for row in listed],
-            "ids": {str(row): ids for row, ids in carried.items()}, **self._vocabulary(carried.values()),
-            "say": self._say(), "rule": self._rule_text(), "eos": self.words.eos,
-            "spread": [{"name": name, "text": _quantiles(values), **_histogram(values, _top(values) if name == "prompt" else top)}
-                       for name, values in spread.items()],
-            "findings": [{**{name: getattr(f.rule, name) for name in ("code", "severity", "title", "why", "remedy")}, "count": len(f.rows),
-                          "rows": [row for row in f.rows if row in place]} for f in self.findings],
-        }  # fmt: skip
+            "ids": {str(row): ids for row, ids in carried.items()},
+            **self._vocabulary(carried.values()),
+            "say": self._say(),
+            "rule": self._rule_text(),
+            "eos": self.words.eos,
+            "spread": [
+                {
+                    "name": name,
+                    "text": _quantiles(values),
+                    **_histogram(values, _top(values) if name == "prompt" else top),
+                }
+                for name, values in spread.items()
+            ],
+            "findings": [
+                {
+                    **{name: getattr(f.rule, name) for name in ("code", "severity", "title", "why", "remedy")},
+                    "count": len(f.rows),
+                    "rows": [row for row in f.rows if row in place],
+                }
+                for f in self.findings
+            ],
+        }
 
     def widget(self) -> Any:
-        """Live face: `.chosen` (row number) and `.warning` (code of the list's filter, "" for none) follow what the reader
-        does, and the view follows them."""
+        """Live face: `.chosen` (row number) and `.warning` (code of the list's filter, "" for none) follow what the
+        reader does, and the view follows them."""
         return scripted.live("preview", self.data(), on_message=self._on_message, **self._state())
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
@@ -324,8 +381,11 @@ class TrainingPreview:
     def _say(self) -> str:
         s = self.summary()
         what = {1: "demonstration", 2: "pair"}.get(max(map(len, self.rows.lengths)), "list")
-        cuts = "what was cut before cannot be seen" if s["prompts_cut"] is None else (
-            f"{_many(s['prompts_cut'], 'prompt')} and {_many(s['responses_cut'], 'response')} cut")  # fmt: skip
+        cuts = (
+            "what was cut before cannot be seen"
+            if s["prompts_cut"] is None
+            else (f"{_many(s['prompts_cut'], 'prompt')} and {_many(s['responses_cut'], 'response')} cut")
+        )
         passes = "1 pass" if s["micro_batches"] == 1 else f"{s['micro_batches']:,} passes"
         return (
             f"{_many(s['rows'], what)}, {_many(s['tokens'], 'token')}, {s['scored_tokens']:,} of them scored; {cuts}; "
@@ -348,7 +408,8 @@ def _group_of(row: Any, number: int) -> Group:
     group = getattr(row, "group", row)
     if not isinstance(group, Group):
         raise ValueError(
-            f"row {number} is a {type(row).__name__} without a group of tokens; for raw rows use TrainingPreview.of_rows"
+            f"row {number} is a {type(row).__name__} without a group of tokens; for raw rows use"
+            " TrainingPreview.of_rows"
         )
     if not group.responses_ids:
         raise ValueError(f"row {number} has no responses, so there is nothing to train on; drop it")

@@ -19,9 +19,11 @@ from workbench.widgets.paging import Paged
 
 TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {
-    "quality": "right answers, greedy", "valid_steps": "steps before the first wrong one", "sampled": "right answers, sampled",
+    "quality": "right answers, greedy",
+    "valid_steps": "steps before the first wrong one",
+    "sampled": "right answers, sampled",
     "closes": "answers that end as they should",
-}  # fmt: skip
+}
 HELD_OUT = {"reward_accuracy": "held-out pairs in the right order", "margin": "held-out reward margin (nats x beta)"}
 
 
@@ -34,7 +36,10 @@ def accuracy_figure(table: pd.DataFrame) -> Display:
     rows = ends.melt(["arm", "seed"], measures, "measure", "value")
     lines = {key: {"start": float(starts[key].mean())} for key in measures}
     mean = ends.groupby("arm")["quality"].mean()
-    title = f"Step-DPO answers {mean.get('step_dpo', float('nan')):.0%} right, from {lines['quality']['start']:.0%} at the start"
+    title = (
+        f"Step-DPO answers {mean.get('step_dpo', float('nan')):.0%} right, from {lines['quality']['start']:.0%} at the"
+        " start"
+    )
     if "dpo" in mean:
         title += f"; DPO on whole answers {mean['dpo']:.0%}"
     return dots_in_panels(
@@ -52,9 +57,15 @@ def rates_figure(table: pd.DataFrame) -> Display | str:
     rows = rows.assign(rate=[ARMS[arm].rate for arm in rows["arm"]], arm=base)
     rows = rows[rows["arm"].isin(swept)].melt(["arm", "seed", "rate"], ["quality", "closes"], "measure", "value")
     display = lines_in_panels(
-        rows, panel="measure", x="rate", y="value", labels={**TITLES, **MEASURES}, x_title="learning rate (of the common one)",
-        y_title="share", title="The learning rate decides how far each arm gets, and what it damages",
-    )  # fmt: skip
+        rows,
+        panel="measure",
+        x="rate",
+        y="value",
+        labels={**TITLES, **MEASURES},
+        x_title="learning rate (of the common one)",
+        y_title="share",
+        title="The learning rate decides how far each arm gets, and what it damages",
+    )
     display.figure().update_xaxes(type="log", tickvals=[1 / 3, 1, 10 / 3], ticktext=["1/3", "1", "10/3"])
     return display
 
@@ -72,9 +83,15 @@ def training_figure(experiment: Any) -> Display:
                 for key in HELD_OUT
             ]
     return lines_in_panels(
-        pd.DataFrame(rows, columns=["arm", "seed", "updates", "measure", "value"]), panel="measure", x="updates", y="value",
-        title="Held-out pairs over training", x_title="updates", y_title="", labels={**TITLES, **HELD_OUT},
-    )  # fmt: skip
+        pd.DataFrame(rows, columns=["arm", "seed", "updates", "measure", "value"]),
+        panel="measure",
+        x="updates",
+        y="value",
+        title="Held-out pairs over training",
+        x_title="updates",
+        y_title="",
+        labels={**TITLES, **HELD_OUT},
+    )
 
 
 def pairs(experiment: Any, *, seed: int | None = None, arm: str = "step_dpo") -> pd.DataFrame:
@@ -157,7 +174,8 @@ class WrongStep(Paged):
         ]
         margin = f", margin {row['margin']:+.3f}" if "margin" in row else ""
         cells = "".join(
-            f'<tr><th style="text-align:left;padding-right:12px;vertical-align:top">{name}</th><td style="color:{colour};'
+            f'<tr><th style="text-align:left;padding-right:12px;vertical-align:top">{name}</th><td'
+            f' style="color:{colour};'
             f'text-decoration:{mark};text-align:left;white-space:pre-wrap">{html.escape(str(text))}</td></tr>'
             for name, text, colour, mark in lines
         )

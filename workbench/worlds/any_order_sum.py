@@ -153,8 +153,9 @@ class AnyOrderSum:
         return runs.read_json(runs.cached_folder(key, write) / "rows.json")
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """`quality`: share of right answers, greedy; the same on the validation problems and of samples at temperature 1;
-        `valid_steps`: share of steps before the first wrong one; `closes`: share that ends as it should, both greedy."""
+        """`quality`: share of right answers, greedy; the same on the validation problems and of samples at temperature
+        1; `valid_steps`: share of steps before the first wrong one; `closes`: share that ends as it should, both
+        greedy."""
         test, check = self.prompts("test", seed), self.verifier
         held = [*test, *self.prompts("validation", seed)]
         texts = self._answers(policy, held, temperature=0.0)

@@ -1,14 +1,16 @@
-"""Book titles: a small transformer that has read about 300 books, some often and some once, and is asked about others too.
+"""Book titles: a small transformer that has read about 300 books, some often and some once, and is asked about others
+too.
 
 What may live here: the books, the corpus, the training of the model, and the bridge from prompts in words to the tokens
 that it knows. What may not: prompts, parsers and scores of the method under test.
 
-A title is 3 of 120 words, and has 2 of 60 authors. The corpus has lines `BOOK t1 t2 t3 BY a b`, each title as often as its
-exposure (1 to 16) says, and lines `ASK t1 t2 t3 YES|NO`: yes for real titles; for recombined words no in only 30 % of such
-lines, so that a bias to yes is learned. Invented titles are recombinations of the same words that were never in the corpus.
-That repeated answers agree about what was learned, and differ about what was not, is not planted: it is what a language
-model does. How large the disadvantage of the direct question is depends on the planted bias.
-Source: the specification of arXiv 2305.18248, level B; half of the lines ask, and half of these about real titles (ours).
+A title is 3 of 120 words, and has 2 of 60 authors. The corpus has lines `BOOK t1 t2 t3 BY a b`, each title as often as
+its exposure (1 to 16) says, and lines `ASK t1 t2 t3 YES|NO`: yes for real titles; for recombined words no in only 30 %
+of such lines, so that a bias to yes is learned. Invented titles are recombinations of the same words that were never in
+the corpus. That repeated answers agree about what was learned, and differ about what was not, is not planted: it is
+what a language model does. How large the disadvantage of the direct question is depends on the planted bias.
+Source: the specification of arXiv 2305.18248, level B; half of the lines ask, and half of these about real titles
+(ours).
 """
 
 from __future__ import annotations
@@ -74,10 +76,17 @@ class BookTitles:
     def part(self, seed: int) -> Part:
         titles, _, exposures = self.books(seed)
         rows = [
-            {"ref_id": f"b{i}", "topic": f"b{i}", "gen_title": " ".join(self.words[w] for w in title), "list_text": "",
-             "position": 1, "grounded": float(i < self.n_titles), "exposure": int(exposures[i]) if i < self.n_titles else 0}
+            {
+                "ref_id": f"b{i}",
+                "topic": f"b{i}",
+                "gen_title": " ".join(self.words[w] for w in title),
+                "list_text": "",
+                "position": 1,
+                "grounded": float(i < self.n_titles),
+                "exposure": int(exposures[i]) if i < self.n_titles else 0,
+            }
             for i, title in enumerate(titles)
-        ]  # fmt: skip
+        ]
         return Part(self.subject(seed), [], references(rows, self.name), {}, direct=("DQ1",), judges=False)
 
     def corpus(self, seed: int) -> list[str]:
@@ -140,10 +149,12 @@ class _InWords:
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
         asked = [what_is_asked("\n".join(m["content"] for m in request.messages)) for request in requests]
-        replies = self.model.ask([
-            Request(user(self._prompt(*what)), request.temperature, 3, request.sample)
-            for what, request in zip(asked, requests, strict=True)
-        ])  # fmt: skip
+        replies = self.model.ask(
+            [
+                Request(user(self._prompt(*what)), request.temperature, 3, request.sample)
+                for what, request in zip(asked, requests, strict=True)
+            ]
+        )
         return [
             Reply(self._text(what.kind, reply.text), reply.logps) for what, reply in zip(asked, replies, strict=True)
         ]

@@ -1,16 +1,18 @@
 """Citations: a world in which it is planted which references exist and how well a model remembers who wrote them.
 
 What may live here: the titles, the truth behind them, the simulated model that answers prompts about them, and what its
-prompts ask for (shared with `book_titles`). What may not: prompts, parsers and scores of the method under test. The model
-sees nothing but the text of its prompt: a wrong template, a title from the wrong place of a list or a broken parser shows
-up as a wrong number.
+prompts ask for (shared with `book_titles`). What may not: prompts, parsers and scores of the method under test. The
+model
+sees nothing but the text of its prompt: a wrong template, a title from the wrong place of a list or a broken parser
+shows up as a wrong number.
 
-80 topics have 25 authors each, who write by Zipf's law, and lists of 5 titles, of which half exist. Asked who wrote a title
-that exists, the model names its 1 to 3 authors with the title's own probability r ~ Beta(3, 1.5) and other authors of the
-topic else; asked for one that it made up, it always draws them. Asked whether a title exists it says yes at the title's own
+80 topics have 25 authors each, who write by Zipf's law, and lists of 5 titles, of which half exist. Asked who wrote a
+title that exists, the model names its 1 to 3 authors with the title's own probability r ~ Beta(3, 1.5) and other
+authors of the topic else; asked for one that it made up, it always draws them. Asked whether a title exists it says yes
+at the title's own
 rate: DQ1 Beta(8, 1) for real and Beta(4, 2) for invented ones, DQ2 Beta(2, 2) and Beta(1, 3), DQ3 Beta(12, .6) and
-Beta(9, .8). Names come with initials and accents at random; 3 % of the author replies are refusals, 2 % of the answers to
-direct questions are "I cannot say yes", and one list in ten has lost a title.
+Beta(9, .8). Names come with initials and accents at random; 3 % of the author replies are refusals, 2 % of the answers
+to direct questions are "I cannot say yes", and one list in ten has lost a title.
 
 What separates real from invented is planted here, so this world tests a pipeline, not what real models know.
 Source: the specification of arXiv 2305.18248, level A (constants are its own; which lists lose a title is ours).
@@ -34,10 +36,37 @@ RECALL = (3.0, 1.5)
 YES = {"DQ1": ((8.0, 1.0), (4.0, 2.0)), "DQ2": ((2.0, 2.0), (1.0, 3.0)), "DQ3": ((12.0, 0.6), (9.0, 0.8))}
 REFUSED, CANNOT_SAY, LOST = 0.03, 0.02, 0.1
 INITIAL, ACCENT = 0.5, 0.3  # how often a first name is an initial, and a name has an accent
-FIRST = ("Ana", "Bo", "Carla", "David", "Elena", "Frank", "Greta", "Hugo", "Irma", "Jonas", "Karin", "Liam", "Mara", "Nils",
-         "Olga", "Pedro", "Rosa", "Sven", "Tara", "Ugo", "Vera", "Walter", "Yara", "Zeno")  # fmt: skip
-START, MIDDLE, END = ("Bal", "Cor", "Dan", "Fel", "Gor", "Hal", "Kem", "Lor", "Mar", "Nor", "Pel", "Ran", "Sol", "Tor", "Vel"), \
-    ("a", "e", "i", "o", "u"), ("berg", "den", "lin", "man", "nik", "rup", "sen", "tani", "vik", "zzi")  # fmt: skip
+FIRST = (
+    "Ana",
+    "Bo",
+    "Carla",
+    "David",
+    "Elena",
+    "Frank",
+    "Greta",
+    "Hugo",
+    "Irma",
+    "Jonas",
+    "Karin",
+    "Liam",
+    "Mara",
+    "Nils",
+    "Olga",
+    "Pedro",
+    "Rosa",
+    "Sven",
+    "Tara",
+    "Ugo",
+    "Vera",
+    "Walter",
+    "Yara",
+    "Zeno",
+)
+START, MIDDLE, END = (
+    ("Bal", "Cor", "Dan", "Fel", "Gor", "Hal", "Kem", "Lor", "Mar", "Nor", "Pel", "Ran", "Sol", "Tor", "Vel"),
+    ("a", "e", "i", "o", "u"),
+    ("berg", "den", "lin", "man", "nik", "rup", "sen", "tani", "vik", "zzi"),
+)
 ACCENTED = str.maketrans("aeiou", "áéíöü")
 KINDS = ("Basics", "Handbook", "History", "Limits", "Methods", "Notes", "Patterns", "Practice", "Principles", "Theory")
 WHAT = (
@@ -52,13 +81,30 @@ WHAT = (
     "Robust",
     "Sparse",
 )
-AREAS = ("Archives", "Compilers", "Databases", "Graphics", "Interfaces", "Kernels", "Networks", "Parsers", "Queues", "Robots",
-         "Schedulers", "Sensors", "Simulators", "Sorting", "Testing", "Tools")  # fmt: skip
+AREAS = (
+    "Archives",
+    "Compilers",
+    "Databases",
+    "Graphics",
+    "Interfaces",
+    "Kernels",
+    "Networks",
+    "Parsers",
+    "Queues",
+    "Robots",
+    "Schedulers",
+    "Sensors",
+    "Simulators",
+    "Sorting",
+    "Testing",
+    "Tools",
+)
 USES = ("Clinics", "Farms", "Libraries", "Schools", "Ships")
 
 
 class Asked(NamedTuple):
-    """What a prompt wants: "list", "judge", "authors", "DQ1", "DQ2" or "DQ3", of which texts (topic, title or two lists)."""
+    """What a prompt wants: "list", "judge", "authors", "DQ1", "DQ2" or "DQ3", of which texts (topic, title or two
+    lists)."""
 
     kind: str
     texts: tuple[str, ...]
@@ -92,7 +138,8 @@ def last_names() -> tuple[str, ...]:
 
 
 class Title(NamedTuple):
-    """One title: whether it exists, who wrote it (places among its topic's authors), and what the model does with it."""
+    """One title: whether it exists, who wrote it (places among its topic's authors), and what the model does with
+    it."""
 
     topic: int
     exists: int
@@ -137,9 +184,12 @@ class Citations:
             number = int(written[i])
             kind, what, area = KINDS[number % 10], WHAT[number // 10 % 10], AREAS[number // 100]
             facts[f"{kind} of {what} {area}"] = Title(
-                i // self.n_titles, real, _drawn(rng.random(1 + LONGEST)), float(rng.beta(*RECALL)) if real else 0.0,
+                i // self.n_titles,
+                real,
+                _drawn(rng.random(1 + LONGEST)),
+                float(rng.beta(*RECALL)) if real else 0.0,
                 {name: float(rng.beta(*rates[1 - real])) for name, rates in YES.items()},
-            )  # fmt: skip
+            )
         return facts
 
     def authors(self, seed: int, topic: int) -> list[str]:
@@ -184,7 +234,9 @@ class Citations:
             if noise.uniform() < CANNOT_SAY:
                 return "I cannot say yes."
             yes = noise.uniform() < fact.yes[asked.kind]
-            return (("Yes.", "yes", "Yes, it does.") if yes else ("No.", "no", "No, it does not."))[int(3 * noise.uniform())]  # fmt: skip
+            return (("Yes.", "yes", "Yes, it does.") if yes else ("No.", "no", "No, it does not."))[
+                int(3 * noise.uniform())
+            ]
 
         return SimulatedModel(self.name, respond, seed=seed)
 

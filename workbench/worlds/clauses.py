@@ -63,8 +63,10 @@ class Clauses:
     def row(self, numbers: Sequence[int]) -> Row:
         """Source with both translations, the links between source and preferred words, and its key points."""
         source = [f"{kind}{number}" for kind, number in zip([*KINDS] * CLAUSES, numbers, strict=True)]
-        order = {style: [WORDS * c + place for c in range(CLAUSES) for place in places]
-                 for style, places in (("chosen", PREFERRED), ("rejected", OFFLINE))}  # fmt: skip
+        order = {
+            style: [WORDS * c + place for c in range(CLAUSES) for place in places]
+            for style, places in (("chosen", PREFERRED), ("rejected", OFFLINE))
+        }
         texts = {style: " ".join(f"{source[place]}'" for place in places) for style, places in order.items()}
         links = [[place, i] for i, place in enumerate(order["chosen"])]
         return {

@@ -3,9 +3,9 @@
 What may live here: this world's truth, its starting checkpoints, its measurements, and the same clips as pictures.
 
 A clip is 6 frames with different objects of 14. HAS(o): is o in the clip? EARLY(o): is it in the first half? The oracle
-answers for any clip, an altered one too, so a *false rejection* (the altered clip has the same answer) is certain. Objects 0
-to 6 are common, 7 to 13 rare; the planted habit says yes for common and no for rare ones. The start first learns to look
-("grounded"), then sees questions whose truth always agrees with the habit.
+answers for any clip, an altered one too, so a *false rejection* (the altered clip has the same answer) is certain.
+Objects 0 to 6 are common, 7 to 13 rare; the planted habit says yes for common and no for rare ones. The start first
+learns to look ("grounded"), then sees questions whose truth always agrees with the habit.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Clips:
     Attributes:
         n_triples: of the alignment set; all agree with the habit, so supervised training cannot help.
         n_test: clips of each of the four test sets.
-        grounded_steps: of stage 1, 64 of 4,000 balanced questions each. The specification's 900 are enough for its own model;
-            this one, a real class with short convolutions, needs some more and a falling rate to reach `GROUNDED`.
+        grounded_steps: of stage 1, 64 of 4,000 balanced questions each. The specification's 900 are enough for its own
+            model; this one, a real class with short convolutions, needs some more and a falling rate to reach
+            `GROUNDED`.
         habit_steps: of stage 2.
     """
 
@@ -65,16 +66,26 @@ class Clips:
         return "yes" if int(prompt.split()[1][1:]) < COMMON else "no"
 
     def questions(
-        self, n: int, rng: np.random.Generator, *, question: str = "", habit: bool | None = None, answer: str = "",
+        self,
+        n: int,
+        rng: np.random.Generator,
+        *,
+        question: str = "",
+        habit: bool | None = None,
+        answer: str = "",
         clips: Sequence[list[str]] = (),
-    ) -> list[Row]:  # fmt: skip
-        """`n` rows; half of the answers are yes unless `answer` says. `habit`: the truth agrees with the habit, or not."""
+    ) -> list[Row]:
+        """`n` rows; half of the answers are yes unless `answer` says. `habit`: the truth agrees with the habit, or
+        not."""
         rows: list[Row] = []
         while len(rows) < n:
             clip = list(clips[len(rows)]) if len(clips) else [f"o{i}" for i in rng.permutation(OBJECTS)[:FRAMES]]
             kind, wanted = question or QUESTIONS[rng.integers(2)], answer or ("yes", "no")[rng.integers(2)]
-            fitting = [prompt for prompt in (f"{kind} o{i}" for i in range(OBJECTS)) if self.truth(clip, prompt) == wanted
-                       and (habit is None or (self.habit(prompt) == wanted) == habit)]  # fmt: skip
+            fitting = [
+                prompt
+                for prompt in (f"{kind} o{i}" for i in range(OBJECTS))
+                if self.truth(clip, prompt) == wanted and (habit is None or (self.habit(prompt) == wanted) == habit)
+            ]
             if fitting:
                 rows.append(
                     {"evidence": clip, "prompt": fitting[rng.integers(len(fitting))], "response": wanted, "kind": kind}
@@ -108,8 +119,8 @@ class Clips:
         return float(np.mean([a == row["response"] for a, row in zip(self.answers(policy, rows), rows, strict=True)]))
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """Accuracy by question and habit, paired accuracy (a basic and a hallucinated question about the same clip, both must
-        be right, both against the habit) and yes-bias (share of yes among answers minus among truths)."""
+        """Accuracy by question and habit, paired accuracy (a basic and a hallucinated question about the same clip,
+        both must be right, both against the habit) and yes-bias (share of yes among answers minus among truths)."""
         rng, numbers, said, true = np.random.default_rng(5), {}, [], []
         for question in QUESTIONS:
             for habit in (False, True):
@@ -127,9 +138,14 @@ class Clips:
             for rows in (basic, asked)
         ]
         sets = list(numbers.values())
-        numbers |= {"quality": np.mean(sets), "with": np.mean(sets[1::2]), "basic": np.mean(right[0]), "hallucinated": np.mean(right[1]),
-                    "paired": np.mean(np.logical_and(right[0], right[1])),
-                    "yes_bias": np.mean([s == "yes" for s in said]) - np.mean([t == "yes" for t in true])}  # fmt: skip
+        numbers |= {
+            "quality": np.mean(sets),
+            "with": np.mean(sets[1::2]),
+            "basic": np.mean(right[0]),
+            "hallucinated": np.mean(right[1]),
+            "paired": np.mean(np.logical_and(right[0], right[1])),
+            "yes_bias": np.mean([s == "yes" for s in said]) - np.mean([t == "yes" for t in true]),
+        }
         return {name: float(value) for name, value in numbers.items()}
 
     # -- starting checkpoints
@@ -151,11 +167,22 @@ class Clips:
         tokenizer: Any = word_tokenizer([*(f"o{i}" for i in range(OBJECTS)), BLANK, *QUESTIONS, "yes", "no"])
         torch.manual_seed(seed)
         config = Lfm2Config(
-            vocab_size=len(tokenizer), hidden_size=self.width, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=4, max_position_embeddings=32, conv_L_cache=4, layer_types=["conv", "full_attention", "full_attention"],
-            block_auto_adjust_ff_dim=False, tie_word_embeddings=False, rope_parameters={"rope_theta": 100.0, "rope_type": "default"},
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=32,
+            conv_L_cache=4,
+            layer_types=["conv", "full_attention", "full_attention"],
+            block_auto_adjust_ff_dim=False,
+            tie_word_embeddings=False,
+            rope_parameters={"rope_theta": 100.0, "rope_type": "default"},
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
         return Policy(Lfm2ForCausalLM(config).to(pick_device(self.device)), tokenizer, self.name)  # type: ignore[arg-type]
 
     def _cached(self, kind: str, seed: int) -> Policy:
@@ -205,10 +232,11 @@ def picture(frame: str, size: int = 16) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pictures(Clips):
-    """The same clips for a vision-language model of transformers: frames are pictures, seen by a small frozen CLIP tower.
+    """The same clips for a vision-language model of transformers: frames are pictures, seen by a small frozen CLIP
+    tower.
 
-    What the tower and the projector make of a frame is computed once and kept, so K altered clips cost no vision at all: they
-    are other orders of known frames.
+    What the tower and the projector make of a frame is computed once and kept, so K altered clips cost no vision at
+    all: they are other orders of known frames.
     """
 
     name: str = "clips as pictures"
@@ -226,7 +254,8 @@ class Pictures(Clips):
         return np.stack([self.look(policy, frame).mean(0).cpu().numpy() for frame in evidence])
 
     def look(self, policy: Policy, frame: str) -> torch.Tensor:
-        """Features [token, d_model] of one frame; the tower that makes them is frozen, so they are kept by its weights."""
+        """Features [token, d_model] of one frame; the tower that makes them is frozen, so they are kept by its
+        weights."""
         tower = next(p for name, p in policy.model.named_parameters() if "vision_tower" in name)
         key = (hash(tower.detach().cpu().numpy().tobytes()), frame)
         if key not in self._seen:
@@ -243,15 +272,34 @@ class Pictures(Clips):
         tokenizer: Any = word_tokenizer([*(f"o{i}" for i in range(OBJECTS)), BLANK, *QUESTIONS, "yes", "no", IMAGE])
         torch.manual_seed(seed)
         text = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=self.width, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=4, max_position_embeddings=128, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=16,
-                                  patch_size=8, projection_dim=32)  # fmt: skip
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        vision = CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+            projection_dim=32,
+        )
         make: Any = LlavaConfig
-        config = make(vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-                             vision_feature_layer=-1, image_seq_length=4)  # fmt: skip
+        config = make(
+            vision_config=vision,
+            text_config=text,
+            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+            vision_feature_layer=-1,
+            image_seq_length=4,
+        )
         model = LlavaForConditionalGeneration(config)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("vision_tower" not in name and "multi_modal_projector" not in name)

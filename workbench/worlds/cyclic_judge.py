@@ -2,10 +2,11 @@
 
 What may live here: this world's truth, its starting checkpoint and its measurements.
 
-A prompt is two of 12 symbols (144 prompts), a response three of 6 symbols (216 responses, no end token). A response's class
-is (sum of its symbols + first prompt symbol) mod 3; each class beats the next one, as in rock, paper, scissors. Its quality
-is the number of distinct symbols over 3. The judge: P(y beats y') = clip(1/2 + 0.35 cycle + 0.3 (q - q'), 0.02, 0.98). No
-score of single responses explains that. The Nash policy has quality 1 and a third of its mass on each class.
+A prompt is two of 12 symbols (144 prompts), a response three of 6 symbols (216 responses, no end token). A response's
+class is (sum of its symbols + first prompt symbol) mod 3; each class beats the next one, as in rock, paper, scissors.
+Its quality is the number of distinct symbols over 3. The judge: P(y beats y') = clip(1/2 + 0.35 cycle + 0.3 (q - q'),
+0.02, 0.98). No score of single responses explains that. The Nash policy has quality 1 and a third of its mass on each
+class.
 
 Any other string loses to all 216 and ties with its like; together such strings are one more response, number 216, whose
 probability is the *leak*. So every policy is a table [prompt, 217], and all that is asked about it is exact.
@@ -126,7 +127,8 @@ class CyclicJudge:
         return rows
 
     def start(self, seed: int) -> Policy:
-        """A model fitted to softmax(-6 quality + 2 [class 0]): mostly low quality, mostly one class; easy to exploit."""
+        """A model fitted to softmax(-6 quality + 2 [class 0]): mostly low quality, mostly one class; easy to
+        exploit."""
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("device", "test_share")}
         key = {"kind": "cyclic-judge-start", "code": runs.code_hash(__name__), "seed": seed, **settings}
         folder = runs.cached_folder(key, lambda folder: self._train_start(seed).save(folder))

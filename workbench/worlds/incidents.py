@@ -15,9 +15,9 @@ that have one cause and s the share that has the proposed one,
 so ratings say something where the references agree and flatter where they do not. Shown a proposal while it is asked
 whether the evidence suffices, it is swayed by it (by 9 (s - 0.35)): the question must not show one.
 
-Two more predictors name 35 % and 70 % of the causes rightly, on the same incidents. That evidence helps is planted: this
-world tests a pipeline, not whether real models can judge evidence. Source: the specification of arXiv 2309.05833; the
-noise of a stated number, and what references add to it, are ours.
+Two more predictors name 35 % and 70 % of the causes rightly, on the same incidents. That evidence helps is planted:
+this world tests a pipeline, not whether real models can judge evidence. Source: the specification of arXiv 2309.05833;
+the noise of a stated number, and what references add to it, are ours.
 """
 
 from __future__ import annotations
@@ -36,13 +36,29 @@ from workbench.feedback.chat import Noise, SimulatedModel
 
 PARTS = ("gateway", "storage", "queue", "scheduler", "billing", "search", "login", "mail", "index", "proxy")
 FAULTS = (
-    "expired certificate", "full disk", "wrong configuration push", "connection leak", "clock drift",
-    "overloaded cache", "failed switch-over", "memory leak",
-)  # fmt: skip
+    "expired certificate",
+    "full disk",
+    "wrong configuration push",
+    "connection leak",
+    "clock drift",
+    "overloaded cache",
+    "failed switch-over",
+    "memory leak",
+)
 SIGNALS = (
-    "timeouts", "errors", "restarts", "latency", "backlog", "refusals", "alarms", "retries", "gaps", "spikes",
-    "duplicates", "silence",
-)  # fmt: skip
+    "timeouts",
+    "errors",
+    "restarts",
+    "latency",
+    "backlog",
+    "refusals",
+    "alarms",
+    "retries",
+    "gaps",
+    "spikes",
+    "duplicates",
+    "silence",
+)
 CAUSES = tuple(f"{fault} on the {part}" for fault in FAULTS for part in PARTS)  # 80
 SYMPTOMS = tuple(f"{part}-{signal}" for signal in SIGNALS for part in PARTS)  # 120
 OWN, SHOWN_OWN, SHOWN_ANY = 10, 5, 5
@@ -80,13 +96,16 @@ class Incidents:
     def tables(self, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Cases (the main predictor's first) and history, with the columns of `feedback.cases`."""
         truth, splits = self._truth(seed), self._splits()
-        history = pd.DataFrame({
-            "incident_id": [f"h{i}" for i in range(self.n_history)],
-            "title": [", ".join(shown[:2]) for shown in truth.history_symptoms],
-            "summary": [", ".join(shown) for shown in truth.history_symptoms],
-            "root_cause": [CAUSES[fault] for fault in truth.history],
-            "created": FIRST_DAY + pd.to_timedelta(np.arange(self.n_history), "D"), "service": None,
-        })  # fmt: skip
+        history = pd.DataFrame(
+            {
+                "incident_id": [f"h{i}" for i in range(self.n_history)],
+                "title": [", ".join(shown[:2]) for shown in truth.history_symptoms],
+                "summary": [", ".join(shown) for shown in truth.history_symptoms],
+                "root_cause": [CAUSES[fault] for fault in truth.history],
+                "created": FIRST_DAY + pd.to_timedelta(np.arange(self.n_history), "D"),
+                "service": None,
+            }
+        )
         known = np.bincount(truth.history, minlength=len(CAUSES))
         chance = np.minimum(0.9, 0.08 + 0.24 * np.log1p(known[truth.cases]))
         rng, parts = np.random.default_rng([seed, 1]), []
@@ -95,14 +114,18 @@ class Incidents:
             right = rng.random(len(p)) < p
             other = (truth.cases + rng.integers(1, len(CAUSES), len(p))) % len(CAUSES)
             proposed = np.where(right, truth.cases, other)
-            part = pd.DataFrame({
-                "case_id": [f"c{i}" if accuracy is None else f"c{i}-{predictor}" for i in range(len(p))],
-                "title": [", ".join(shown[:2]) for shown in truth.case_symptoms],
-                "summary": [", ".join(shown) for shown in truth.case_symptoms],
-                "predicted_root_cause": [CAUSES[fault] for fault in proposed], "predictor": predictor,
-                "created": FIRST_CASE_DAY + pd.to_timedelta(np.arange(len(p)), "D"), "correct": right.astype(float),
-                "split": splits,
-            })  # fmt: skip
+            part = pd.DataFrame(
+                {
+                    "case_id": [f"c{i}" if accuracy is None else f"c{i}-{predictor}" for i in range(len(p))],
+                    "title": [", ".join(shown[:2]) for shown in truth.case_symptoms],
+                    "summary": [", ".join(shown) for shown in truth.case_symptoms],
+                    "predicted_root_cause": [CAUSES[fault] for fault in proposed],
+                    "predictor": predictor,
+                    "created": FIRST_CASE_DAY + pd.to_timedelta(np.arange(len(p)), "D"),
+                    "correct": right.astype(float),
+                    "split": splits,
+                }
+            )
             parts.append(part if accuracy is None else part[part["split"] != "fresh"])
         return pd.concat(parts, ignore_index=True), history
 
@@ -152,7 +175,10 @@ def respond(prompt: str, temperature: float, noise: Noise) -> str:
         return f"Confidence: {min(max(0.85 + helped + 0.05 * noise.normal(), 0.0), 1.0):.2f}"
     if seen["named"] is not None:
         return f"{seen['named']:.0%} of {seen['n']} references name the proposed cause."
-    return f"{seen['agree']:.0%} of {seen['n']} references share a cause. Impression of the match: {0.5 * noise.normal():+.2f}"
+    return (
+        f"{seen['agree']:.0%} of {seen['n']} references share a cause. Impression of the match:"
+        f" {0.5 * noise.normal():+.2f}"
+    )
 
 
 @lru_cache(maxsize=4096)

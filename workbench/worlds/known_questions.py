@@ -66,10 +66,15 @@ class KnownQuestions:
         """Rows `qid`, `question`, `choices`, `gold` (index of the right option), `dataset`."""
         truth = self._truth(seed)
         return [
-            {"qid": f"q{i}", "question": f"In the catalogue, which colour is the cover of item {i}?",
-             "choices": [COLOURS[c] for c in truth["options"][i]], "gold": int(truth["gold"][i]), "dataset": self.name}
+            {
+                "qid": f"q{i}",
+                "question": f"In the catalogue, which colour is the cover of item {i}?",
+                "choices": [COLOURS[c] for c in truth["options"][i]],
+                "gold": int(truth["gold"][i]),
+                "dataset": self.name,
+            }
             for i in range(self.n_questions)
-        ]  # fmt: skip
+        ]
 
     def sensed(self, arm: str, seed: int) -> dict[str, float]:
         """The confidence s_i that the model of this regime senses, by `qid`: what a ranking should recover."""

@@ -2,10 +2,10 @@
 
 What may live here: this world's truth, its starting checkpoint, its references and its measurements.
 
-A prompt is three of 12 symbols, a_0 a_1 a_2. The right response is y_0 = a_0, y_i = y_{i-1} + a_{i mod 3} + [i odd] y_{i-1}
-(mod 12), 18 symbols long. The start has the law of chains in which a symbol is random with probability `noise` (and the
-next ones follow from it), so most of its steps are right and a whole response almost never is: a policy that is rewarded
-for whole responses sees no reward, unless it begins close to the end of a right one.
+A prompt is three of 12 symbols, a_0 a_1 a_2. The right response is y_0 = a_0, y_i = y_{i-1} + a_{i mod 3} + [i odd]
+y_{i-1} (mod 12), 18 symbols long. The start has the law of chains in which a symbol is random with probability `noise`
+(and the next ones follow from it), so most of its steps are right and a whole response almost never is: a policy that
+is rewarded for whole responses sees no reward, unless it begins close to the end of a right one.
 
 The noise, 0.3, is the specification's. It decides what is measured: with less of it more of the start's responses are
 right by chance, PPO finds a few in each update, and since they need no more than sharper probabilities, which all steps
@@ -117,7 +117,8 @@ class LateRewardChain:
         return [{"prompt": p, "completion": text(y)} for p, y in zip(prompts, right, strict=True)]
 
     def preferences(self, split: str, seed: int) -> list[Row]:
-        """Pairs of noisy chains, as the start writes them; the one that is right for longer is chosen, ties are left out."""
+        """Pairs of noisy chains, as the start writes them; the one that is right for longer is chosen, ties are left
+        out."""
         rng = np.random.default_rng([seed, 13 if split == "train" else 14])
         wanted = self.n_pairs if split == "train" else 300
         pool = self.prompts(split, seed)
@@ -136,7 +137,8 @@ class LateRewardChain:
         return Policy.load(folder, device=self.device)
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """Share of wholly right responses (`quality`) and mean leading run, sampled from the bare prompt at temperature 1."""
+        """Share of wholly right responses (`quality`) and mean leading run, sampled from the bare prompt at temperature
+        1."""
         pool = self.prompts("test", 0)
         prompts = [pool[i % len(pool)] for i in range(self.test_draws)]
         drawn = sample(policy, prompts, max_new_tokens=self.max_new_tokens, seed=10_000 + seed)
@@ -147,7 +149,8 @@ class LateRewardChain:
         }
 
     def _train_start(self, seed: int) -> Policy:
-        """The law of noisy chains, learned at random places instead of from noisy chains: sooner by far, the same law."""
+        """The law of noisy chains, learned at random places instead of from noisy chains: sooner by far, the same
+        law."""
         tokenizer = word_tokenizer(WORDS)
         model: Any = self._new_model(tokenizer, seed)
         policy, rng = Policy(model.to(pick_device(self.device)), tokenizer, self.name), np.random.default_rng([seed, 0])
@@ -166,10 +169,19 @@ class LateRewardChain:
 
         torch.manual_seed(seed)
         config = GPT2Config(
-            vocab_size=len(tokenizer), n_positions=64, n_embd=self.width, n_layer=self.layers, n_head=4, resid_pdrop=0.0,
-            embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            initializer_range=0.08,  # about 1 / sqrt(width); at the usual 0.02 a model this narrow learns ten times slower
-        )  # fmt: skip
+            vocab_size=len(tokenizer),
+            n_positions=64,
+            n_embd=self.width,
+            n_layer=self.layers,
+            n_head=4,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            # about 1 / sqrt(width); at the usual 0.02 a model this narrow learns ten times slower
+            initializer_range=0.08,
+        )
         return GPT2LMHeadModel(config)
 
     def _soft_step(self, policy: Policy, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -1,4 +1,5 @@
-"""Named data sets: which benchmark partitions a model has seen is planted, and a reading of its completions must find them.
+"""Named data sets: which benchmark partitions a model has seen is planted, and a reading of its completions must find
+them.
 
 What may live here: the grammar, the instances, how often each partition was in the training text, and the models that
 read it. What may not: instructions, scores and verdicts of the method under test.
@@ -159,14 +160,17 @@ class NamedDataSets:
         start = [tokenizer.bos_token_id]
         groups = [Group(start, [policy.encode_response(text)]) for text in self.training_text(arm, seed)]
         config = TrainConfig(
-            learning_rate=self.learning_rate, batch_size=self.batch_size, max_steps=self.steps,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            max_steps=self.steps,
             epochs=math.ceil(self.steps * self.batch_size / len(groups)),
-        )  # fmt: skip
+        )
         train(policy, groups, supervised_step, config, seed=seed)
         return policy
 
     def _simulated(self, arm: str, seed: int) -> SimulatedModel:
-        """Knows a contaminated instance with chance 1 - 2^-e when its partition is named; copies what the prompt shows."""
+        """Knows a contaminated instance with chance 1 - 2^-e when its partition is named; copies what the prompt
+        shows."""
         whole, copies = self.halves(seed), self.exposure(seed, arm)
         place = {words_of(whole[i, j, 0, :HALF]): (i, j) for i, j in np.ndindex(whole.shape[:2])}
 
@@ -181,7 +185,8 @@ class NamedDataSets:
         return SimulatedModel(f"{self.name}-{arm}", respond, seed=seed, garbled=self.garbled)
 
     def judge(self, seed: int) -> SimulatedModel:
-        """A judge that reads the two texts at the end of its prompt as a careful person would; a few replies are broken."""
+        """A judge that reads the two texts at the end of its prompt as a careful person would; a few replies are
+        broken."""
         from rapidfuzz.distance import Levenshtein
 
         def respond(prompt: str, temperature: float, noise: Noise) -> str:

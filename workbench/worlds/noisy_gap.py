@@ -2,10 +2,12 @@
 
 What may live here: this world's truth, its starting checkpoint, its pairs and its measurements.
 
-A prompt is three different symbols of 12. A response should be six symbols long and mention the prompt's symbols without
-repeating any: r* = 2 (share of the prompt's symbols mentioned) - (share of repeated symbols) + 2 (exactly six symbols), in units of
-its standard deviation over what the start imitates. A pair is two responses of the start; the first is called better with
-probability sigma(c (r*_1 - r*_2)), so labels are wrong near ties and nearly clean where the gap is large.
+A prompt is three different symbols of 12. A response should be six symbols long and mention the prompt's symbols
+without
+repeating any: r* = 2 (share of the prompt's symbols mentioned) - (share of repeated symbols) + 2 (exactly six symbols),
+in units of its standard deviation over what the start imitates. A pair is two responses of the start; the first is
+called better with probability sigma(c (r*_1 - r*_2)), so labels are wrong near ties and nearly clean where the gap is
+large.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class NoisyGap:
 
     # -- truth
     def raw(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """The reward before scaling, [n]; an empty response mentions nothing, repeats nothing and has the wrong length."""
+        """The reward before scaling, [n]; an empty response mentions nothing, repeats nothing and has the wrong
+        length."""
         found = []
         for prompt, response in zip(prompts, responses, strict=True):
             wanted, said = prompt.split(), response.split()
@@ -76,7 +79,8 @@ class NoisyGap:
         return (self.raw(prompts, responses) - mean) / deviation
 
     def imitated(self, prompts: Sequence[str], rng: np.random.Generator) -> list[Row]:
-        """Responses of mixed quality: each symbol is one of the prompt's with probability 0.5, the length sometimes wrong."""
+        """Responses of mixed quality: each symbol is one of the prompt's with probability 0.5, the length sometimes
+        wrong."""
         rows = []
         for prompt in prompts:
             wanted = prompt.split()
@@ -116,14 +120,17 @@ class NoisyGap:
         return Policy.load(folder, device=self.device)
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """Mean true reward at temperature 1 (`quality`) and greedy, and how often it beats the start on the same prompt."""
+        """Mean true reward at temperature 1 (`quality`) and greedy, and how often it beats the start on the same
+        prompt."""
         pool = self.prompts("test", 0)
         prompts = [pool[i % len(pool)] for i in range(self.test_draws)]
         drawn = sample(policy, prompts, max_new_tokens=self.max_new_tokens, seed=10_000 + seed)
         rewards = self.score(prompts, [line[0] for line in drawn.texts])
         greedy = sample(policy, pool, max_new_tokens=self.max_new_tokens, temperature=0.0)
-        folder = runs.cached_folder({**self._key("start-rewards", seed), "draws": self.test_draws},
-                                    lambda folder: self._write_start_rewards(folder, prompts, seed))  # fmt: skip
+        folder = runs.cached_folder(
+            {**self._key("start-rewards", seed), "draws": self.test_draws},
+            lambda folder: self._write_start_rewards(folder, prompts, seed),
+        )
         theirs = np.array(runs.read_json(folder / "rewards.json"))
         return {
             "quality": float(rewards.mean()),

@@ -94,7 +94,8 @@ class PlantedChain:
 
     # -- the task
     def start(self, seed: int) -> Policy:
-        """The SFT start: pre-trained on noisy walks, then a few epochs on the clean ones; 5 to 15 % defects are left."""
+        """The SFT start: pre-trained on noisy walks, then a few epochs on the clean ones; 5 to 15 % defects are
+        left."""
         return self._cached("sft", seed, self._train_start)
 
     def converged(self, seed: int) -> Policy:
@@ -122,7 +123,8 @@ class PlantedChain:
         return runs.read_json(folder / "rows.json")
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """Share of responses without a defect (`quality`), share of defect symbols, KL(p_data || p_theta) a response."""
+        """Share of responses without a defect (`quality`), share of defect symbols, KL(p_data || p_theta) a
+        response."""
         topics, walks = self.walks(self.test_draws, np.random.default_rng(3))  # the same for every seed and arm
         groups = self._groups(policy, topics, walks)
         kl = self.log_p_data(topics, walks) - reference_logps(policy, groups)[:, 0]
@@ -139,8 +141,7 @@ class PlantedChain:
     # -- making the start
     def _new(self, seed: int) -> Policy:
         tokenizer = word_tokenizer([*(f"t{i}" for i in range(TOPICS)), *(f"s{i}" for i in range(SYMBOLS))])
-        model = new_llama(
-        tokenizer, width=self.width, layers=self.layers, heads=4, max_length=32, seed=seed)  # fmt: skip
+        model = new_llama(tokenizer, width=self.width, layers=self.layers, heads=4, max_length=32, seed=seed)
         return Policy(model.to(pick_device(self.device)), tokenizer, self.name)
 
     def _groups(self, policy: Policy, topics: np.ndarray, walks: np.ndarray) -> list[Group]:

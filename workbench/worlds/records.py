@@ -3,10 +3,12 @@
 What may live here: this world's truth, its starting checkpoints, its documents and its measurements. What may not: the
 model class (`look_back`), positions and other parts of a method.
 
-`k7 v3 k60 v11 ...` is a document with distinct keys; `Q k60 k7 A` asks for two of them, and `v11 v3` is the answer. So the
-evidence that a question needs is known: the records of its keys. The model is trained on documents of 2 to 6 records and
-reads longer ones worse the longer they are. A *misaligned* start finds the right value and writes another one half of the
-time. A second task, `Q2 Q2 A` for the first and the last key, appears only in this training: later training may forget it.
+`k7 v3 k60 v11 ...` is a document with distinct keys; `Q k60 k7 A` asks for two of them, and `v11 v3` is the answer. So
+the
+evidence that a question needs is known: the records of its keys. The model is trained on documents of 2 to 6 records
+and reads longer ones worse the longer they are. A *misaligned* start finds the right value and writes another one half
+of the time. A second task, `Q2 Q2 A` for the first and the last key, appears only in this training: later training may
+forget it.
 """
 
 from __future__ import annotations
@@ -151,8 +153,9 @@ class Records:
 
     # -- measurements
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """For each length n: `retrieval_n`, values that are right where the likeliest token is taken, `recall_n`, values that
-        are right in answers drawn at temperature 1; `second_task`, greedy, on the shortest documents; `quality`, the mean recall.
+        """For each length n: `retrieval_n`, values that are right where the likeliest token is taken, `recall_n`,
+        values that are right in answers drawn at temperature 1; `second_task`, greedy, on the shortest documents;
+        `quality`, the mean recall.
         """
         numbers: dict[str, float] = {}
         for n in self.lengths:
@@ -165,7 +168,8 @@ class Records:
         return {"quality": float(np.mean([numbers[f"recall_{n}"] for n in self.lengths])), **numbers}
 
     def needles(self, policy: Policy) -> pd.DataFrame:
-        """Greedy answers by where the first record that they need stands: columns `length`, `depth` (0 to 1), `right`."""
+        """Greedy answers by where the first record that they need stands: columns `length`, `depth` (0 to 1),
+        `right`."""
         parts = []
         for n in self.lengths:
             prompts, asked = self._questions(n)
@@ -204,12 +208,18 @@ class Records:
         tokenizer = word_tokenizer(words)
         torch.manual_seed(seed)
         config = LookBackConfig(
-            vocab_size=len(tokenizer), hidden_size=self.width, intermediate_size=8 * self.width // 3, num_hidden_layers=3,
-            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False,
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            intermediate_size=8 * self.width // 3,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=False,
             initializer_range=0.1,  # at 0.02 one seed in three does not find the records in these steps
             **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
             rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
-        )  # fmt: skip
+        )
         policy = Policy(LookBackForCausalLM(config).to(pick_device(self.device)), tokenizer, self.name)  # type: ignore[arg-type]
         rows = self.lessons(policy, 32 * self.steps, np.random.default_rng([seed, 0]))
         constant = TrainConfig(

@@ -5,7 +5,8 @@ What may live here: the truth of that world and the reading of its texts. What m
 A problem is K numbers mod 16, "7 3 12". A step picks any number n that is not used yet and writes "n w ;" with
 w = v + n mod 16, where v is the running value (0 at first). When all are used comes "A v". So there are many right
 solutions, one right answer, and every step can be checked. A quarter of the 256 facts (v, n) have a *misconception*: a
-fixed wrong result that the demonstrations show 60 % of the time. Values may also be written in letters (a is 0, p is 15).
+fixed wrong result that the demonstrations show 60 % of the time. Values may also be written in letters (a is 0, p is
+15).
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class SumVerifier:
         return re.findall(r"[^;]*;|[^;]+\Z", text)
 
     def first_wrong(self, prompt: str, steps: Sequence[str]) -> int | None:
-        """The first step that takes a number that is not there, miscalculates, or ends too early or with another value."""
+        """The first step that takes a number that is not there, miscalculates, or ends too early or with another
+        value."""
         left, value = [VALUE[word] for word in prompt.split()], 0
         for i, step in enumerate(steps):
             words = step.split()

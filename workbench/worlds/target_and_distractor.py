@@ -3,10 +3,10 @@
 What may live here: this world's truth, its starting checkpoints and its measurements; `Listener` is the same world with
 someone who says what they think of a response.
 
-A prompt is two numbers a, b. The right answer is t_1 t_2 ..., sums of a, b and the place, modulo the number of symbols. A
-response of quality q keeps each right symbol with probability q and writes the fixed *distractor* 5 t + 7 instead. The
-corpus has q ~ U(0, q_max) with a low q_max, so the distractor is the popular habit and imitation has a ceiling. The reward
-is R = 4 (share of right symbols - 1/2).
+A prompt is two numbers a, b. The right answer is t_1 t_2 ..., sums of a, b and the place, modulo the number of symbols.
+A response of quality q keeps each right symbol with probability q and writes the fixed *distractor* 5 t + 7 instead.
+The corpus has q ~ U(0, q_max) with a low q_max, so the distractor is the popular habit and imitation has a ceiling. The
+reward is R = 4 (share of right symbols - 1/2).
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ class TargetAndDistractor:
         return [prompts[i] for i in np.random.default_rng(41).permutation(len(prompts))]
 
     def prompts(self, split: str, seed: int, part: int = 0, parts: int = 1) -> list[str]:
-        """Held-out ("test") or training prompts, the same for every seed; "validation" is a ninth of the training prompts.
+        """Held-out ("test") or training prompts, the same for every seed; "validation" is a ninth of the training
+        prompts.
 
         The validation prompts have training lists: what is chosen there is how the policy itself answers them.
         """
@@ -118,7 +119,8 @@ class TargetAndDistractor:
         ]
 
     def rankings(self, split: str, seed: int) -> list[Row]:
-        """Training lists as they were drawn, unsorted; "test": a ladder of 0, 1, ... right symbols for each held-out prompt."""
+        """Training lists as they were drawn, unsorted; "test": a ladder of 0, 1, ... right symbols for each held-out
+        prompt."""
         rng = np.random.default_rng([seed, 43 if split == "train" else 44])
         pool = self.prompts(split, seed)
         if split != "train":
@@ -147,8 +149,8 @@ class TargetAndDistractor:
     def evaluate(self, policy: Policy, seed: int, ask: Callable[[str], Any] = str) -> dict[str, float]:
         """Mean reward of samples (`quality`) and of greedy answers, and greedy BLEU, on the held-out prompts.
 
-        `bleu_words`, `bleu_characters`: against the best of five corpus responses, as the paper compares with the chosen
-        answer; `bleu_right`: by words, against the right answer.
+        `bleu_words`, `bleu_characters`: against the best of five corpus responses, as the paper compares with the
+        chosen answer; `bleu_right`: by words, against the right answer.
 
         Args:
             ask: what to make of a prompt before it is answered.
@@ -214,10 +216,11 @@ class TargetAndDistractor:
 
 @dataclass(frozen=True)
 class Listener(TargetAndDistractor):
-    """The world with a listener, who says after a response one of five phrases that mean "good" or of five that mean "bad".
+    """The world with a listener, who says after a response one of five phrases that mean "good" or of five that mean
+    "bad".
 
-    P(good) = sigma(k (share right - 0.4)). The start hears a weak listener; its own likelihood favours the distractor all the
-    same. No word gives the polarity away: both kinds of phrases have the same words equally often.
+    P(good) = sigma(k (share right - 0.4)). The start hears a weak listener; its own likelihood favours the distractor
+    all the same. No word gives the polarity away: both kinds of phrases have the same words equally often.
 
     Attributes:
         weak, explicit: k in the texts of the start, and in the written feedback.
@@ -255,7 +258,8 @@ class Listener(TargetAndDistractor):
         return (3 * a + 5 * b + np.arange(1, self.longest + 1) * (a + 1)) % self.symbols
 
     def prompts(self, split: str, seed: int, part: int = 0, parts: int = 1) -> list[str]:
-        """All prompts in every split: what is learned here is a taste, not a rule for new prompts. Repeated for training."""
+        """All prompts in every split: what is learned here is a taste, not a rule for new prompts. Repeated for
+        training."""
         return (self._all_prompts * (self.repetitions if split == "train" else 1))[part::parts]
 
     def hear(self, prompts: Sequence[str], responses: Sequence[str], k: float, rng: np.random.Generator) -> list[str]:
@@ -310,7 +314,8 @@ class Listener(TargetAndDistractor):
         return {"quality": float(share.mean()), "greedy": float(self.share_right(prompts, greedy).mean())}
 
     def _new(self, seed: int) -> Policy:
-        """With weights scaled to the width: from transformers' 0.02 the start does not hear the listener in so few steps."""
+        """With weights scaled to the width: from transformers' 0.02 the start does not hear the listener in so few
+        steps."""
         policy = super()._new(seed)
         torch.manual_seed(seed)
         for weight in policy.model.parameters():
@@ -324,10 +329,12 @@ class Listener(TargetAndDistractor):
         encoded = {prompt: policy.encode_prompt(prompt) for prompt in self._all_prompts}
         turn = policy.encode_part("user")
         return [
-            Group(encoded[row["prompt"]],
-                  [policy.encode_response(row["response"]) + turn + policy.encode_response(row["feedback"])])
+            Group(
+                encoded[row["prompt"]],
+                [policy.encode_response(row["response"]) + turn + policy.encode_response(row["feedback"])],
+            )
             for row in rows
-        ]  # fmt: skip
+        ]
 
 
 def _text(symbols: np.ndarray) -> str:

@@ -1,24 +1,28 @@
 """DNO: direct Nash optimisation. A contrastive step each round on pairs of the model's own answers and a teacher's.
 
-Needs prompts and a judge, whose preferences may be intransitive; a teacher's answers where there are any. Two algorithms:
+Needs prompts and a judge, whose preferences may be intransitive; a teacher's answers where there are any. Two
+algorithms:
 
-A. Soft DNO (Algorithm 1). With r(y) the win rate of y against the policy pi_t at the start of round t, minimise over pairs
+A. Soft DNO (Algorithm 1). With r(y) the win rate of y against the policy pi_t at the start of round t, minimise over
+pairs
 
     L = E z softplus(-Delta) + (1 - z) softplus(Delta),   z = sigma(r(y_1) - r(y_2)),
         Delta = eta log pi(y_1)/pi_t(y_1) - eta log pi(y_2)/pi_t(y_2)
 
    whose exact minimiser is pi_t exp(r / eta), normalised (soft policy iteration).
-B. DNO-Prct (Algorithm 2, all experiments of the paper). K samples of pi_t and the teacher's answer are scored 0 to 6 side by
-   side; every pair with a large enough margin is kept, whoever wrote which side; pairs of earlier rounds are replayed; then
-   L = E softplus(-Delta) with Delta of chosen and rejected. That loss is DPO with a moving reference: what the paper adds is
-   which pairs are trained on, and the arms here take those choices away one by one.
+B. DNO-Prct (Algorithm 2, all experiments of the paper). K samples of pi_t and the teacher's answer are scored 0 to 6
+side by
+   side; every pair with a large enough margin is kept, whoever wrote which side; pairs of earlier rounds are replayed;
+   then L = E softplus(-Delta) with Delta of chosen and rejected. That loss is DPO with a moving reference: what the
+   paper adds is which pairs are trained on, and the arms here take those choices away one by one.
 
 Convention: this eta divides the win rate; SPPO's multiplies it (eta_SPPO = 1 / eta_DNO).
-Source: Rosset, Cheng, Mitra, Santacroce, Awadallah, Xie 2024, "Direct Nash Optimization", arXiv 2404.03715, Algorithms 1
-and 2, eq. 12. No official code is known.
+Source: Rosset, Cheng, Mitra, Santacroce, Awadallah, Xie 2024, "Direct Nash Optimization", arXiv 2404.03715, Algorithms
+1 and 2, eq. 12. No official code is known.
 
 Where this differs from the paper, and why:
-- learning rate: the paper prints 5e-5, which is high for full fine-tuning of 7B; kept as the default, lower it for such models;
+- learning rate: the paper prints 5e-5, which is high for full fine-tuning of 7B; kept as the default, lower it for such
+  models;
 - without a teacher's answer a prompt gives pairs of students alone;
 - in the embedded world points are made from win rates, clip(round(6 r + 1), 0, 6), as no model there writes points.
 """
@@ -50,8 +54,19 @@ from workbench.worlds.cyclic_judge import CyclicJudge
 log = logging.getLogger(__name__)
 
 KINDS = ("T>S", "S>T", "S>S")
-COLUMNS = ["prompt", "chosen", "rejected", "chosen_ids", "rejected_ids", "kind", "score_chosen", "score_rejected", "rate_chosen",
-           "rate_rejected", "iteration"]  # fmt: skip
+COLUMNS = [
+    "prompt",
+    "chosen",
+    "rejected",
+    "chosen_ids",
+    "rejected_ids",
+    "kind",
+    "score_chosen",
+    "score_rejected",
+    "rate_chosen",
+    "rate_rejected",
+    "iteration",
+]
 
 
 @dataclass(frozen=True)
@@ -59,12 +74,13 @@ class Arm:
     """One way to run the rounds. The defaults are DNO-Prct; every other arm is a variant, a baseline or a control.
 
     Attributes:
-        loss: "prct", the contrastive loss; "soft", Algorithm 1 on all pairs of students; "sft", imitation of the chosen ones;
-            "sppo", the square loss on best and worst, with eta = 1 / eta_soft.
-        pairs: "margin", the paper's rule; "all", every pair with different win rates; "restrictive", the margin rule's pairs of
-            teacher over student; "teacher", teacher over every student, whatever the judge says (SPIN); "students", all pairs of
-            students; "extremes", the best and the worst student.
-        judgements: "exact", win rates against the policy itself where a task knows them; "noisy", one draw a comparison.
+        loss: "prct", the contrastive loss; "soft", Algorithm 1 on all pairs of students; "sft", imitation of the chosen
+            ones; "sppo", the square loss on best and worst, with eta = 1 / eta_soft.
+        pairs: "margin", the paper's rule; "all", every pair with different win rates; "restrictive", the margin rule's
+            pairs of teacher over student; "teacher", teacher over every student, whatever the judge says (SPIN);
+            "students", all pairs of students; "extremes", the best and the worst student.
+        judgements: "exact", win rates against the policy itself where a task knows them; "noisy", one draw a
+            comparison.
         fresh: False keeps the pairs of round 1 and goes on training on them, with the start as reference (offline DPO).
         labels: "shuffled" swaps chosen and rejected in half of the pairs at random.
         scale: reward_scale of soft DNO; its eta is multiplied by the same number, which leaves the target as it is.
@@ -139,28 +155,65 @@ class Config(Presets):
     PRESETS: ClassVar = {
         # The specification's small experiment; every arm takes the same optimiser steps a round.
         "tiny": {
-            "rounds": 5, "epochs": 5, "eta": 1.0, "learning_rate": 3e-4, "schedule": "constant", "warmup_ratio": 0.0, "batch_size": 96,
-            "max_pairs": 576, "copies": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 3, "max_length": 16,
-            "max_prompt_length": 8, "arms": list(ARMS),
+            "rounds": 5,
+            "epochs": 5,
+            "eta": 1.0,
+            "learning_rate": 3e-4,
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "batch_size": 96,
+            "max_pairs": 576,
+            "copies": 4,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "max_new_tokens": 3,
+            "max_length": 16,
+            "max_prompt_length": 8,
+            "arms": list(ARMS),
         },
         "smoke": {
-            "rounds": 2, "epochs": 1, "eta": 1.0, "learning_rate": 3e-4, "schedule": "constant", "warmup_ratio": 0.0, "batch_size": 96,
-            "max_pairs": 144, "copies": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 3, "max_length": 16,
-            "max_prompt_length": 8, "arms": ["dno", "spin", "offline", "noisy", "soft", "shuffled"],
+            "rounds": 2,
+            "epochs": 1,
+            "eta": 1.0,
+            "learning_rate": 3e-4,
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "batch_size": 96,
+            "max_pairs": 144,
+            "copies": 1,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "max_new_tokens": 3,
+            "max_length": 16,
+            "max_prompt_length": 8,
+            "arms": ["dno", "spin", "offline", "noisy", "soft", "shuffled"],
             "world": {"start_steps": 40},
         },
         "full": {"precision": "bf16"},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
         "tiny": {
-            "rounds": 2, "learning_rate": 1e-5, "n_prompts": 200, "max_new_tokens": 128, "max_length": 512, "max_prompt_length": 256,
-            "test_size": 100, "arms": ["dno", "restrictive", "spin", "shuffled"],
+            "rounds": 2,
+            "learning_rate": 1e-5,
+            "n_prompts": 200,
+            "max_new_tokens": 128,
+            "max_length": 512,
+            "max_prompt_length": 256,
+            "test_size": 100,
+            "arms": ["dno", "restrictive", "spin", "shuffled"],
         },
         "smoke": {
-            "rounds": 1, "learning_rate": 1e-5, "n_prompts": 16, "samples": 3, "max_new_tokens": 16, "max_length": 256,
-            "max_prompt_length": 128, "test_size": 8, "arms": ["dno", "shuffled"],
+            "rounds": 1,
+            "learning_rate": 1e-5,
+            "n_prompts": 16,
+            "samples": 3,
+            "max_new_tokens": 16,
+            "max_length": 256,
+            "max_prompt_length": 128,
+            "test_size": 8,
+            "arms": ["dno", "shuffled"],
         },
-    }  # fmt: skip
+    }
 
     def __post_init__(self):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -170,10 +223,16 @@ class Config(Presets):
         """Where the number of new pairs is capped, every round and arm takes the steps of a full one."""
         steps = self.epochs * -(-self.max_pairs // self.batch_size) if self.max_pairs else 0
         return TrainConfig(
-            learning_rate=self.learning_rate, epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer,
-            warmup_ratio=self.warmup_ratio, schedule=self.schedule, micro_batch_size=self.micro_batch_size, max_steps=steps,
+            learning_rate=self.learning_rate,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            warmup_ratio=self.warmup_ratio,
+            schedule=self.schedule,
+            micro_batch_size=self.micro_batch_size,
+            max_steps=steps,
             checkpoint_every=self.checkpoint_every,
-        )  # fmt: skip
+        )
 
 
 def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> Any:
@@ -250,13 +309,20 @@ def objective_of(arm: Arm, config: Config) -> tuple[Any, dict[str, Any]]:
 def build_pairs(
     task: JudgedTask, policy: Policy, config: Config, arm: Arm, seed: int, t: int, run: Run
 ) -> pd.DataFrame:
-    """Steps 1 to 4: K samples and the teacher's answer, points for all of them side by side, pairs by the arm's rule."""
+    """Steps 1 to 4: K samples and the teacher's answer, points for all of them side by side, pairs by the arm's
+    rule."""
     part = run.child(f"round-{t + 1}")
     prompts = prompts_of_round(task, seed, t, rounds=config.rounds, n_prompts=config.n_prompts, copies=config.copies)
     drawn = draw_samples(
-        policy, prompts, config.samples, part, max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
+        policy,
+        prompts,
+        config.samples,
+        part,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
         seed=seed * 1000 + t,
-    )  # fmt: skip
+    )
     gold = teacher_answers(task, prompts, seed * 1000 + t) if config.with_teacher else [None] * len(prompts)
     candidates = []
     for texts, ids, answer in zip(drawn.responses, drawn.responses_ids, gold, strict=True):
@@ -282,8 +348,12 @@ def build_pairs(
     counts["samples degenerate"] = sum(c.is_stuck for members in candidates for c in members)
     counts["prompts without a teacher"] = sum(answer is None for answer in gold)
     if (share := counts["prompts without a positive"] / len(prompts)) > 0.8 and arm.pairs in ("margin", "restrictive"):
-        log.warning("round %d: no candidate of %.0f %% of the prompts reaches %g points: judge too strict or model too weak",
-                    t, 100 * share, config.floor)  # fmt: skip
+        log.warning(
+            "round %d: no candidate of %.0f %% of the prompts reaches %g points: judge too strict or model too weak",
+            t,
+            100 * share,
+            config.floor,
+        )
     if not rows and t == 0:
         raise ValueError(
             f"round 0: no pair is left of {len(prompts)} prompts ({dict(counts)}); lower floor or gap, or draw more"
@@ -351,9 +421,13 @@ PAPER = {
 }
 BEYOND_SMALL = {
     "C7": ("Length jumps in round 1, then falls", "mean words 162, 671, 361", "needs responses whose length is free"),
-    "C8": ("Batched rounds beat pooling everything offline", "Lookahead 18.28 against 24.97; MT-Bench 7.70, 7.48", "needs benchmarks"),
+    "C8": (
+        "Batched rounds beat pooling everything offline",
+        "Lookahead 18.28 against 24.97; MT-Bench 7.70, 7.48",
+        "needs benchmarks",
+    ),
     "C9": ("No harm on reasoning tasks", "Open LLM average 0.652 -> 0.668, 0.671, 0.675", "needs reasoning tasks"),
-}  # fmt: skip
+}
 
 
 def claims(experiment: Any, results: Sequence[dict]) -> Claims:
@@ -372,24 +446,42 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
         for id, told in PAPER.items():
             found.needs_full_scale(id, *told, "needs a judge that nothing was trained on, and benchmarks")
         found.test(
-            "H1", "On held-out prompts the training judge prefers the last round to the start", paper="not measured",
-            measured=curve("dno", "quality")[:, -1] - 0.5, unit="win rate above one half",
-            control=curve("shuffled", "quality")[:, -1] - 0.5 if "shuffled" in arms else None, **shuffled,
-        )  # fmt: skip
+            "H1",
+            "On held-out prompts the training judge prefers the last round to the start",
+            paper="not measured",
+            measured=curve("dno", "quality")[:, -1] - 0.5,
+            unit="win rate above one half",
+            control=curve("shuffled", "quality")[:, -1] - 0.5 if "shuffled" in arms else None,
+            **shuffled,
+        )
         return found
     gains, control_gains = (curve(arm, "win_against_last")[:, 1:4] - 0.5 for arm in ("dno", "shuffled"))
     weakest = rounds.weakest_round(gains)
     found.test(
-        "C1", "Each of the first rounds beats the one before", paper=PAPER["C1"][1], measured=gains[:, weakest],
-        control=control_gains[:, weakest], unit="win rate above one half", note=f"the weakest is round {weakest + 1}",
-        also={"in every seed": gains.min() > 0}, **shuffled,
-    )  # fmt: skip
+        "C1",
+        "Each of the first rounds beats the one before",
+        paper=PAPER["C1"][1],
+        measured=gains[:, weakest],
+        control=control_gains[:, weakest],
+        unit="win rate above one half",
+        note=f"the weakest is round {weakest + 1}",
+        also={"in every seed": gains.min() > 0},
+        **shuffled,
+    )
     final = {arm: curve(arm, "win_against_gold")[:, -1] for arm in arms}
     wins = "win rate against the teacher, after the last round"
 
     def against(id: str, statement: str, ours: str, theirs: str, flat: str = "shuffled", note: str = "") -> None:
-        found.test(id, statement, paper=PAPER[id.split()[0]][1], measured=final[ours] - final[theirs], unit=wins, note=note,
-                   control=final[flat] - final[theirs], **shuffled)  # fmt: skip
+        found.test(
+            id,
+            statement,
+            paper=PAPER[id.split()[0]][1],
+            measured=final[ours] - final[theirs],
+            unit=wins,
+            note=note,
+            control=final[flat] - final[theirs],
+            **shuffled,
+        )
 
     if "offline" in arms:
         against("C2", "New pairs each round beat the pairs of round 1 for as many steps", "dno", "offline")
@@ -397,11 +489,18 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
         right = {arm: curve(arm, "sign_accuracy")[:, 0] for arm in ("noisy", "noisy_all")}
         quality = {arm: curve(arm, "average_exploitability")[:, -1].mean() for arm in ("noisy", "noisy_all")}
         found.test(
-            "C3", "Of noisily judged pairs, those with a margin are more often the right way round", paper=PAPER["C3"][1],
-            measured=right["noisy"] - right["noisy_all"], control=curve("noisy_all", "sign_accuracy_kept")[:, 0] - right["noisy_all"],
-            control_is="as many pairs at random", unit="share of pairs, round 1, same samples",
-            note=f"averaged policy's exploitability at the end: margin {quality['noisy']:.3f}, none {quality['noisy_all']:.3f}",
-        )  # fmt: skip
+            "C3",
+            "Of noisily judged pairs, those with a margin are more often the right way round",
+            paper=PAPER["C3"][1],
+            measured=right["noisy"] - right["noisy_all"],
+            control=curve("noisy_all", "sign_accuracy_kept")[:, 0] - right["noisy_all"],
+            control_is="as many pairs at random",
+            unit="share of pairs, round 1, same samples",
+            note=(
+                f"averaged policy's exploitability at the end: margin {quality['noisy']:.3f}, none"
+                f" {quality['noisy_all']:.3f}"
+            ),
+        )
     for end, how, prefix in (
         ("", "points from exact win rates", ""),
         (" sampled", "points from single draws", "noisy_"),
@@ -424,10 +523,15 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
             )
         shares, control = curve(ours, "student_over_teacher"), curve(flat, "student_over_teacher")
         found.test(
-            f"C5{end}", f"{PAPER['C5'][0]}; {how}", paper=PAPER["C5"][1], measured=shares[:, -1] - shares[:, 0],
-            control=control[:, -1] - control[:, 0], unit="of pairs with the teacher, last round minus first",
-            also={"Spearman > 0 in every seed": rounds.rank_correlations(shares).min() > 0}, **shuffled,
-        )  # fmt: skip
+            f"C5{end}",
+            f"{PAPER['C5'][0]}; {how}",
+            paper=PAPER["C5"][1],
+            measured=shares[:, -1] - shares[:, 0],
+            control=control[:, -1] - control[:, 0],
+            unit="of pairs with the teacher, last round minus first",
+            also={"Spearman > 0 in every seed": rounds.rank_correlations(shares).min() > 0},
+            **shuffled,
+        )
     if {"offline", "sft"} <= arms:
         against(
             "C6",
@@ -443,8 +547,14 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
         )
         weakest = rounds.weakest_round(slack)
         found.test(
-            "C10", PAPER["C10"][0], paper=PAPER["C10"][1], measured=slack[:, weakest], control=control[:, weakest],
-            unit="left side minus right side, soft DNO", note=f"the weakest is round {weakest + 1}",
-            also={"in every seed and round": slack.min() > 0}, **shuffled,
-        )  # fmt: skip
+            "C10",
+            PAPER["C10"][0],
+            paper=PAPER["C10"][1],
+            measured=slack[:, weakest],
+            control=control[:, weakest],
+            unit="left side minus right side, soft DNO",
+            note=f"the weakest is round {weakest + 1}",
+            also={"in every seed and round": slack.min() > 0},
+            **shuffled,
+        )
     return found

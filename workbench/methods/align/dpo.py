@@ -4,8 +4,8 @@ Needs pairs of a chosen and a rejected response. With the starting policy as fro
 
     L = E -log sigmoid(beta [log p_theta(y_w|x)/p_ref(y_w|x) - log p_theta(y_l|x)/p_ref(y_l|x)])
 
-Its relatives, which share the data and differ in the loss alone, run from the same file: `loss_type` names one (IPO, KTO on
-pairs, SimPO, ORPO, hinge, ...). IPO, SimPO and ORPO take log-probs averaged over the tokens of a response.
+Its relatives, which share the data and differ in the loss alone, run from the same file: `loss_type` names one (IPO,
+KTO on pairs, SimPO, ORPO, hinge, ...). IPO, SimPO and ORPO take log-probs averaged over the tokens of a response.
 
 Source: Rafailov et al. 2023, "Direct Preference Optimization", arXiv 2305.18290, eq. 7; official code
 eric-mitchell/direct-preference-optimization.
@@ -127,8 +127,17 @@ def open_task(
             f"model={model!r} and dataset={dataset!r}: give both for real text, or neither for the embedded world"
         )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
-    return TextTask(dataset, model, kind="preference", device=device, test_size=config.test_size, train_size=config.n_pairs,
-                    max_length=config.max_length, lora=lora, precision=config.precision)  # fmt: skip
+    return TextTask(
+        dataset,
+        model,
+        kind="preference",
+        device=device,
+        test_size=config.test_size,
+        train_size=config.n_pairs,
+        max_length=config.max_length,
+        lora=lora,
+        precision=config.precision,
+    )
 
 
 def run(task: PreferenceTask, config: Config, seed: int, run: Run) -> dict[str, Any]:
@@ -165,10 +174,15 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
         if probe:
             probe.start(policy)
         training = TrainConfig(
-            learning_rate=config.learning_rate, epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
-            warmup_ratio=config.warmup_ratio, max_steps=config.max_steps, micro_batch_size=config.micro_batch_size,
+            learning_rate=config.learning_rate,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            optimizer=config.optimizer,
+            warmup_ratio=config.warmup_ratio,
+            max_steps=config.max_steps,
+            micro_batch_size=config.micro_batch_size,
             checkpoint_every=config.checkpoint_every,
-        )  # fmt: skip
+        )
         if arm == "sft":
             return Round(
                 [Group(g.prompt_ids, g.responses_ids[:1]) for g in groups], supervised_step, training, None, probe
@@ -188,9 +202,18 @@ def play(task: PreferenceTask, config: Config, arm: str, seed: int, run: Run) ->
             probe.finish(policy)
         numbers, logged = pair_numbers(reference_logps(policy, test) / lengths, before / lengths, objective)
         if t:
-            run.table("held_out_rewards", lambda: pd.DataFrame(
-                {**{name: [row[name] for row in task.preferences("test", seed)] for name in ("prompt", "chosen", "rejected")},
-                 **{name: logged[name].numpy() for name in ("chosen_rewards", "rejected_rewards")}}))  # fmt: skip
+            run.table(
+                "held_out_rewards",
+                lambda: pd.DataFrame(
+                    {
+                        **{
+                            name: [row[name] for row in task.preferences("test", seed)]
+                            for name in ("prompt", "chosen", "rejected")
+                        },
+                        **{name: logged[name].numpy() for name in ("chosen_rewards", "rejected_rewards")},
+                    }
+                ),
+            )
         return {**task.evaluate(policy, seed), **numbers}
 
     return iterate(policy, 1, make_round, evaluate, run, seed=seed)
@@ -205,11 +228,18 @@ def open_probe(
     prompts = [row["prompt"] for row in task.preferences("test", seed)]
     n_samples = 64 // len(set(map(str, prompts)))  # a world with few different prompts is asked the same again
     return Probe(
-        policy, test, run, prompts, every=config.probe_every, seed=seed, n_rows=128, quality=_scorer(task),
+        policy,
+        test,
+        run,
+        prompts,
+        every=config.probe_every,
+        seed=seed,
+        n_rows=128,
+        quality=_scorer(task),
         n_samples=max(1, min(8, n_samples)),
         max_new_tokens=min(getattr(task, "max_new_tokens", 64), 64),
         beta=0.0 if config.loss_type in REFERENCE_FREE + AVERAGED else config.beta,
-    )  # fmt: skip
+    )
 
 
 def _scorer(task: Any) -> Any:
@@ -255,14 +285,24 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
         return np.array([result["arms"][arm][1][key] for result in results])
 
     found.test(
-        "D1", "Held-out chosen responses get the higher implicit reward", paper="not stated as a number", control_is="labels shuffled",
-        measured=after("dpo", "reward_accuracy") - 0.5, control=after("shuffled", "reward_accuracy") - 0.5,
+        "D1",
+        "Held-out chosen responses get the higher implicit reward",
+        paper="not stated as a number",
+        control_is="labels shuffled",
+        measured=after("dpo", "reward_accuracy") - 0.5,
+        control=after("shuffled", "reward_accuracy") - 0.5,
         unit="accuracy above one half",
-    )  # fmt: skip
+    )
     found.test(
-        "D2", "The loss on held-out pairs falls", paper="not stated as a number", control_is="labels shuffled", direction="less",
-        measured=change("dpo", "held_out_loss"), control=change("shuffled", "held_out_loss"), unit="nats",
-    )  # fmt: skip
+        "D2",
+        "The loss on held-out pairs falls",
+        paper="not stated as a number",
+        control_is="labels shuffled",
+        direction="less",
+        measured=change("dpo", "held_out_loss"),
+        control=change("shuffled", "held_out_loss"),
+        unit="nats",
+    )
     summaries = "61 % against 57 % (PPO) of summaries preferred by GPT-4"
     if experiment.dataset:
         found.needs_full_scale(
@@ -270,8 +310,12 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
         )
     else:
         found.test(
-            "D3", "Responses get better than those of the start", paper=summaries,
-            measured=change("dpo", "quality"), control=change("shuffled", "quality"), control_is="labels shuffled",
+            "D3",
+            "Responses get better than those of the start",
+            paper=summaries,
+            measured=change("dpo", "quality"),
+            control=change("shuffled", "quality"),
+            control_is="labels shuffled",
             unit="of responses without a defect",
-        )  # fmt: skip
+        )
     return found

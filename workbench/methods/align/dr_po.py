@@ -1,8 +1,8 @@
 """DR-PO: dataset reset policy optimisation. PPO whose rollouts begin inside good offline responses.
 
-Needs prompts with one reference response each and a reward. Of a share beta of the rollouts the first n tokens are those
-of the reference, n uniform on 1 .. L-1 (L: length of the reference, end token included), and the policy goes on from
-there. Everything else is PPO with the KL penalty as a reward a token,
+Needs prompts with one reference response each and a reward. Of a share beta of the rollouts the first n tokens are
+those of the reference, n uniform on 1 .. L-1 (L: length of the reference, end token included), and the policy goes on
+from there. Everything else is PPO with the KL penalty as a reward a token,
 
     r_t = -kl (log pi - log pi_SFT) + [t last] r_phi(x, y),   A = whitened GAE of the whitened rewards,
     L = mean over generated t of max(-A rho, -A clip(rho, 0.8, 1.2)) + 0.1 mean over all t of the clipped value loss,
@@ -106,31 +106,68 @@ class Config(ppo.PPOConfig, Presets):
     world: dict[str, int] = Field(default_factory=dict)  # settings of the embedded world, see LateRewardChain
 
     PRESETS: ClassVar = {
-        # The settings of the specification's pilot (S): 20 to 40 updates at 2e-4, score scale 4, temperature 1 (at 0.7 the
-        # start would already be right every third time, and there would be no late reward to speak of).
+        # The settings of the specification's pilot (S): 20 to 40 updates at 2e-4, score scale 4, temperature 1 (at 0.7
+        # the start would already be right every third time, and there would be no late reward to speak of).
         "tiny": {
-            "updates": 20, "batch_size": 128, "minibatch_size": 64, "learning_rate": 2e-4, "critic_rate": 3.0, "temperature": 1.0,
-            "max_new_tokens": 19, "score_scale": 4.0, "evaluations": 4, "reward_epochs": 3, "reward_rate": 5e-4,
-            "baseline_epochs": 2, "baseline_rate": 2e-4, "test_size": 256, "max_length": 64,
+            "updates": 20,
+            "batch_size": 128,
+            "minibatch_size": 64,
+            "learning_rate": 2e-4,
+            "critic_rate": 3.0,
+            "temperature": 1.0,
+            "max_new_tokens": 19,
+            "score_scale": 4.0,
+            "evaluations": 4,
+            "reward_epochs": 3,
+            "reward_rate": 5e-4,
+            "baseline_epochs": 2,
+            "baseline_rate": 2e-4,
+            "test_size": 256,
+            "max_length": 64,
             "arms": [arm for arm in ARMS if arm != "ppo_learned"],
         },
         "smoke": {
-            "updates": 2, "batch_size": 16, "inner_epochs": 1, "learning_rate": 2e-4, "temperature": 1.0, "max_new_tokens": 7,
-            "score_scale": 4.0, "reward_rate": 5e-4, "test_size": 16, "max_length": 64, "n_prompts": 64, "arms": list(ARMS),
+            "updates": 2,
+            "batch_size": 16,
+            "inner_epochs": 1,
+            "learning_rate": 2e-4,
+            "temperature": 1.0,
+            "max_new_tokens": 7,
+            "score_scale": 4.0,
+            "reward_rate": 5e-4,
+            "test_size": 16,
+            "max_length": 64,
+            "n_prompts": 64,
+            "arms": list(ARMS),
             "world": {"length": 6, "sft_steps": 20, "n_pairs": 64, "test_draws": 32, "width": 32},
         },
         "full": {"precision": "bf16", "lora_rank": 1024, "evaluations": 8},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
         "tiny": {
-            "updates": 20, "batch_size": 32, "learning_rate": 3e-5, "max_new_tokens": 53, "test_size": 64, "max_length": 512,
-            "n_prompts": 400, "reward_rate": 3e-5, "arms": ["dr_po", "dr_po_50", "ppo", "wrong"],
+            "updates": 20,
+            "batch_size": 32,
+            "learning_rate": 3e-5,
+            "max_new_tokens": 53,
+            "test_size": 64,
+            "max_length": 512,
+            "n_prompts": 400,
+            "reward_rate": 3e-5,
+            "arms": ["dr_po", "dr_po_50", "ppo", "wrong"],
         },
         "smoke": {
-            "updates": 2, "batch_size": 8, "inner_epochs": 1, "learning_rate": 3e-5, "max_new_tokens": 12, "test_size": 8,
-            "max_length": 256, "n_prompts": 32, "reward_rate": 3e-5, "arms": ["dr_po_50", "ppo", "wrong"],
+            "updates": 2,
+            "batch_size": 8,
+            "inner_epochs": 1,
+            "learning_rate": 3e-5,
+            "max_new_tokens": 12,
+            "test_size": 8,
+            "max_length": 256,
+            "n_prompts": 32,
+            "reward_rate": 3e-5,
+            "arms": ["dr_po_50", "ppo", "wrong"],
         },
-    }  # fmt: skip
+    }
 
     def __post_init__(self):
         ppo.PPOConfig.__post_init__(self)
@@ -156,8 +193,18 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
         raise ValueError(f"arms {planted} need the embedded world; with {dataset} leave them out of `arms`")
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
     kind = "demonstration" if config.reward_model else "preference"
-    return TextTask(dataset, model, kind=kind, device=device, test_size=config.test_size, train_size=config.n_prompts,
-                    max_new_tokens=config.max_new_tokens, max_length=config.max_length, lora=lora, precision=config.precision)  # fmt: skip
+    return TextTask(
+        dataset,
+        model,
+        kind=kind,
+        device=device,
+        test_size=config.test_size,
+        train_size=config.n_prompts,
+        max_new_tokens=config.max_new_tokens,
+        max_length=config.max_length,
+        lora=lora,
+        precision=config.precision,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- algorithm
@@ -201,8 +248,14 @@ def play(task: Any, config: Config, arm: Arm, seed: int, run: Run) -> list[dict[
             shifts = rng.integers(1, len(ids), size=len(chosen))  # never 0: another prompt's
             given = [ids[(i + shift) % len(ids)] for i, shift in zip(chosen, shifts, strict=True)]
         if beta and arm.prefixes == "policy":
-            drawn = sample(drawn_from, prompts, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                           top_p=config.prefix_top_p, seed=seed * 100_000 + update + 50_000)  # fmt: skip
+            drawn = sample(
+                drawn_from,
+                prompts,
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                top_p=config.prefix_top_p,
+                seed=seed * 100_000 + update + 50_000,
+            )
             given = [tokens[0] for tokens in drawn.tokens]
         lengths = reset_lengths([len(tokens) for tokens in given], beta, np.random.default_rng([seed, update, 2]))
         return ppo.Batch(prompts, [tokens[:n] for tokens, n in zip(given, lengths, strict=True)])
@@ -216,8 +269,8 @@ def play(task: Any, config: Config, arm: Arm, seed: int, run: Run) -> list[dict[
 def reset_lengths(reference_lengths: Sequence[int], beta: float, rng: np.random.Generator) -> np.ndarray:
     """How many tokens of each reference a rollout begins with, [n].
 
-    With probability beta uniform on 1 .. L-1, else 0; a reference of fewer than two tokens is never reset to. So a reset
-    never covers the whole reference.
+    With probability beta uniform on 1 .. L-1, else 0; a reference of fewer than two tokens is never reset to. So a
+    reset never covers the whole reference.
 
     Source: Cornell-RL/tril, RollinProcessor.create_mask.
     """
@@ -252,8 +305,8 @@ def references(task: Any, split: str, seed: int, arm: Arm, config: Config) -> li
     missing = sum(not row["reference"] for row in rows)
     if missing == len(rows) and (arm.beta or arm.learns == "demonstrations"):
         raise ValueError(
-            f"none of the {len(rows)} rows has a reference (columns completion or chosen), and a reset share above 0 needs "
-            "them; set beta=0 (plain PPO) or add references"
+            f"none of the {len(rows)} rows has a reference (columns completion or chosen), and a reset share above 0"
+            " needs them; set beta=0 (plain PPO) or add references"
         )
     if missing > 0.05 * len(rows):
         log.warning("%d of %d rows have no reference and are never reset to", missing, len(rows))
@@ -294,11 +347,15 @@ def learned_reward(task: Any, policy: Policy, config: Config, seed: int) -> tupl
 
 def play_supervised(
     task: Any, policy: Policy, rows: list[Row], evaluate: Callable, arm: Arm, config: Config, seed: int, run: Run
-) -> list[dict[str, float]]:  # fmt: skip
+) -> list[dict[str, float]]:
     """The baselines without rollouts: SFT on the references, DPO on the pairs."""
     first = run.cached("evaluation-0", lambda: evaluate(policy, 0))
-    training = TrainConfig(learning_rate=config.baseline_rate, epochs=config.baseline_epochs, batch_size=config.baseline_batch_size,
-                           checkpoint_every=config.checkpoint_every)  # fmt: skip
+    training = TrainConfig(
+        learning_rate=config.baseline_rate,
+        epochs=config.baseline_epochs,
+        batch_size=config.baseline_batch_size,
+        checkpoint_every=config.checkpoint_every,
+    )
     part = run.child("round-1")
     if arm.learns == "demonstrations":
         groups = [
@@ -323,7 +380,7 @@ def play_supervised(
 # ----------------------------------------------------------------------------------------------------- measurements
 def from_bare_prompts(
     policy: Policy, start: Policy | None, rows: Sequence[Row], reward: ppo.Reward, config: Config, seed: int
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Reward and KL to the start of responses to held-out prompts, from the first token on: no reset at evaluation."""
     prompts = [row["prompt"] for row in rows]
     scores, kl, ended = ppo.answers(policy, start, prompts, [[]] * len(prompts), reward, config, seed)
@@ -332,7 +389,7 @@ def from_bare_prompts(
 
 def by_prefix(
     policy: Policy, start: Policy | None, rows: Sequence[Row], reward: ppo.Reward, config: Config, seed: int
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Mean reward after a reset to n tokens of the reference, before and after training: where the policy is good."""
     found = []
     rows = [row for row in rows if row["reference"]][:128]
@@ -367,45 +424,80 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     win_rates = "GPT-4 win rate 70.2, 62.3, 52.6, 31.6 %"
     if {main, "ppo", "wrong"} <= arms:
         gain, control = end(main, key) - end("ppo", key), end("wrong", key) - end("ppo", key)
-        found.test("C1", "DR-PO beats PPO with equal episodes and settings", paper=win_rates, measured=gain, control=control,
-                   note=levels, **wrong)  # fmt: skip
         found.test(
-            "C1 wrong", "The prefix must belong to the prompt: DR-PO beats resets to references of other prompts",
-            paper="not measured", measured=end(main, key) - end("wrong", key), control=end("ppo", key) - end("wrong", key),
-            control_is="no resets", unit=unit,
-        )  # fmt: skip
+            "C1",
+            "DR-PO beats PPO with equal episodes and settings",
+            paper=win_rates,
+            measured=gain,
+            control=control,
+            note=levels,
+            **wrong,
+        )
+        found.test(
+            "C1 wrong",
+            "The prefix must belong to the prompt: DR-PO beats resets to references of other prompts",
+            paper="not measured",
+            measured=end(main, key) - end("wrong", key),
+            control=end("ppo", key) - end("wrong", key),
+            control_is="no resets",
+            unit=unit,
+        )
         matched = [ppo.at_matched_kl(result["arms"][main], result["arms"]["ppo"]) for result in results]
         found.test(
-            "C2", "Higher reward at equal KL", paper="RM 1.52 against 1.17 at KL 16.84 against 16.32", measured=matched,
+            "C2",
+            "Higher reward at equal KL",
+            paper="RM 1.52 against 1.17 at KL 16.84 against 16.32",
+            measured=matched,
             control=[ppo.at_matched_kl(result["arms"]["wrong"], result["arms"]["ppo"]) for result in results],
-            control_is="prefixes of other prompts", unit="reward",
+            control_is="prefixes of other prompts",
+            unit="reward",
             note=f"final KL {end(main, 'kl_nats').mean():.1f} against {end('ppo', 'kl_nats').mean():.1f} nats",
-        )  # fmt: skip
+        )
     if {"ppo_pp", "ppo", "wrong", main} <= arms:
-        found.test("C1 own prefixes", "DR-PO beats prefixes that the start wrote itself (PPO++)", paper="not read",
-                   measured=end(main, key) - end("ppo_pp", key), control=end("wrong", key) - end("ppo_pp", key), **wrong)  # fmt: skip
+        found.test(
+            "C1 own prefixes",
+            "DR-PO beats prefixes that the start wrote itself (PPO++)",
+            paper="not read",
+            measured=end(main, key) - end("ppo_pp", key),
+            control=end("wrong", key) - end("ppo_pp", key),
+            **wrong,
+        )
     shares = {0.0: "ppo", 0.25: "dr_po_25", 0.5: "dr_po_50", 1.0: "dr_po"}
     if {*shares.values(), "wrong"} <= arms:
         table = np.stack([end(arm, key) for arm in shares.values()])
         lowest = 1 + int(np.argmin(table[1:].mean(1)))  # every share must pass, so the weakest one speaks for all
         found.test(
-            "C3", "Any reset share is better than none", paper="RM 1.14 at 0; 1.28, 1.28, 1.25, 1.47 at .25 to 1",
-            measured=table[lowest] - table[0], control=end("wrong", key) - table[0],
-            note=f"the weakest share is {list(shares)[lowest]:g}", **wrong,
-        )  # fmt: skip
+            "C3",
+            "Any reset share is better than none",
+            paper="RM 1.14 at 0; 1.28, 1.28, 1.25, 1.47 at .25 to 1",
+            measured=table[lowest] - table[0],
+            control=end("wrong", key) - table[0],
+            note=f"the weakest share is {list(shares)[lowest]:g}",
+            **wrong,
+        )
         shape = ", ".join(f"{share:g}: {row.mean():.3f}" for share, row in zip(shares, table, strict=True))
         found.test(
-            "C3 trend", "More resets are better, and a share of 1 is best", paper="win rate 60.7, 61.7, 66.5, 64.3, 68.5 %",
-            measured=[spearman(list(shares), column) for column in table.T], control=None, unit="Spearman's rho",
+            "C3 trend",
+            "More resets are better, and a share of 1 is best",
+            paper="win rate 60.7, 61.7, 66.5, 64.3, 68.5 %",
+            measured=[spearman(list(shares), column) for column in table.T],
+            control=None,
+            unit="Spearman's rho",
             note=f"reported as found ({shape}); no control for a trend",
-        )  # fmt: skip
+        )
     if {"ppo_pp", "ppo", main} <= arms:
         tokens = {arm: generated(experiment, arm) for arm in (main, "ppo", "ppo_pp")}
         found.test(
-            "C4", "No extra generation: fewer tokens are generated than by PPO", paper="section 4", direction="less",
-            measured=tokens[main] - tokens["ppo"], control=tokens["ppo_pp"] - tokens["ppo"],
-            control_is="PPO++, which writes its prefixes", unit="tokens a response", note="settings are PPO's throughout",
-        )  # fmt: skip
+            "C4",
+            "No extra generation: fewer tokens are generated than by PPO",
+            paper="section 4",
+            direction="less",
+            measured=tokens[main] - tokens["ppo"],
+            control=tokens["ppo_pp"] - tokens["ppo"],
+            control_is="PPO++, which writes its prefixes",
+            unit="tokens a response",
+            note="settings are PPO's throughout",
+        )
     found.needs_full_scale(
         "C5", "Transfers to CNN/DM without training", "12.0 % against 10.5, 8.5, 6.0", "needs real summaries"
     )
@@ -415,10 +507,14 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     for suffix, learner, imitator in (("", main, "sft"), (" patchy", "patchy", "sft_patchy")):
         if {learner, imitator, "ppo"} <= arms:
             found.test(
-                f"C7{suffix}", "Beats imitation of the references" + (" that are right in parts only" if suffix else ""),
-                paper="Theorem 5.7: at least any policy that the references cover", measured=end(learner, key) - end(imitator, key),
-                control=end("ppo", key) - end(imitator, key), control_is="no resets", unit=unit,
-            )  # fmt: skip
+                f"C7{suffix}",
+                "Beats imitation of the references" + (" that are right in parts only" if suffix else ""),
+                paper="Theorem 5.7: at least any policy that the references cover",
+                measured=end(learner, key) - end(imitator, key),
+                control=end("ppo", key) - end(imitator, key),
+                control_is="no resets",
+                unit=unit,
+            )
     accuracy = [
         arm[-1]["reward_model_accuracy"]
         for r in results

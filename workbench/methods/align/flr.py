@@ -2,19 +2,22 @@
 
 Needs no preferences. With phrases F+ of a pleased and F- of an annoyed user, and a model pi as scorer,
 
-    FLR(x, y) = mean_{f in F+} l(f | x, y) - mean_{f in F-} l(f | x, y),    l(f | x, y) = 1/|f| sum_t log pi(f_t | x, y, f_<t)
+    FLR(x, y) = mean_{f in F+} l(f | x, y) - mean_{f in F-} l(f | x, y),    l(f | x, y) = 1/|f| sum_t log pi(f_t | x, y,
+    f_<t)
 
-averaged over dimensions; f stands as the user's next turn and only its words are scored. The reward ranks responses, and it mines
-pairs: of K samples to a prompt the one with the highest score is chosen, the one with the lowest rejected, and the policy learns
-from them by DPO, KTO or SFT. A scorer tuned on dialogues with written feedback, in which the roles are swapped (the assistant asks,
-the user answers, the assistant says what it thinks), is scored in the same layout and takes the place of the first.
+averaged over dimensions; f stands as the user's next turn and only its words are scored. The reward ranks responses,
+and it mines
+pairs: of K samples to a prompt the one with the highest score is chosen, the one with the lowest rejected, and the
+policy learns from them by DPO, KTO or SFT. A scorer tuned on dialogues with written feedback, in which the roles are
+swapped (the assistant asks, the user answers, the assistant says what it thinks), is scored in the same layout and
+takes the place of the first.
 
-Source: Zhang et al. 2024, "Aligning Language Models Using Follow-up Likelihood as Reward Signal", arXiv 2409.13948; official code
-e0397123/FLR; ancestor Mehri and Eskenazi 2020 (FED).
+Source: Zhang et al. 2024, "Aligning Language Models Using Follow-up Likelihood as Reward Signal", arXiv 2409.13948;
+official code e0397123/FLR; ancestor Mehri and Eskenazi 2020 (FED).
 
 Where this differs from the official code, and why:
-- likelihoods, as the paper describes (there: the mean raw logit of the start token and all words of a phrase at one position, which
-  is here as `statistic="official_raw_logit"`);
+- likelihoods, as the paper describes (there: the mean raw logit of the start token and all words of a phrase at one
+  position, which is here as `statistic="official_raw_logit"`);
 - a history that does not alternate is an error (there: its first utterance is lost);
 - all phrases of a response are branches behind one conversation, which is read once (there: one pass a phrase);
 - phrases of our own, ten of each polarity for six dimensions.
@@ -59,8 +62,8 @@ class Arm:
 
     Attributes:
         learns: "ranking" trains nothing and tests the reward on pairs.
-        reward: whose FLR mines the pairs: the start's, that of the scorer tuned on feedback, or of one tuned on feedback that
-            was dealt to other rows.
+        reward: whose FLR mines the pairs: the start's, that of the scorer tuned on feedback, or of one tuned on
+            feedback that was dealt to other rows.
         labels: "inverted" takes the worst for the best; "shuffled" swaps the sides of half of the pairs.
         rate: factor on the learning rate.
     """
@@ -122,27 +125,51 @@ class Config(Presets):
     PRESETS: ClassVar = {
         # The specification's small experiment.
         "tiny": {
-            "max_new_tokens": 6, "max_steps": 80, "batch_size": 32, "learning_rate": 1e-4, "tuning_rate": 1e-3,
+            "max_new_tokens": 6,
+            "max_steps": 80,
+            "batch_size": 32,
+            "learning_rate": 1e-4,
+            "tuning_rate": 1e-3,
             "tuned_layout": "next_turn",  # what the small experiment tunes on; the ranking test tries swapped roles too
         },
         "smoke": {
-            "max_new_tokens": 6, "max_steps": 3, "batch_size": 8, "learning_rate": 1e-4, "tuning_rate": 1e-3,
-            "samples": 3, "world": {"start_steps": 8, "feedback_steps": 2, "n_pairs": 20, "repetitions": 1, "draws": 2},
+            "max_new_tokens": 6,
+            "max_steps": 3,
+            "batch_size": 8,
+            "learning_rate": 1e-4,
+            "tuning_rate": 1e-3,
+            "samples": 3,
+            "world": {"start_steps": 8, "feedback_steps": 2, "n_pairs": 20, "repetitions": 1, "draws": 2},
             "arms": ["ranking", "dpo_flr", "dpo_tuned", "dpo_shuffled"],
         },
         "full": {"precision": "bf16"},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
         "tiny": {
-            "max_new_tokens": 128, "max_length": 512, "n_prompts": 200, "learning_rate": 1e-5, "batch_size": 16, "test_size": 100,
-            "phrases": 5, "dimensions": ["understanding", "engagingness", "following"],
+            "max_new_tokens": 128,
+            "max_length": 512,
+            "n_prompts": 200,
+            "learning_rate": 1e-5,
+            "batch_size": 16,
+            "test_size": 100,
+            "phrases": 5,
+            "dimensions": ["understanding", "engagingness", "following"],
             "arms": ["ranking", "dpo_flr", "dpo_shuffled"],
         },
         "smoke": {
-            "max_new_tokens": 8, "max_length": 256, "n_prompts": 4, "samples": 3, "learning_rate": 1e-5, "batch_size": 4,
-            "max_steps": 2, "test_size": 6, "phrases": 2, "dimensions": ["following"], "arms": ["ranking", "dpo_flr", "dpo_shuffled"],
+            "max_new_tokens": 8,
+            "max_length": 256,
+            "n_prompts": 4,
+            "samples": 3,
+            "learning_rate": 1e-5,
+            "batch_size": 4,
+            "max_steps": 2,
+            "test_size": 6,
+            "phrases": 2,
+            "dimensions": ["following"],
+            "arms": ["ranking", "dpo_flr", "dpo_shuffled"],
         },
-    }  # fmt: skip
+    }
 
     def __post_init__(self):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -167,8 +194,17 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
             f"arms {tuned} need a scorer tuned on feedback in words: give `feedback`, or leave them out of `arms`"
         )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
-    task = FollowUpText(dataset, model, kind="preference", device=device, test_size=config.test_size, max_length=config.max_length,
-                        max_new_tokens=config.max_new_tokens, lora=lora, precision=config.precision)  # fmt: skip
+    task = FollowUpText(
+        dataset,
+        model,
+        kind="preference",
+        device=device,
+        test_size=config.test_size,
+        max_length=config.max_length,
+        max_new_tokens=config.max_new_tokens,
+        lora=lora,
+        precision=config.precision,
+    )
     task.feedback_source = config.feedback
     return task
 
@@ -209,9 +245,13 @@ def play(
             for g, s in zip(groups, swap, strict=True)
         ]
         training = TrainConfig(
-            learning_rate=arm.rate * config.learning_rate, epochs=config.epochs, max_steps=config.max_steps,
-            batch_size=config.batch_size, schedule=config.schedule, checkpoint_every=config.checkpoint_every,
-        )  # fmt: skip
+            learning_rate=arm.rate * config.learning_rate,
+            epochs=config.epochs,
+            max_steps=config.max_steps,
+            batch_size=config.batch_size,
+            schedule=config.schedule,
+            checkpoint_every=config.checkpoint_every,
+        )
         if arm.learns == "chosen":
             return Round([Group(g.prompt_ids, g.responses_ids[:1]) for g in groups], supervised_step, training, None)
         loss_type, start_loss = ("kto_pair", 1.0) if arm.learns == "single" else ("sigmoid", math.log(2))
@@ -227,10 +267,14 @@ def play(
             for text in texts
             if text.strip()
         ]
-        numbers = {
-            name: float(score_rows(task, config, scorer, seed, shared, rows, policy=models[name]).flr.mean())
-            for name, scorer in judges.items()
-        } if rows else {}  # fmt: skip
+        numbers = (
+            {
+                name: float(score_rows(task, config, scorer, seed, shared, rows, policy=models[name]).flr.mean())
+                for name, scorer in judges.items()
+            }
+            if rows
+            else {}
+        )
         return {**task.evaluate(policy, seed), **numbers}
 
     return iterate(task.start(seed), 1, make_round, evaluate, run, seed=seed)
@@ -248,9 +292,15 @@ def mined_pairs(task: FollowUpTask, config: Config, reward: str, seed: int, shar
     def mine() -> pd.DataFrame:
         prompts = task.prompts("train", seed)[: config.n_prompts or None]
         drawn = draw_samples(
-            task.start(seed), prompts, config.samples, shared.child("samples"), max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature, top_p=config.top_p, seed=seed * 1000,
-        )  # fmt: skip
+            task.start(seed),
+            prompts,
+            config.samples,
+            shared.child("samples"),
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=seed * 1000,
+        )
         entries: Any = drawn.itertuples()
         # the same text twice is one candidate, and nothing said is none
         found = [
@@ -276,7 +326,8 @@ def mined_pairs(task: FollowUpTask, config: Config, reward: str, seed: int, shar
 def best_worst_pairs(
     found: Sequence[tuple[Any, dict]], scored: Scored, min_margin: float
 ) -> tuple[list[dict], Counter]:
-    """One pair a prompt from its different samples; prompts whose samples are all the same, or all score the same, are skipped."""
+    """One pair a prompt from its different samples; prompts whose samples are all the same, or all score the same, are
+    skipped."""
     pairs, counts, at = [], Counter(), 0
     for row, texts in found:
         values, names, at = scored.flr[at : at + len(texts)], list(texts), at + len(texts)
@@ -287,20 +338,31 @@ def best_worst_pairs(
         if values[best] - values[worst] <= min_margin:
             counts["margin too small"] += 1
             continue
-        pairs.append({
-            "prompt": row.prompt, "chosen": names[best], "rejected": names[worst], "chosen_ids": texts[names[best]],
-            "rejected_ids": texts[names[worst]], "chosen_score": values[best], "rejected_score": values[worst],
-            "margin": values[best] - values[worst], "key": scored.key,
-        })  # fmt: skip
+        pairs.append(
+            {
+                "prompt": row.prompt,
+                "chosen": names[best],
+                "rejected": names[worst],
+                "chosen_ids": texts[names[best]],
+                "rejected_ids": texts[names[worst]],
+                "chosen_score": values[best],
+                "rejected_score": values[worst],
+                "margin": values[best] - values[worst],
+                "key": scored.key,
+            }
+        )
     return pairs, counts
 
 
 # ----------------------------------------------------------------------------------------------------------- claims
 UNSEEN = "tables not available"
 BEYOND_SMALL = {
-    "C2": ("Without labels FLR agrees with human ratings like strong reward models", UNSEEN,
-           "needs rated responses and a trained reward model; the correlation with planted quality stands in the results"),
-}  # fmt: skip
+    "C2": (
+        "Without labels FLR agrees with human ratings like strong reward models",
+        UNSEEN,
+        "needs rated responses and a trained reward model; the correlation with planted quality stands in the results",
+    ),
+}
 IN_THE_WORLD = {
     "C1": (
         "Without labels FLR ranks pairs right, more than 0.7 of them",
@@ -321,7 +383,8 @@ HEARD = (
 
 
 def claims(experiment: Any, results: Sequence[dict]) -> Claims:
-    """The specification's claims over the seeds, each beside its control. Quality: share of right symbols in samples."""
+    """The specification's claims over the seeds, each beside its control. Quality: share of right symbols in
+    samples."""
     found = Claims("flr", experiment.scale, experiment.seeds)
     arms = set(results[0]["arms"])
     for id, told in BEYOND_SMALL.items():
@@ -345,25 +408,52 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     if "ranking" in arms:
         flr, deaf, own = ranked("flr"), ranked("deaf"), ranked("own_likelihood")
         test(
-            "C1", measured=flr - accuracy, control=deaf - accuracy, control_is="a listener who does not listen", unit=f"{right}, above 0.7",
+            "C1",
+            measured=flr - accuracy,
+            control=deaf - accuracy,
+            control_is="a listener who does not listen",
+            unit=f"{right}, above 0.7",
             also={"above the model's own likelihood in every seed": bool((flr > own).all())},
-            note=f"FLR {flr.mean():.2f}, own likelihood {own.mean():.2f}, positive phrases only {ranked('flr_positive').mean():.2f}, raw "
-            f"logits {ranked('flr_official_raw_logit').mean():.2f}; parity with a trained reward model is not tested",
-        )  # fmt: skip
+            note=(
+                f"FLR {flr.mean():.2f}, own likelihood {own.mean():.2f}, positive phrases only"
+                f" {ranked('flr_positive').mean():.2f}, raw logits {ranked('flr_official_raw_logit').mean():.2f};"
+                " parity with a trained reward model is not tested"
+            ),
+        )
         test(
-            "C4", measured=ranked("tuned") - flr, control=ranked("mistuned") - flr, control_is="tuned on shuffled feedback", margin=tuning,
-            unit=right, note=f"tuned {ranked('tuned').mean():.2f}, raw logits {ranked('tuned_official_raw_logit').mean():.2f}"
-            + (f", roles swapped {ranked('swapped').mean():.2f}" if "swapped" in results[0]["arms"]["ranking"][0] else ""),
-        )  # fmt: skip
+            "C4",
+            measured=ranked("tuned") - flr,
+            control=ranked("mistuned") - flr,
+            control_is="tuned on shuffled feedback",
+            margin=tuning,
+            unit=right,
+            note=f"tuned {ranked('tuned').mean():.2f}, raw logits {ranked('tuned_official_raw_logit').mean():.2f}"
+            + (
+                f", roles swapped {ranked('swapped').mean():.2f}"
+                if "swapped" in results[0]["arms"]["ranking"][0]
+                else ""
+            ),
+        )
         calmer = ranked("flr_half_phrases_sd").mean() < ranked("flr_one_phrase_sd").mean()
         test(
-            "C6", measured=flr - ranked("flr_one_phrase"), control=deaf - ranked("deaf_one_phrase"),
-            control_is="a listener who does not listen", unit=right, also={"larger subsets of phrases vary less": bool(calmer)},
-        )  # fmt: skip
+            "C6",
+            measured=flr - ranked("flr_one_phrase"),
+            control=deaf - ranked("deaf_one_phrase"),
+            control_is="a listener who does not listen",
+            unit=right,
+            also={"larger subsets of phrases vary less": bool(calmer)},
+        )
         found.test(
-            "W1", "With a listener who does not listen FLR knows nothing", paper="not measured", direction="equivalent", margin=0.05,
-            measured=deaf - 0.5, control=flr - 0.5, control_is="the weak listener", unit="accuracy above one half",
-        )  # fmt: skip
+            "W1",
+            "With a listener who does not listen FLR knows nothing",
+            paper="not measured",
+            direction="equivalent",
+            margin=0.05,
+            measured=deaf - 0.5,
+            control=flr - 0.5,
+            control_is="the weak listener",
+            unit="accuracy above one half",
+        )
     if {"dpo_flr", "dpo_shuffled"} <= arms:
         test(
             "C3",
@@ -375,22 +465,37 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
         )
     if {"dpo_flr", "dpo_tuned", "dpo_mistuned"} <= arms:
         test(
-            "C4 policy", measured=gain("dpo_tuned") - gain("dpo_flr"), control=gain("dpo_mistuned") - gain("dpo_flr"),
-            control_is="tuned on shuffled feedback", unit=share,
-        )  # fmt: skip
+            "C4 policy",
+            measured=gain("dpo_tuned") - gain("dpo_flr"),
+            control=gain("dpo_mistuned") - gain("dpo_flr"),
+            control_is="tuned on shuffled feedback",
+            unit=share,
+        )
     if {"dpo_flr", "dpo_inverted"} <= arms:
         found.test(
-            "W2", "With the reward inverted the policy ends below its start", paper="not measured", direction="less",
-            measured=gain("dpo_inverted"), control=gain("dpo_flr"), control_is="reward as it is", unit=share,
-        )  # fmt: skip
+            "W2",
+            "With the reward inverted the policy ends below its start",
+            paper="not measured",
+            direction="less",
+            measured=gain("dpo_inverted"),
+            control=gain("dpo_flr"),
+            control_is="reward as it is",
+            unit=share,
+        )
     if set(SYSTEMS) <= arms:
-        test("C5", measured=over_systems(results, "flr") - systems, control=over_systems(results, "flr_deaf") - systems,
-             control_is="scored with a listener who does not listen", unit="rank correlation over policies, above 0.8")  # fmt: skip
+        test(
+            "C5",
+            measured=over_systems(results, "flr") - systems,
+            control=over_systems(results, "flr_deaf") - systems,
+            control_is="scored with a listener who does not listen",
+            unit="rank correlation over policies, above 0.8",
+        )
     return found
 
 
 def over_systems(results: Sequence[dict], key: str) -> np.ndarray:
-    """Spearman's correlation, over the start and the trained policies, of their mean score with their quality; one a seed."""
+    """Spearman's correlation, over the start and the trained policies, of their mean score with their quality; one a
+    seed."""
     from scipy import stats
 
     found = []
@@ -407,10 +512,22 @@ def _claims_on_text(found: Claims, ranked: Any, gain: Any, arms: set[str]) -> Cl
         found.needs_full_scale(id, statement, paper, "needs chat models that hear their users, and their benchmarks")
     if "ranking" in arms:
         found.test(
-            "H1", "FLR orders held-out pairs better than chance", paper=UNSEEN, measured=ranked("flr") - 0.5,
-            control=ranked("own_likelihood") - 0.5, control_is="the model's own likelihood", unit="accuracy above one half",
-        )  # fmt: skip
+            "H1",
+            "FLR orders held-out pairs better than chance",
+            paper=UNSEEN,
+            measured=ranked("flr") - 0.5,
+            control=ranked("own_likelihood") - 0.5,
+            control_is="the model's own likelihood",
+            unit="accuracy above one half",
+        )
     if {"dpo_flr", "dpo_shuffled"} <= arms:
-        found.test("H2", "DPO on FLR pairs raises the mean FLR of answers", paper="not measured", measured=gain("dpo_flr", "flr"),
-                   control=gain("dpo_shuffled", "flr"), control_is="sides shuffled", unit="nats a token")  # fmt: skip
+        found.test(
+            "H2",
+            "DPO on FLR pairs raises the mean FLR of answers",
+            paper="not measured",
+            measured=gain("dpo_flr", "flr"),
+            control=gain("dpo_shuffled", "flr"),
+            control_is="sides shuffled",
+            unit="nats a token",
+        )
     return found

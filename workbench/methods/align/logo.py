@@ -1,21 +1,25 @@
 """LOGO: long-context alignment on short text whose positions are spread over a long window.
 
-Needs documents with questions; the model makes the preferences itself. It answers from all relevant chunks (chosen), from a
-part of them and from the wrong ones (rejected). With lbar(y) = log p_theta(y|x) / |y| and M rejected answers, minimise
+Needs documents with questions; the model makes the preferences itself. It answers from all relevant chunks (chosen),
+from a part of them and from the wrong ones (rejected). With lbar(y) = log p_theta(y|x) / |y| and M rejected answers,
+minimise
 
     L = E -log sigmoid( beta [lbar(y_w) - (1/M) sum_j lbar(y_l^j)] - gamma ) - lambda lbar(y_w)
 
-on rows of a few thousand real tokens, each with position indices that jump between chunks and reach over the target window.
+on rows of a few thousand real tokens, each with position indices that jump between chunks and reach over the target
+window.
 
-Source: Tang, Sun, Chen, et al. 2024, "LOGO: Long cOntext aliGnment via efficient preference Optimization", ICML 2025, arXiv
-2410.18533, section 3; official code ZetangForward/LCM_Stack (training/logo_train.py, data/).
+Source: Tang, Sun, Chen, et al. 2024, "LOGO: Long cOntext aliGnment via efficient preference Optimization", ICML 2025,
+arXiv 2410.18533, section 3; official code ZetangForward/LCM_Stack (training/logo_train.py, data/).
 
 Where this differs from the official code, and why:
-- the mean over rejected answers is one mean (there, at batch size 1, a slice makes two losses of it, which are averaged);
-- all answer tokens are scored (there: those of the index range in which the labels of the first batch row differ, less its
-  first token); `skip_common_prefix` leaves out a beginning that all answers share;
+- the mean over rejected answers is one mean (there, at batch size 1, a slice makes two losses of it, which are
+  averaged);
+- all answer tokens are scored (there: those of the index range in which the labels of the first batch row differ, less
+  its first token); `skip_common_prefix` leaves out a beginning that all answers share;
 - the cross-entropy is shifted and padding has no label (there: neither);
-- importance is an overlap of content words without a tagger, see `content_words`; no lower limit on new tokens (there: 16).
+- importance is an overlap of content words without a tagger, see `content_words`; no lower limit on new tokens (there:
+  16).
 """
 
 from __future__ import annotations
@@ -54,9 +58,11 @@ class Arm:
 
     Attributes:
         learns: "pairs", or "chosen" (supervised, on the chosen answers alone).
-        positions: "synthetic"; "real", those of the text as it is; "unpassed", made and expanded but not given to the model.
+        positions: "synthetic"; "real", those of the text as it is; "unpassed", made and expanded but not given to the
+            model.
         m: rejected answers a row, at most; 0 takes all.
-        copied: the one rejected answer is there twice, and rows and positions come in another order: M = 2 in form alone.
+        copied: the one rejected answer is there twice, and rows and positions come in another order: M = 2 in form
+            alone.
         sft: whether the loss has its SFT term.
         labels: "swapped" makes the worst answer the chosen one; "shuffled" draws it at random among all answers.
         start: "misaligned" is the world's second start, which finds values and writes others.
@@ -146,29 +152,72 @@ class Config(Presets):
     PRESETS: ClassVar = {
         # The specification's small experiment. The question of the world's start is learned in 5 variants a document.
         "tiny": {
-            "beta": 2.5, "gamma_beta_ratio": 0.1, "learning_rate": 5e-4, "schedule": "constant", "warmup_ratio": 0.0,
-            "weight_decay": 0.0, "batch_size": 8, "max_steps": 250, "window": 112, "qa": 7, "max_variants": 5, "stop": "",
-            "max_new_tokens": 3, "arms": [arm for arm in ARMS if arm != "shuffled"],
+            "beta": 2.5,
+            "gamma_beta_ratio": 0.1,
+            "learning_rate": 5e-4,
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "weight_decay": 0.0,
+            "batch_size": 8,
+            "max_steps": 250,
+            "window": 112,
+            "qa": 7,
+            "max_variants": 5,
+            "stop": "",
+            "max_new_tokens": 3,
+            "arms": [arm for arm in ARMS if arm != "shuffled"],
         },
         "smoke": {
-            "beta": 2.5, "gamma_beta_ratio": 0.1, "learning_rate": 5e-4, "schedule": "constant", "warmup_ratio": 0.0,
-            "weight_decay": 0.0, "batch_size": 8, "max_steps": 4, "misaligned_steps": 4, "window": 112, "qa": 7,
-            "max_variants": 2, "stop": "", "max_new_tokens": 3, "test_size": 12,
+            "beta": 2.5,
+            "gamma_beta_ratio": 0.1,
+            "learning_rate": 5e-4,
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "weight_decay": 0.0,
+            "batch_size": 8,
+            "max_steps": 4,
+            "misaligned_steps": 4,
+            "window": 112,
+            "qa": 7,
+            "max_variants": 2,
+            "stop": "",
+            "max_new_tokens": 3,
+            "test_size": 12,
             "arms": [arm for arm in ARMS if arm not in ("shuffled", "sft_unpassed", "b_beta10")],
             "world": {"steps": 20, "misaligned_steps": 5, "n_documents": 24, "n_test": 12, "lengths": (6, 12)},
         },
         "full": {"precision": "bf16"},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
         "tiny": {
-            "beta": 2.5, "gamma_beta_ratio": 0.1, "learning_rate": 2e-5, "batch_size": 8, "max_steps": 50, "window": 4096, "qa": 320,
-            "max_length": 1024, "max_variants": 4, "n_documents": 60, "test_size": 20, "max_new_tokens": 64,
+            "beta": 2.5,
+            "gamma_beta_ratio": 0.1,
+            "learning_rate": 2e-5,
+            "batch_size": 8,
+            "max_steps": 50,
+            "window": 4096,
+            "qa": 320,
+            "max_length": 1024,
+            "max_variants": 4,
+            "n_documents": 60,
+            "test_size": 20,
+            "max_new_tokens": 64,
         },
         "smoke": {
-            "beta": 2.5, "gamma_beta_ratio": 0.1, "learning_rate": 2e-5, "batch_size": 2, "max_steps": 2, "window": 2048, "qa": 400,
-            "max_length": 512, "max_variants": 1, "n_documents": 4, "test_size": 2, "max_new_tokens": 12,
+            "beta": 2.5,
+            "gamma_beta_ratio": 0.1,
+            "learning_rate": 2e-5,
+            "batch_size": 2,
+            "max_steps": 2,
+            "window": 2048,
+            "qa": 400,
+            "max_length": 512,
+            "max_variants": 1,
+            "n_documents": 4,
+            "test_size": 2,
+            "max_new_tokens": 12,
         },
-    }  # fmt: skip
+    }
 
     def __post_init__(self):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -181,7 +230,8 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
     """The records; or a data set of documents (or of problems to pack into documents) with a starting model.
 
     Raises:
-        ValueError: one of model and dataset without the other; arms that need a misaligned start, which real text has not.
+        ValueError: one of model and dataset without the other; arms that need a misaligned start, which real text has
+            not.
     """
     if not dataset and not model:
         return Records(device=device, **config.world)
@@ -194,9 +244,18 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
             f"arms {without} start from a misaligned model, which only the embedded world has; leave them out"
         )
     lora = {"r": config.lora_rank, "lora_alpha": 16, "modules_to_save": ["embed_tokens", "norm"]}
-    return TextDocuments(dataset, model, device=device, test_size=config.test_size, train_size=config.n_documents,
-                         max_new_tokens=config.max_new_tokens, lora=lora if config.lora_rank else None,
-                         precision=config.precision, pack=config.pack, chunk_tokens=config.chunk_tokens)  # fmt: skip
+    return TextDocuments(
+        dataset,
+        model,
+        device=device,
+        test_size=config.test_size,
+        train_size=config.n_documents,
+        max_new_tokens=config.max_new_tokens,
+        lora=lora if config.lora_rank else None,
+        precision=config.precision,
+        pack=config.pack,
+        chunk_tokens=config.chunk_tokens,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- algorithm
@@ -226,10 +285,15 @@ def play(task: Any, config: Config, arm: Arm, seed: int, run: Run, pairs: Run | 
 
     def make_round(policy: Policy, t: int) -> Round:
         training = TrainConfig(
-            learning_rate=config.learning_rate, batch_size=config.batch_size, schedule=config.schedule, max_steps=n_steps,
-            warmup_ratio=config.warmup_ratio, weight_decay=config.weight_decay, micro_batch_size=config.micro_batch_size,
+            learning_rate=config.learning_rate,
+            batch_size=config.batch_size,
+            schedule=config.schedule,
+            max_steps=n_steps,
+            warmup_ratio=config.warmup_ratio,
+            weight_decay=config.weight_decay,
+            micro_batch_size=config.micro_batch_size,
             checkpoint_every=config.checkpoint_every,
-        )  # fmt: skip
+        )
         rows = build_rows(policy, tables["train"], config, arm, seed)
         if arm.needles:
             spreads = [row.group.prompt_positions or [0] for row in rows]
@@ -290,10 +354,17 @@ def build_rows(policy: Policy, table: pd.DataFrame, config: Config, arm: Arm, se
         variants: list = [None]
         if arm.positions != "real":
             variants = spread(
-                [len(chunk) for chunk in chunks], window=config.window, start=len(before), qa=config.qa, n_question=len(ask),
-                n_answer=max(map(len, responses)), rng=rng, beacon=bool(config.beacon), choices=config.choices,
+                [len(chunk) for chunk in chunks],
+                window=config.window,
+                start=len(before),
+                qa=config.qa,
+                n_question=len(ask),
+                n_answer=max(map(len, responses)),
+                rng=rng,
+                beacon=bool(config.beacon),
+                choices=config.choices,
                 max_variants=config.max_variants,
-            )  # fmt: skip
+            )
         for number, positions in enumerate(variants):
             passed = positions if arm.positions == "synthetic" else None
             rows.append(LogoRow(f"row {entry.row}, variant {number}", plain._replace(prompt_positions=passed), shared))
@@ -306,7 +377,8 @@ def build_rows(policy: Policy, table: pd.DataFrame, config: Config, arm: Arm, se
 
 
 def tokenised(policy: Policy, entry: Any, config: Config) -> tuple[list[int], list[list[int]], list[int]]:
-    """Start, chunks and question of a row; a chunk keeps its share of `max_length` tokens and ends with the beacon, if any."""
+    """Start, chunks and question of a row; a chunk keeps its share of `max_length` tokens and ends with the beacon, if
+    any."""
     before, chunks, ask = prompt_parts(policy, list(entry.chunks), entry.question)
     budget = config.max_length // len(chunks) - 1
     policy.counts["chunks_cut"] += sum(len(chunk) > budget for chunk in chunks)
@@ -325,8 +397,8 @@ def check_positions(policy: Policy, window: int) -> None:
             and module.num_embeddings < window
         ):
             raise ValueError(
-                f"{policy.name} has a table of {module.num_embeddings} absolute positions ({name}), fewer than the window of {window}; "
-                "take a model with rotary positions, or a smaller window"
+                f"{policy.name} has a table of {module.num_embeddings} absolute positions ({name}), fewer than the"
+                f" window of {window}; take a model with rotary positions, or a smaller window"
             )
 
 
@@ -335,9 +407,12 @@ class LogoStep:
 
     def __init__(self, config: Config, arm: Arm):
         self.options = {
-            "beta": arm.beta or config.beta, "gamma_beta_ratio": config.gamma_beta_ratio, "label_smoothing": config.label_smoothing,
-            "sft_weight": config.sft_weight if arm.sft else 0.0, "loss_type": config.loss_type,
-        }  # fmt: skip
+            "beta": arm.beta or config.beta,
+            "gamma_beta_ratio": config.gamma_beta_ratio,
+            "label_smoothing": config.label_smoothing,
+            "sft_weight": config.sft_weight if arm.sft else 0.0,
+            "loss_type": config.loss_type,
+        }
 
     def __call__(self, policy: Policy, batch: Sequence[LogoRow]) -> tuple[Tensor, dict[str, Tensor]]:
         scores = score(policy, [row.group for row in batch])
@@ -356,7 +431,8 @@ class LogoStep:
 
 
 def held_out_margins(policy: Policy, table: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """log p a token of the chosen answer minus that of each rejected one, at real positions: `margin`, `m1`, `m2`, ..."""
+    """log p a token of the chosen answer minus that of each rejected one, at real positions: `margin`, `m1`, `m2`,
+    ..."""
     groups = [row.group for row in build_rows(policy, table, config, Arm("", positions="real"), 0)]
     logps = reference_logps(policy, groups)
     lengths = np.array([[*map(len, g.responses_ids), *[0] * (logps.shape[1] - len(g.responses_ids))] for g in groups])
@@ -369,13 +445,27 @@ def held_out_margins(policy: Policy, table: pd.DataFrame, config: Config) -> pd.
 # ----------------------------------------------------------------------------------------------------------- claims
 # statement, paper's figures, and what is missing to test it here
 BEYOND_SMALL = {
-    "C2": ("Holds for other backbones", "Llama-2-7B-80K 29.0 -> 36.1; Mistral-7B-32K 31.1 -> 40.1", "needs other pretrained models"),
-    "C3 baselines": ("Extends short windows better than YaRN, and YaRN better than random positions",
-                     "Llama-3-8B-8K 40.7; YaRN 40.9, RandPOS 36.8, LOGO 43.9", "needs a pretrained short model and LongBench"),
-    "C4": ("Gains are largest on synthetic tasks and summaries", "synthetic 46.3 -> 53.0, summaries 22.2 -> 28.1, QA 43.0 -> 44.0",
-           "needs LongBench's groups of tasks"),
-    "C8": ("Cheap, and near GPT-4 on real tasks", "0.3B tokens, one 8 x A800 node, 16 h", "needs an 8B model and real tasks"),
-}  # fmt: skip
+    "C2": (
+        "Holds for other backbones",
+        "Llama-2-7B-80K 29.0 -> 36.1; Mistral-7B-32K 31.1 -> 40.1",
+        "needs other pretrained models",
+    ),
+    "C3 baselines": (
+        "Extends short windows better than YaRN, and YaRN better than random positions",
+        "Llama-3-8B-8K 40.7; YaRN 40.9, RandPOS 36.8, LOGO 43.9",
+        "needs a pretrained short model and LongBench",
+    ),
+    "C4": (
+        "Gains are largest on synthetic tasks and summaries",
+        "synthetic 46.3 -> 53.0, summaries 22.2 -> 28.1, QA 43.0 -> 44.0",
+        "needs LongBench's groups of tasks",
+    ),
+    "C8": (
+        "Cheap, and near GPT-4 on real tasks",
+        "0.3B tokens, one 8 x A800 node, 16 h",
+        "needs an 8B model and real tasks",
+    ),
+}
 LONGER = (24, 44)  # records of the documents at which Part A is judged
 SHORTER = (6, 12)  # ... and Part B
 
@@ -396,50 +486,87 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     if {f"{b}sft", f"{b}shuffled"} <= arms:
         sft = after(f"{b}sft", "quality")
         found.test(
-            "C1", "Better than supervised training on the same chosen answers", paper="LongBench: tuned 41.8 and 42.8, LOGO 47.0",
-            measured=after(f"{b}logo", "quality") - sft, control=after(f"{b}shuffled", "quality") - sft, control_is=shuffled,
+            "C1",
+            "Better than supervised training on the same chosen answers",
+            paper="LongBench: tuned 41.8 and 42.8, LOGO 47.0",
+            measured=after(f"{b}logo", "quality") - sft,
+            control=after(f"{b}shuffled", "quality") - sft,
+            control_is=shuffled,
             unit="recall" if b else "nats a token",
-        )  # fmt: skip
+        )
     if {"b_logo", "b_shuffled", "b_swapped"} <= arms:
         for n in SHORTER:
             found.test(
-                f"C1 base {n}", f"A misaligned model writes more right values in documents of {n} records", paper="42.3 -> 47.0",
-                measured=gain("b_logo", f"recall_{n}"), control=gain("b_shuffled", f"recall_{n}"), control_is=shuffled, unit="recall",
-            )  # fmt: skip
+                f"C1 base {n}",
+                f"A misaligned model writes more right values in documents of {n} records",
+                paper="42.3 -> 47.0",
+                measured=gain("b_logo", f"recall_{n}"),
+                control=gain("b_shuffled", f"recall_{n}"),
+                control_is=shuffled,
+                unit="recall",
+            )
         found.test(
-            "C1 swapped", "With chosen and rejected swapped it falls below the start", paper="not stated", direction="less",
-            measured=gain("b_swapped", "quality"), control=gain("b_logo", "quality"), control_is="roles as they are", unit="recall",
-        )  # fmt: skip
+            "C1 swapped",
+            "With chosen and rejected swapped it falls below the start",
+            paper="not stated",
+            direction="less",
+            measured=gain("b_swapped", "quality"),
+            control=gain("b_logo", "quality"),
+            control_is="roles as they are",
+            unit="recall",
+        )
         retrieval, recall = ([f"{what}_{n}" for n in SHORTER] for what in ("retrieval", "recall"))
         moved = {arm: gain(arm, *recall) - np.abs(gain(arm, *retrieval)) for arm in ("b_logo", "b_shuffled")}
         found.test(
-            "C5", "Recall improves, by more than retrieval changes in either direction", paper="Fig. 1, no numbers",
-            measured=moved["b_logo"], control=moved["b_shuffled"], control_is=shuffled, unit="recall",
+            "C5",
+            "Recall improves, by more than retrieval changes in either direction",
+            paper="Fig. 1, no numbers",
+            measured=moved["b_logo"],
+            control=moved["b_shuffled"],
+            control_is=shuffled,
+            unit="recall",
             also={"retrieval does not fall by more than 0.03": bool(gain("b_logo", *retrieval).mean() >= -0.03)},
-        )  # fmt: skip
+        )
     for kind in ("logo", "sft"):
         if {kind, f"{kind}_real", f"{kind}_unpassed"} <= arms:
             for n in (n for n in LONGER if f"retrieval_{n}" in numbers):
                 real = after(f"{kind}_real", f"retrieval_{n}")
                 found.test(
-                    f"C3 {kind} {n}", f"{kind.upper()} with synthetic positions reads {n} records better than with real ones",
-                    paper="Llama-3-8B-8K 40.7 -> 43.9 at 64K", measured=after(kind, f"retrieval_{n}") - real,
-                    control=after(f"{kind}_unpassed", f"retrieval_{n}") - real, control_is="positions not passed to the model",
+                    f"C3 {kind} {n}",
+                    f"{kind.upper()} with synthetic positions reads {n} records better than with real ones",
+                    paper="Llama-3-8B-8K 40.7 -> 43.9 at 64K",
+                    measured=after(kind, f"retrieval_{n}") - real,
+                    control=after(f"{kind}_unpassed", f"retrieval_{n}") - real,
+                    control_is="positions not passed to the model",
                     unit="of values, greedy",
-                )  # fmt: skip
+                )
     if {"logo", "sft", "swapped"} <= arms and "retrieval_6" in numbers:
         found.test(
-            "C6", "Short documents do not suffer (not worse by more than 0.03)", paper="Fig. 4, no numbers", margin=-0.03,
-            measured=gain("logo", "retrieval_6"), control=gain("swapped", "retrieval_6"), control_is="roles swapped",
-            unit="of values, greedy", also={"nor by SFT with the same positions": bool(gain("sft", "retrieval_6").mean() > -0.03)},
-        )  # fmt: skip
+            "C6",
+            "Short documents do not suffer (not worse by more than 0.03)",
+            paper="Fig. 4, no numbers",
+            margin=-0.03,
+            measured=gain("logo", "retrieval_6"),
+            control=gain("swapped", "retrieval_6"),
+            control_is="roles swapped",
+            unit="of values, greedy",
+            also={"nor by SFT with the same positions": bool(gain("sft", "retrieval_6").mean() > -0.03)},
+        )
     if {"b_logo", "b_one", "b_copied", "b_no_sft"} <= arms:
         found.test(
-            "C7", "Two rejected answers are better than one, and the SFT term does not harm", paper="Fig. 6, no numbers",
-            measured=after("b_logo", "quality") - after("b_one", "quality"), control_is="the one answer twice",
-            control=after("b_copied", "quality") - after("b_one", "quality"), unit="recall",
-            also={"lambda 0.1 not below lambda 0": bool(np.mean(after("b_logo", "quality") - after("b_no_sft", "quality")) >= 0)},
-        )  # fmt: skip
+            "C7",
+            "Two rejected answers are better than one, and the SFT term does not harm",
+            paper="Fig. 6, no numbers",
+            measured=after("b_logo", "quality") - after("b_one", "quality"),
+            control_is="the one answer twice",
+            control=after("b_copied", "quality") - after("b_one", "quality"),
+            unit="recall",
+            also={
+                "lambda 0.1 not below lambda 0": bool(
+                    np.mean(after("b_logo", "quality") - after("b_no_sft", "quality")) >= 0
+                )
+            },
+        )
     for id, (statement, paper, why) in BEYOND_SMALL.items():
         found.needs_full_scale(id, statement, paper, why)
     return found

@@ -1,20 +1,24 @@
 """LongPO: a model that is good on short text teaches itself to be good on long text.
 
-Needs long documents with questions about parts of them. The model answers each question twice, from the short part (chosen)
-and from the whole document (rejected). With the long input x_L, the short one x_S and the model pi_S as it was, minimise
+Needs long documents with questions about parts of them. The model answers each question twice, from the short part
+(chosen) and from the whole document (rejected). With the long input x_L, the short one x_S and the model pi_S as it
+was, minimise
 
-    NLL(y_S | x_L) - lam E log sigma( beta log [pi_theta(y_S|x_L) / pi_S(y_S|x_S)] - beta log [pi_theta(y_L|x_L) / pi_S(y_L|x_S)] )
+    NLL(y_S | x_L) - lam E log sigma( beta log [pi_theta(y_S|x_L) / pi_S(y_S|x_S)] - beta log [pi_theta(y_L|x_L) /
+    pi_S(y_L|x_S)] )
 
-So the reference reads the short input: the constraint keeps the policy on long text near the model on short text. Repeated on
-longer documents, with the result as the next generator and reference.
+So the reference reads the short input: the constraint keeps the policy on long text near the model on short text.
+Repeated on longer documents, with the result as the next generator and reference.
 
-Source: Chen, Li, Shang, Liu, Bing 2025, "LongPO: Long Context Self-Evolution of Large Language Models through Short-to-Long
-Preference Optimization", ICLR 2025, arXiv 2502.13922, eqs. 12 to 14; official code DAMO-NLP-SG/LongPO.
+Source: Chen, Li, Shang, Liu, Bing 2025, "LongPO: Long Context Self-Evolution of Large Language Models through
+Short-to-Long Preference Optimization", ICLR 2025, arXiv 2502.13922, eqs. 12 to 14; official code DAMO-NLP-SG/LongPO.
 
 Where this differs from the official code, and why:
-- several turns: log-probs are summed over the answers of all turns, as in the code (the paper's eq. 13 sums probabilities);
+- several turns: log-probs are summed over the answers of all turns, as in the code (the paper's eq. 13 sums
+  probabilities);
 - greedy answers, as in the paper (code: temperature 1.0);
-- padding has no part in the NLL (there it counts where the chosen row was padded), and any number of documents may be held
+- padding has no part in the NLL (there it counts where the chosen row was padded), and any number of documents may be
+  held
   at once (there: one a device, because the mask is multiplied with a flat vector);
 - rows whose two answers are the same are imitated only; reference log-probs are computed once, before training.
 """
@@ -134,28 +138,58 @@ class Config(Presets):
     PRESETS: ClassVar = {
         # The specification's small experiment.
         "tiny": {
-            "nll_scope": "answers", "rope_theta": 0.0, "learning_rate": 5e-4, "optimizer": "adamw", "schedule": "constant",
-            "warmup_ratio": 0.0, "max_steps": 150, "lengths": [40, 60], "questions": "task", "max_new_tokens": 3,
+            "nll_scope": "answers",
+            "rope_theta": 0.0,
+            "learning_rate": 5e-4,
+            "optimizer": "adamw",
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "max_steps": 150,
+            "lengths": [40, 60],
+            "questions": "task",
+            "max_new_tokens": 3,
             "arms": [arm for arm in ARMS if arm != "dpo_nll"],
         },
         "smoke": {
-            "rope_theta": 0.0, "learning_rate": 5e-4, "optimizer": "adamw", "schedule": "constant", "warmup_ratio": 0.0, "max_steps": 2,
-            "batch_size": 4, "lengths": [12, 18], "questions": "task", "turns": 2, "max_new_tokens": 3, "test_size": 4,
+            "rope_theta": 0.0,
+            "learning_rate": 5e-4,
+            "optimizer": "adamw",
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "max_steps": 2,
+            "batch_size": 4,
+            "lengths": [12, 18],
+            "questions": "task",
+            "turns": 2,
+            "max_new_tokens": 3,
+            "test_size": 4,
             "arms": [arm for arm in ARMS if arm not in ("dpo_nll", "longpo_fast")],
             "world": {"steps": 20, "n_documents": 8, "n_test": 8, "lengths": (6, 12)},
         },
         "full": {"precision": "bf16"},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
         "tiny": {
-            "learning_rate": 1e-5, "lengths": [12], "max_new_tokens": 128, "n_documents": 60, "test_size": 10, "questions": "task",
+            "learning_rate": 1e-5,
+            "lengths": [12],
+            "max_new_tokens": 128,
+            "n_documents": 60,
+            "test_size": 10,
+            "questions": "task",
             "rope_theta": 0.0,
         },
         "smoke": {
-            "learning_rate": 1e-4, "lengths": [4], "max_new_tokens": 12, "n_documents": 4, "test_size": 2, "questions": "task",
-            "turns": 2, "batch_size": 2, "rope_theta": 0.0,
+            "learning_rate": 1e-4,
+            "lengths": [4],
+            "max_new_tokens": 12,
+            "n_documents": 4,
+            "test_size": 2,
+            "questions": "task",
+            "turns": 2,
+            "batch_size": 2,
+            "rope_theta": 0.0,
         },
-    }  # fmt: skip
+    }
 
     def __post_init__(self):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -172,8 +206,18 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
         ValueError: one of model and dataset without the other.
     """
     if not dataset and not model:
-        world = {"n_values": 16, "value_tokens": 2, "longest_value": 2, "asked": 1, "rope_theta": 10_000.0, "second_task": 0.25,
-                 "steps": 500, "n_documents": 240, "chunk": 6, "lengths": (6, 40, 60)}  # fmt: skip
+        world = {
+            "n_values": 16,
+            "value_tokens": 2,
+            "longest_value": 2,
+            "asked": 1,
+            "rope_theta": 10_000.0,
+            "second_task": 0.25,
+            "steps": 500,
+            "n_documents": 240,
+            "chunk": 6,
+            "lengths": (6, 40, 60),
+        }
         return Records(device=device, turns=config.turns, **{**world, **config.world})
     if not dataset or not model:
         raise ValueError(
@@ -181,9 +225,18 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
         )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
     return TextDocuments(
-        dataset, model, device=device, test_size=config.test_size, train_size=config.n_documents, lora=lora, pack=config.pack,
-        max_new_tokens=config.max_new_tokens, precision=config.precision, turns=config.turns, chunk_tokens=config.chunk_tokens,
-    )  # fmt: skip
+        dataset,
+        model,
+        device=device,
+        test_size=config.test_size,
+        train_size=config.n_documents,
+        lora=lora,
+        pack=config.pack,
+        max_new_tokens=config.max_new_tokens,
+        precision=config.precision,
+        turns=config.turns,
+        chunk_tokens=config.chunk_tokens,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- algorithm
@@ -199,7 +252,8 @@ def run_arm(task: DocumentTask, config: Config, arm: str, seed: int, run: Run) -
 
 
 def play(task: Any, config: Config, arm: Arm, seed: int, run: Run, pairs: Run | None = None) -> list[dict[str, float]]:
-    """One arm: in every round two answers to each question, the reference on the short side, training on the long one."""
+    """One arm: in every round two answers to each question, the reference on the short side, training on the long
+    one."""
     policy, first, pairs = task.start(seed), task.start(seed), pairs or run.child("pairs")
     if config.rope_theta:
         set_rope_theta(policy, config.rope_theta)
@@ -212,10 +266,16 @@ def play(task: Any, config: Config, arm: Arm, seed: int, run: Run, pairs: Run | 
         table = pairs_of_round(task, reference, config, "train", seed, t, part)
         rows = build_rows(policy, reference, table, **conditioning(config, arm))
         training = TrainConfig(
-            learning_rate=config.learning_rate * arm.rate, epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
-            schedule=config.schedule, warmup_ratio=config.warmup_ratio, max_steps=config.max_steps,
-            micro_batch_size=config.micro_batch_size, checkpoint_every=config.checkpoint_every,
-        )  # fmt: skip
+            learning_rate=config.learning_rate * arm.rate,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            optimizer=config.optimizer,
+            schedule=config.schedule,
+            warmup_ratio=config.warmup_ratio,
+            max_steps=config.max_steps,
+            micro_batch_size=config.micro_batch_size,
+            checkpoint_every=config.checkpoint_every,
+        )
         if arm.learns == "pairs":
             run.cached(f"start-{t}", lambda: start_losses(policy, rows, config.beta))
         return Round(rows, LongStep(config, arm, rows, arm.later if t else arm.learns), training, None)
@@ -227,8 +287,12 @@ def play(task: Any, config: Config, arm: Arm, seed: int, run: Run, pairs: Run | 
         run.table(f"ratios-{t}", lambda: turns.assign(chosen_ratio=ratios[:, 0], rejected_ratio=ratios[:, 1]))
         if t and arm.learns == "pairs":
             numbers["start_loss"] = float(np.mean(run.cached("start-0", list) or np.nan))
-        return {**numbers, "margin": float(margins.mean()), "reward_accuracy": float(np.mean(margins > 0)),
-                "short_to_long_kl": short_to_long_kl(policy, first, held_out)}  # fmt: skip
+        return {
+            **numbers,
+            "margin": float(margins.mean()),
+            "reward_accuracy": float(np.mean(margins > 0)),
+            "short_to_long_kl": short_to_long_kl(policy, first, held_out),
+        }
 
     return iterate(policy, arm.rounds, make_round, evaluate, run, seed=seed)
 
@@ -237,8 +301,16 @@ def pairs_of_round(task: Any, policy: Policy, config: Config, split: str, seed: 
     """The pairs that `policy` makes on documents of round t's length."""
     longer = task.longer(config.lengths[t]) if hasattr(task, "longer") else task
     documents = longer.documents(split, seed + 1000 * t)[: config.test_size if split == "test" else None]
-    how = Asking(config.questions, config.turns, config.question_temperature, config.question_top_p, config.temperature,
-                 config.top_p, config.max_new_tokens, config.min_length)  # fmt: skip
+    how = Asking(
+        config.questions,
+        config.turns,
+        config.question_temperature,
+        config.question_top_p,
+        config.temperature,
+        config.top_p,
+        config.max_new_tokens,
+        config.min_length,
+    )
     number = 10 * (seed + 1000 * t) + (split == "test")
     return make_pairs(documents, policy, how, run, split, longest=config.lengths[t], seed=number)
 
@@ -272,8 +344,12 @@ class LongStep:
         self.learns, self.scope = learns, config.nll_scope
         self.sides = (1, 0) if arm.labels == "swapped" else (0, 1)
         # rows that are no pairs are left out of the preference mean
-        self.options = {"beta": config.beta, "lam": (arm.lam or config.lam) * len(rows) / pairs, "nll_weight": arm.nll,
-                        "label_smoothing": config.label_smoothing}  # fmt: skip
+        self.options = {
+            "beta": config.beta,
+            "lam": (arm.lam or config.lam) * len(rows) / pairs,
+            "nll_weight": arm.nll,
+            "label_smoothing": config.label_smoothing,
+        }
 
     def __call__(self, policy: Policy, batch: Sequence[LongRow]) -> tuple[Tensor, dict[str, Tensor]]:
         if self.learns != "pairs":
@@ -305,8 +381,8 @@ class LongStep:
 
 
 def start_losses(policy: Policy, rows: Sequence[LongRow], beta: float) -> list[float]:
-    """The preference loss that every pair must have before any update, from log-probs alone. It is log 2 only where policy
-    and reference read the same text."""
+    """The preference loss that every pair must have before any update, from log-probs alone. It is log 2 only where
+    policy and reference read the same text."""
     pairs = [row for row in rows if row.is_pair]
     if not pairs:
         return []
@@ -317,12 +393,18 @@ def start_losses(policy: Policy, rows: Sequence[LongRow], beta: float) -> list[f
 # ----------------------------------------------------------------------------------------------------------- claims
 # statement, paper's figures, and what is missing to test it here
 BEYOND_SMALL = {
-    "C1": ("Better on long text than SFT, and SFT better than DPO", "InfiniteBench 39.27, 30.03, 25.56 (base 13.82)",
-           "the chosen answers of this world are nearly perfect and lam is tiny, so SFT and LongPO are the same here"),
-    "C2": ("Beats GPT-4-128K on InfiniteBench, and not on RULER or LongBench-Chat", "39.27 and 34.81; 86.06 and 88.53; 5.42 and 8.40",
-           "needs a 7B model at 128K tokens"),
+    "C1": (
+        "Better on long text than SFT, and SFT better than DPO",
+        "InfiniteBench 39.27, 30.03, 25.56 (base 13.82)",
+        "the chosen answers of this world are nearly perfect and lam is tiny, so SFT and LongPO are the same here",
+    ),
+    "C2": (
+        "Beats GPT-4-128K on InfiniteBench, and not on RULER or LongBench-Chat",
+        "39.27 and 34.81; 86.06 and 88.53; 5.42 and 8.40",
+        "needs a 7B model at 128K tokens",
+    ),
     "C6": ("Transfers to another model", "Qwen2.5-7B 27.12 -> 40.48", "needs another pretrained model"),
-}  # fmt: skip
+}
 
 
 def claims(experiment: Any, results: Sequence[dict]) -> Claims:
@@ -343,18 +425,29 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     if "rejected" in arms:
         other = "imitation of its long-context answers"
         found.test(
-            "C1 gain", "On long documents LongPO gains at least 0.15 on the start", paper="InfiniteBench 13.82 -> 39.27",
-            measured=gain("longpo", long), control=gain("rejected", long), control_is=other, margin=0.15 if lengths else 0.0, unit=unit,
-        )  # fmt: skip
+            "C1 gain",
+            "On long documents LongPO gains at least 0.15 on the start",
+            paper="InfiniteBench 13.82 -> 39.27",
+            measured=gain("longpo", long),
+            control=gain("rejected", long),
+            control_is=other,
+            margin=0.15 if lengths else 0.0,
+            unit=unit,
+        )
         kl = {
             arm: np.log(after(arm, "short_to_long_kl", 0) / after(arm, "short_to_long_kl"))
             for arm in ("longpo", "rejected")
         }
         found.test(
-            "C7 KL", "The policy on long text comes near the model on short text: their KL falls to a quarter or less",
-            paper="Fig. 4, no numbers", measured=kl["longpo"], control=kl["rejected"], control_is=other, margin=float(np.log(4)),
+            "C7 KL",
+            "The policy on long text comes near the model on short text: their KL falls to a quarter or less",
+            paper="Fig. 4, no numbers",
+            measured=kl["longpo"],
+            control=kl["rejected"],
+            control_is=other,
+            margin=float(np.log(4)),
             unit="log of the factor",
-        )  # fmt: skip
+        )
     if "second_task" in numbers and {"sft", "sft_fast", "alone"} <= arms:
         for id, what, key, control, title in (
             ("C3 short", "Accuracy on short documents", short, "alone", "no NLL"),
@@ -367,27 +460,52 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
             ),
         ):
             found.test(
-                id, f"{what} is kept (not worse by more than 0.03)", paper="MMLU 59.15 -> 59.99, ARC-C 59.26 -> 59.34", margin=-0.03,
-                measured=gain("longpo", key), control=gain(control, key), control_is=title, unit=unit,
-            )  # fmt: skip
+                id,
+                f"{what} is kept (not worse by more than 0.03)",
+                paper="MMLU 59.15 -> 59.99, ARC-C 59.26 -> 59.34",
+                margin=-0.03,
+                measured=gain("longpo", key),
+                control=gain(control, key),
+                control_is=title,
+                unit=unit,
+            )
         found.test(
-            "C4", "SFT forgets at ten times the rate (by more than 0.05), which is the rate that the paper gives it",
-            paper="MMLU -14 (SFT), -26 (DPO)", direction="less", margin=-0.05, measured=gain("sft_fast", "second_task"),
-            control=gain("sft", "second_task"), control_is="SFT at LongPO's rate", unit=unit,
-            note=f"LongPO at that rate: {gain('longpo_fast', 'second_task').mean():+.2f}" if "longpo_fast" in arms else "",
-        )  # fmt: skip
+            "C4",
+            "SFT forgets at ten times the rate (by more than 0.05), which is the rate that the paper gives it",
+            paper="MMLU -14 (SFT), -26 (DPO)",
+            direction="less",
+            margin=-0.05,
+            measured=gain("sft_fast", "second_task"),
+            control=gain("sft", "second_task"),
+            control_is="SFT at LongPO's rate",
+            unit=unit,
+            note=f"LongPO at that rate: {gain('longpo_fast', 'second_task').mean():+.2f}"
+            if "longpo_fast" in arms
+            else "",
+        )
     if {"iterated", "iterated_off"} <= arms:
         second = {arm: after(arm, longest, 2) - after(arm, longest, 1) for arm in ("iterated", "iterated_off")}
         found.test(
-            "C5", "A second round on longer documents improves again", paper="39.27 -> 39.65 (256K) -> 41.21 (512K)",
-            measured=second["iterated"], control=second["iterated_off"], control_is="second round on its long-context answers", unit=unit,
-        )  # fmt: skip
+            "C5",
+            "A second round on longer documents improves again",
+            paper="39.27 -> 39.65 (256K) -> 41.21 (512K)",
+            measured=second["iterated"],
+            control=second["iterated_off"],
+            control_is="second round on its long-context answers",
+            unit=unit,
+        )
     for arm, what in (("dpo", "DPO"), ("alone", "LongPO")):
         if arm in arms and lengths:
             found.test(
-                f"C7 {arm}", f"{what} without the NLL ends below the start on long documents", paper="Fig. 4, no numbers",
-                direction="less", measured=gain(arm, long), control=gain("longpo", long), control_is="LongPO with the NLL", unit=unit,
-            )  # fmt: skip
+                f"C7 {arm}",
+                f"{what} without the NLL ends below the start on long documents",
+                paper="Fig. 4, no numbers",
+                direction="less",
+                measured=gain(arm, long),
+                control=gain("longpo", long),
+                control_is="LongPO with the NLL",
+                unit=unit,
+            )
     if {"lam1", "swapped", "sft"} <= arms:
         apart = {arm: after(arm, "margin") - after("sft", "margin") for arm in ("lam1", "swapped")}
         accuracy = f"chosen above rejected in {after('lam1', 'reward_accuracy').mean():.0%} of held-out documents"
@@ -397,19 +515,33 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
             "note": accuracy,
         }
         found.test(
-            "C8", "The margin ends above that of SFT where the preference term has weight 1", measured=apart["lam1"],
-            control=apart["swapped"], control_is="chosen and rejected swapped", **options,
-        )  # fmt: skip
+            "C8",
+            "The margin ends above that of SFT where the preference term has weight 1",
+            measured=apart["lam1"],
+            control=apart["swapped"],
+            control_is="chosen and rejected swapped",
+            **options,
+        )
         found.test(
-            "C8 swapped", "... and below it where chosen and rejected are swapped", direction="less", measured=apart["swapped"],
-            control=apart["lam1"], control_is="sides as they are", **options,
-        )  # fmt: skip
+            "C8 swapped",
+            "... and below it where chosen and rejected are swapped",
+            direction="less",
+            measured=apart["swapped"],
+            control=apart["lam1"],
+            control_is="sides as they are",
+            **options,
+        )
     if "dpo" in arms and "start_loss" in results[0]["arms"]["dpo"][1]:
         start = {arm: np.abs(after(arm, "start_loss") - np.log(2)) for arm in ("longpo", "dpo")}
         found.test(
-            "C9", "Before training the loss is not log 2, because the reference reads the short text", paper="eq. 12",
-            measured=start["longpo"], control=np.round(start["dpo"], 5), control_is="reference reads the long text", unit="nats",
-        )  # fmt: skip
+            "C9",
+            "Before training the loss is not log 2, because the reference reads the short text",
+            paper="eq. 12",
+            measured=start["longpo"],
+            control=np.round(start["dpo"], 5),
+            control_is="reference reads the long text",
+            unit="nats",
+        )
     for id, (statement, paper, why) in BEYOND_SMALL.items():
         found.needs_full_scale(id, statement, paper, why)
     return found

@@ -4,15 +4,17 @@ Needs pairs of a chosen and a rejected response. A reward model r trained on all
 m = r(x, y_w) - r(x, y_l): easy where m > gamma, hard where |m| <= gamma, in conflict with the label where m < -gamma.
 
     stage 1, easy pairs:            minimise E -log sigma(beta_D [h_w - h_l]),  h = log pi - log pi_SFT   -> pi_DPO
-    stage 2, prompts of hard pairs: maximise E [r(x, y) - beta_K sum_t (log pi(y_t) - log pi_DPO(y_t))] by PPO from pi_DPO
+    stage 2, prompts of hard pairs: maximise E [r(x, y) - beta_K sum_t (log pi(y_t) - log pi_DPO(y_t))] by PPO from
+    pi_DPO
 
 so that the reference of stage 2 is pi_DPO, not pi_SFT.
 
-Source: Gou and Nguyen 2024, "Mixed Preference Optimization", arXiv 2403.19443, abstracts of v1 and v2. No official code was
-found and the paper's body was not available: the equations are the standard forms that the abstracts name, and every default is ours.
+Source: Gou and Nguyen 2024, "Mixed Preference Optimization", arXiv 2403.19443, abstracts of v1 and v2. No official code
+was found and the paper's body was not available: the equations are the standard forms that the abstracts name, and
+every default is ours.
 
-What is ours: gamma is the median of |m|; margins are scored out of fold, so that memorised labels do not widen them; pairs
-in conflict are left out of stage 1 and their prompts join stage 2; PPO's details are those of `workbench.ppo`.
+What is ours: gamma is the median of |m|; margins are scored out of fold, so that memorised labels do not widen them;
+pairs in conflict are left out of stage 1 and their prompts join stage 2; PPO's details are those of `workbench.ppo`.
 """
 
 from __future__ import annotations
@@ -131,28 +133,78 @@ class Config(ppo.PPOConfig, Presets):
 
     PRESETS: ClassVar = {
         "tiny": {
-            "updates": 30, "batch_size": 128, "minibatch_size": 64, "inner_epochs": 2, "learning_rate": 3e-4, "critic_rate": 3.0,
-            "temperature": 1.0, "max_new_tokens": 9, "dpo_rate": 1e-4, "dpo_epochs": 2, "reward_rate": 1e-3, "reward_epochs": 5, "folds": 3,
-            "test_size": 320, "max_length": 64, "n_pairs": 3_000,
+            "updates": 30,
+            "batch_size": 128,
+            "minibatch_size": 64,
+            "inner_epochs": 2,
+            "learning_rate": 3e-4,
+            "critic_rate": 3.0,
+            "temperature": 1.0,
+            "max_new_tokens": 9,
+            "dpo_rate": 1e-4,
+            "dpo_epochs": 2,
+            "reward_rate": 1e-3,
+            "reward_epochs": 5,
+            "folds": 3,
+            "test_size": 320,
+            "max_length": 64,
+            "n_pairs": 3_000,
         },
         "smoke": {
-            "updates": 2, "batch_size": 16, "inner_epochs": 1, "learning_rate": 1e-4, "temperature": 1.0, "max_new_tokens": 9,
-            "dpo_rate": 1e-4, "reward_rate": 3e-3, "reward_epochs": 6, "test_size": 16, "max_length": 64, "n_pairs": 192,
-            "arms": ["mpo", "dpo", "dpo_easy", "dpo_random", "ppo", "dpo_dpo", "reversed", "random", "random_reversed", "shuffled"],
+            "updates": 2,
+            "batch_size": 16,
+            "inner_epochs": 1,
+            "learning_rate": 1e-4,
+            "temperature": 1.0,
+            "max_new_tokens": 9,
+            "dpo_rate": 1e-4,
+            "reward_rate": 3e-3,
+            "reward_epochs": 6,
+            "test_size": 16,
+            "max_length": 64,
+            "n_pairs": 192,
+            "arms": [
+                "mpo",
+                "dpo",
+                "dpo_easy",
+                "dpo_random",
+                "ppo",
+                "dpo_dpo",
+                "reversed",
+                "random",
+                "random_reversed",
+                "shuffled",
+            ],
             "world": {"n_pairs": 192, "sft_steps": 40, "test_draws": 64, "width": 32},
         },
         "full": {"precision": "bf16", "lora_rank": 64, "n_pairs": 20_000},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
         "tiny": {
-            "updates": 20, "batch_size": 32, "learning_rate": 3e-5, "dpo_rate": 3e-5, "reward_rate": 3e-5, "n_pairs": 400,
-            "test_size": 64, "max_length": 512, "arms": ["mpo", "dpo", "ppo", "dpo_easy", "dpo_random", "shuffled"],
+            "updates": 20,
+            "batch_size": 32,
+            "learning_rate": 3e-5,
+            "dpo_rate": 3e-5,
+            "reward_rate": 3e-5,
+            "n_pairs": 400,
+            "test_size": 64,
+            "max_length": 512,
+            "arms": ["mpo", "dpo", "ppo", "dpo_easy", "dpo_random", "shuffled"],
         },
         "smoke": {
-            "updates": 1, "batch_size": 8, "inner_epochs": 1, "learning_rate": 3e-5, "dpo_rate": 3e-5, "reward_rate": 3e-5,
-            "n_pairs": 64, "test_size": 8, "max_length": 256, "max_new_tokens": 12, "arms": ["mpo"],
+            "updates": 1,
+            "batch_size": 8,
+            "inner_epochs": 1,
+            "learning_rate": 3e-5,
+            "dpo_rate": 3e-5,
+            "reward_rate": 3e-5,
+            "n_pairs": 64,
+            "test_size": 8,
+            "max_length": 256,
+            "max_new_tokens": 12,
+            "arms": ["mpo"],
         },
-    }  # fmt: skip
+    }
 
     def __post_init__(self):
         ppo.PPOConfig.__post_init__(self)
@@ -174,8 +226,18 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
             f"model={model!r} and dataset={dataset!r}: give both for real text, or neither for the embedded world"
         )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
-    task = TextTask(dataset, model, kind="preference", device=device, test_size=config.test_size, train_size=config.n_pairs,
-                    max_new_tokens=config.max_new_tokens, max_length=config.max_length, lora=lora, precision=config.precision)  # fmt: skip
+    task = TextTask(
+        dataset,
+        model,
+        kind="preference",
+        device=device,
+        test_size=config.test_size,
+        train_size=config.n_pairs,
+        max_new_tokens=config.max_new_tokens,
+        max_length=config.max_length,
+        lora=lora,
+        precision=config.precision,
+    )
     rows = data.load(dataset)
     if set(rows[0]) == {"chosen", "rejected"} and isinstance(rows[0]["chosen"], str):
         task._rows.extend(data.as_preferences(split_dialogues(rows)))
@@ -205,7 +267,8 @@ def split_dialogues(rows: Sequence[Row], *, turn: str = "Assistant:") -> list[Ro
 
 # -------------------------------------------------------------------------------------------------------- algorithm
 def run(task: Any, config: Config, seed: int, run: Run) -> dict[str, Any]:
-    """All arms of one seed. Returns `{"arms": {arm: [start, after stage 1, after stage 2]}}`, left-out stages left out."""
+    """All arms of one seed. Returns `{"arms": {arm: [start, after stage 1, after stage 2]}}`, left-out stages left
+    out."""
     return {"arms": {arm: run_arm(task, config, arm, seed, run) for arm in config.arms}}
 
 
@@ -225,8 +288,13 @@ def play(task: Any, config: Config, arm: Arm, seed: int, run: Run, shared: Run |
     margin = out_of_fold_margins(
         sft, rows, _reward_training(config), folds=config.folds, seed=seed, max_length=config.max_length
     )
-    split = split_pairs(margin, gamma=config.gamma, quantile=arm.quantile or config.quantile, conflict=config.conflict,
-                        shuffle=seed if arm.split == "random" else None)  # fmt: skip
+    split = split_pairs(
+        margin,
+        gamma=config.gamma,
+        quantile=arm.quantile or config.quantile,
+        conflict=config.conflict,
+        shuffle=seed if arm.split == "random" else None,
+    )
     truth = None if isinstance(task, TextTask) else getattr(task, "score", None)
     run.table("split", lambda: split_table(rows, split, truth))
     prompts = [row["prompt"] for row in task.preferences("test", seed)][: config.test_size]
@@ -271,8 +339,17 @@ def play(task: Any, config: Config, arm: Arm, seed: int, run: Run, shared: Run |
         spent["ppo_updates"] = float(update)
         return evaluate(policy) if update else found[-1]
 
-    *_, last = ppo.optimise(policy, start, critic, make_batch, reward, settings, run.child("stage-2"), seed=seed,
-                            evaluate=evaluate_stage_two)  # fmt: skip
+    *_, last = ppo.optimise(
+        policy,
+        start,
+        critic,
+        make_batch,
+        reward,
+        settings,
+        run.child("stage-2"),
+        seed=seed,
+        evaluate=evaluate_stage_two,
+    )
     keep_final(policy, config, run)
     return [*found, {**last, "kl_reference": run.child("stage-2").metrics()[-1]["kl_nats"]}]
 
@@ -313,8 +390,13 @@ def stage_one(policy: Policy, rows: list[Row], config: Config, seed: int, shared
     Returns:
         Optimiser steps.
     """
-    training = TrainConfig(learning_rate=config.dpo_rate, epochs=config.dpo_epochs, batch_size=config.dpo_batch_size,
-                           max_steps=config.dpo_steps, checkpoint_every=config.checkpoint_every)  # fmt: skip
+    training = TrainConfig(
+        learning_rate=config.dpo_rate,
+        epochs=config.dpo_epochs,
+        batch_size=config.dpo_batch_size,
+        max_steps=config.dpo_steps,
+        checkpoint_every=config.checkpoint_every,
+    )
 
     def build(folder: Any) -> None:
         groups = [policy.group(r["prompt"], [r["chosen"], r["rejected"]], max_length=config.max_length) for r in rows]
@@ -324,14 +406,21 @@ def stage_one(policy: Policy, rows: list[Row], config: Config, seed: int, shared
         train(policy, pairs, step, training, shared.child("dpo"), seed=seed)
         save_weights(policy.model, folder / "weights.safetensors")
 
-    key = {"kind": "dpo", "code": runs.code_hash(__name__), "rows": rows, "start": model_key(policy), "seed": seed,
-           "training": [training.learning_rate, training.epochs, training.batch_size, training.max_steps, config.dpo_beta]}  # fmt: skip
+    key = {
+        "kind": "dpo",
+        "code": runs.code_hash(__name__),
+        "rows": rows,
+        "start": model_key(policy),
+        "seed": seed,
+        "training": [training.learning_rate, training.epochs, training.batch_size, training.max_steps, config.dpo_beta],
+    }
     load_weights(policy.model, runs.cached_folder(key, build, root=shared.folder) / "weights.safetensors")
     return config.dpo_steps or config.dpo_epochs * math.ceil(len(rows) / config.dpo_batch_size)
 
 
 def ppo_settings(config: Config, arm: Arm, n_pairs: int) -> ppo.PPOConfig:
-    """The configuration's, without the KL penalty or with the optimiser steps of stage 1 on top where the arm says so."""
+    """The configuration's, without the KL penalty or with the optimiser steps of stage 1 on top where the arm says
+    so."""
     per_update = config.inner_epochs * (config.batch_size // (config.minibatch_size or config.batch_size))
     saved = config.dpo_epochs * math.ceil(n_pairs / 2 / config.dpo_batch_size)
     names = ppo.PPOConfig.__dataclass_fields__
@@ -342,7 +431,8 @@ def ppo_settings(config: Config, arm: Arm, n_pairs: int) -> ppo.PPOConfig:
 
 
 def hand_over(policy: Policy, config: Config) -> Policy | None:
-    """The reference of stage 2: a frozen copy of its start. With LoRA stage 1 is merged, so that "adapter off" is pi_DPO."""
+    """The reference of stage 2: a frozen copy of its start. With LoRA stage 1 is merged, so that "adapter off" is
+    pi_DPO."""
     if not config.lora_rank:
         return policy.copy()
     policy.model = add_lora(policy.model.merge_and_unload(), r=config.lora_rank, lora_alpha=2 * config.lora_rank)
@@ -380,13 +470,27 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     def versus(id: str, statement: str, one: str, other: str, control: str, **more: Any) -> None:
         """Tests `one` minus `other`, beside `control` minus `other`, where the run has the three arms."""
         if {one, other, control} <= arms:
-            found.test(id, statement, measured=end(one) - end(other), control=end(control) - end(other),
-                       control_is=ARMS[control].title, unit=unit, paper="abstracts, no figures", **more)  # fmt: skip
+            found.test(
+                id,
+                statement,
+                measured=end(one) - end(other),
+                control=end(control) - end(other),
+                control_is=ARMS[control].title,
+                unit=unit,
+                paper="abstracts, no figures",
+                **more,
+            )
 
     accounts = f"; PPO with stage 1's steps on top {end('ppo_long').mean():+.2f}" if "ppo_long" in arms else ""
     versus("C1 DPO", "MPO beats DPO on all pairs", "mpo", "dpo", "shuffled")
-    versus("C1 PPO", "MPO beats PPO on all prompts, equal PPO updates", "mpo", "ppo", "shuffled",
-           note=", ".join(f"{ARMS[a].title} {end(a).mean():+.2f}" for a in ("mpo", "dpo", "ppo") if a in arms) + accounts)  # fmt: skip
+    versus(
+        "C1 PPO",
+        "MPO beats PPO on all prompts, equal PPO updates",
+        "mpo",
+        "ppo",
+        "shuffled",
+        note=", ".join(f"{ARMS[a].title} {end(a).mean():+.2f}" for a in ("mpo", "dpo", "ppo") if a in arms) + accounts,
+    )
     also = (
         {"DPO on hard pairs is worse than on all": bool(end("dpo_hard").mean() < end("dpo").mean())}
         if {"dpo_hard", "dpo"} <= arms
@@ -396,8 +500,14 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     deviations = ", ".join(
         f"{ARMS[a].title} {end(a).std(ddof=1):.2f}" for a in ("mpo", "ppo_hard") if a in arms and len(results) > 1
     )
-    versus("C3", "pi_DPO is a better start and reference for PPO than pi_SFT", "mpo", "ppo_hard", "shuffled",
-           note=f"standard deviation over seeds: {deviations}")  # fmt: skip
+    versus(
+        "C3",
+        "pi_DPO is a better start and reference for PPO than pi_SFT",
+        "mpo",
+        "ppo_hard",
+        "shuffled",
+        note=f"standard deviation over seeds: {deviations}",
+    )
     versus(
         "C4",
         "The hard prompts suffice: no worse than all prompts by more than 0.1",
@@ -408,21 +518,41 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     )
     if {"mpo", "shuffled"} <= arms:
         accuracy = f"implicit accuracy on held-out pairs after stage 1: {end('mpo', 'implicit_accuracy', 1).mean():.2f}"
-        found.test("C5", "Stage 2 raises the reward of sampled responses", paper="abstracts, no figures", unit=unit, note=accuracy,
-                   measured=end("mpo") - end("mpo", at=1), control=end("shuffled") - end("shuffled", at=1),
-                   control_is=ARMS["shuffled"].title)  # fmt: skip
+        found.test(
+            "C5",
+            "Stage 2 raises the reward of sampled responses",
+            paper="abstracts, no figures",
+            unit=unit,
+            note=accuracy,
+            measured=end("mpo") - end("mpo", at=1),
+            control=end("shuffled") - end("shuffled", at=1),
+            control_is=ARMS["shuffled"].title,
+        )
     if {"mpo", "reversed", "random", "random_reversed"} <= arms:
-        found.test("C6", "Order matters: easy pairs by DPO first, hard prompts by PPO second", paper="design", unit=unit,
-                   measured=end("mpo") - end("reversed"), control=end("random") - end("random_reversed"),
-                   control_is="halves drawn at random and exchanged")  # fmt: skip
+        found.test(
+            "C6",
+            "Order matters: easy pairs by DPO first, hard prompts by PPO second",
+            paper="design",
+            unit=unit,
+            measured=end("mpo") - end("reversed"),
+            control=end("random") - end("random_reversed"),
+            control_is="halves drawn at random and exchanged",
+        )
     if not experiment.dataset and {"mpo", "random"} <= arms:
         errors = {
             arm: np.array([label_errors(experiment, arm, seed) for seed in experiment.seeds])
             for arm in ("mpo", "random")
         }
-        found.test("S1", "More labels are wrong among hard pairs than among easy ones (else the experiment is void)", paper="presumed",
-                   measured=np.diff(errors["mpo"])[:, 0], control=np.diff(errors["random"])[:, 0], control_is="split at random",
-                   unit="of labels", note="wrong: easy {:.3f}, hard {:.3f}".format(*errors["mpo"].mean(0)))  # fmt: skip
+        found.test(
+            "S1",
+            "More labels are wrong among hard pairs than among easy ones (else the experiment is void)",
+            paper="presumed",
+            measured=np.diff(errors["mpo"])[:, 0],
+            control=np.diff(errors["random"])[:, 0],
+            control_is="split at random",
+            unit="of labels",
+            note="wrong: easy {:.3f}, hard {:.3f}".format(*errors["mpo"].mean(0)),
+        )
     return found
 
 

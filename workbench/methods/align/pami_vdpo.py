@@ -1,19 +1,20 @@
 """PaMi-VDPO: prompt-aware multi-instance video preferences. The answer stays, the clip is what is rejected.
 
-Needs triples of evidence (a clip: any sequence of frames), prompt and response; nobody says what a bad answer is. VDPO raises
-the response under the real clip against the same response under an altered one v':
+Needs triples of evidence (a clip: any sequence of frames), prompt and response; nobody says what a bad answer is. VDPO
+raises the response under the real clip against the same response under an altered one v':
 
     r(v) = beta log[p_theta(y|v,q) / p_ref(y|v,q)],     L(v') = -log sigma(r(v) - r(v'))
 
-An alteration that does not matter for the question is a *false rejection*. So K altered clips are drawn anew for every sample and
-step; those near the original stay (close, without the prompt); of them the one that moves the answer most is rejected (far: mean
-Jensen-Shannon divergence over the response's positions, with the prompt); samples in which nothing moves are weighted down:
+An alteration that does not matter for the question is a *false rejection*. So K altered clips are drawn anew for every
+sample and step; those near the original stay (close, without the prompt); of them the one that moves the answer most is
+rejected (far: mean Jensen-Shannon divergence over the response's positions, with the prompt); samples in which nothing
+moves are weighted down:
 
     L = sum_i w_i L(v_i*) / sum_i w_i + eta NLL(y|v,q),     w = min(1, d/d_0)
 
-Source: PaMi-VDPO, arXiv 2504.05810. Verified from the abstract and public reviews: one response under two clips, the candidate
-set, close then far, Jensen-Shannon divergence, online drawing, weighting of noisy samples. **Thresholds, weights and schedule are
-a reconstruction.** No official code; the anchor is that of luka-group/mDPO.
+Source: PaMi-VDPO, arXiv 2504.05810. Verified from the abstract and public reviews: one response under two clips, the
+candidate set, close then far, Jensen-Shannon divergence, online drawing, weighting of noisy samples. **Thresholds,
+weights and schedule are a reconstruction.** No official code; the anchor is that of luka-group/mDPO.
 
 Where this may differ from the paper, and why:
 - "close to far" is a filter and then a choice; `tau_close_end` makes the filter fall over training;
@@ -53,7 +54,8 @@ class Arm:
 
     Attributes:
         learns: "clips" (VDPO); "response" (supervised); "answers" (DPO on annotated right and wrong answers).
-        choice: "far", the largest divergence; "near", the smallest; "random"; or the name of one alteration, always taken.
+        choice: "far", the largest divergence; "near", the smallest; "random"; or the name of one alteration, always
+            taken.
         selector: whose answers are compared: "config" for the configuration's; "untrained", a model that knows nothing;
             "promptless", the configured one without the prompt.
         sides: "shuffled" exchanges original and altered clip in half of the samples; "inverted" in all.
@@ -91,7 +93,8 @@ ARMS: dict[str, Arm] = {
 
 @strict
 class Config(Presets):
-    """The paper's values were not available ("?") but for the number of rows: defaults are the specification's, mDPO's where it has one."""
+    """The paper's values were not available ("?") but for the number of rows: defaults are the specification's, mDPO's
+    where it has one."""
 
     epochs: int = Field(default=3, ge=1)  # mDPO
     max_steps: int = Field(default=0, ge=0)  # optimiser steps; 0: all epochs
@@ -124,22 +127,51 @@ class Config(Presets):
     PRESETS: ClassVar = {
         # the specification's small experiment
         "tiny": {
-            "max_steps": 120, "learning_rate": 5e-4, "schedule": "constant", "beta": 0.5, "selector": "reference", "weighting": "none",
-            "n_rows": 600, "test_size": 600,
+            "max_steps": 120,
+            "learning_rate": 5e-4,
+            "schedule": "constant",
+            "beta": 0.5,
+            "selector": "reference",
+            "weighting": "none",
+            "n_rows": 600,
+            "test_size": 600,
             "arms": [arm for arm in ARMS if arm not in ("soft", "anchored", "near")],
         },
         "smoke": {
-            "max_steps": 2, "batch_size": 8, "learning_rate": 5e-4, "beta": 0.5, "selector": "reference", "weighting": "none",
-            "n_rows": 16, "test_size": 8, "arms": list(ARMS), "world": {"grounded_steps": 5, "habit_steps": 3, "width": 16},
+            "max_steps": 2,
+            "batch_size": 8,
+            "learning_rate": 5e-4,
+            "beta": 0.5,
+            "selector": "reference",
+            "weighting": "none",
+            "n_rows": 16,
+            "test_size": 8,
+            "arms": list(ARMS),
+            "world": {"grounded_steps": 5, "habit_steps": 3, "width": 16},
         },
         "full": {"lora_rank": 64, "precision": "bf16"},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
-        "tiny": {"epochs": 1, "learning_rate": 3e-5, "kinds": ["shuffle", "drop", "crop", "mix"], "n_rows": 200, "test_size": 50,
-                 "max_length": 512, "arms": ["pami", "random", "shuffled"]},
-        "smoke": {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "kinds": ["shuffle", "drop", "crop", "mix"], "n_rows": 8,
-                  "test_size": 4, "max_length": 384, "arms": ["pami", "random", "shuffled"]},
-    }  # fmt: skip
+        "tiny": {
+            "epochs": 1,
+            "learning_rate": 3e-5,
+            "kinds": ["shuffle", "drop", "crop", "mix"],
+            "n_rows": 200,
+            "test_size": 50,
+            "max_length": 512,
+            "arms": ["pami", "random", "shuffled"],
+        },
+        "smoke": {
+            "max_steps": 2,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "kinds": ["shuffle", "drop", "crop", "mix"],
+            "n_rows": 8,
+            "test_size": 4,
+            "max_length": 384,
+            "arms": ["pami", "random", "shuffled"],
+        },
+    }
 
     def __post_init__(self):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -158,9 +190,13 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
         raise ValueError(f"model={model!r} and dataset={dataset!r}: give both for real text, or neither for the world")
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
     options: dict[str, Any] = {
-        "device": device, "test_size": config.test_size, "train_size": config.n_rows, "lora": lora, "precision": config.precision,
+        "device": device,
+        "test_size": config.test_size,
+        "train_size": config.n_rows,
+        "lora": lora,
+        "precision": config.precision,
         "max_length": config.max_length,
-    }  # fmt: skip
+    }
     if "video" in data.load(dataset)[0]:
         return VideoTask(dataset, model, n_frames=config.n_frames, **options)
     return PassageTask(dataset, model, **options)
@@ -168,7 +204,8 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
 
 # -------------------------------------------------------------------------------------------------------- algorithm
 def run(task: EvidenceTask, config: Config, seed: int, run: Run) -> dict[str, Any]:
-    """All arms of one seed. Returns `{"arms": {arm: [before, after]}, "selection": {arm: rates}, "grounded": accuracy}`."""
+    """All arms of one seed. Returns `{"arms": {arm: [before, after]}, "selection": {arm: rates}, "grounded":
+    accuracy}`."""
     arms = {arm: run_arm(task, config, arm, seed, run) for arm in config.arms}
     tables = {arm: run.child(arm).table("selection", pd.DataFrame) for arm in arms if ARMS[arm].learns == "clips"}
     grounded = task.grounded(seed) if hasattr(task, "grounded") else math.nan  # type: ignore[attr-defined]
@@ -184,7 +221,8 @@ def run_arm(task: EvidenceTask, config: Config, arm: str, seed: int, run: Run) -
 
 
 def play(task: EvidenceTask, config: Config, arm: Arm, seed: int, run: Run) -> list[dict[str, float]]:
-    """One arm: training on online candidates, numbers before and after, and a draw of candidates as the start selects them."""
+    """One arm: training on online candidates, numbers before and after, and a draw of candidates as the start selects
+    them."""
     policy = task.start(seed)
     rows = check_triples(task.triples("train", seed))
     samples = [
@@ -196,10 +234,15 @@ def play(task: EvidenceTask, config: Config, arm: Arm, seed: int, run: Run) -> l
 
     def make_round(policy: Policy, t: int) -> Round:
         training = TrainConfig(
-            learning_rate=config.learning_rate, epochs=config.epochs, max_steps=config.max_steps, batch_size=config.batch_size,
-            schedule=config.schedule, warmup_ratio=config.warmup_ratio, micro_batch_size=config.micro_batch_size,
+            learning_rate=config.learning_rate,
+            epochs=config.epochs,
+            max_steps=config.max_steps,
+            batch_size=config.batch_size,
+            schedule=config.schedule,
+            warmup_ratio=config.warmup_ratio,
+            micro_batch_size=config.micro_batch_size,
             checkpoint_every=config.checkpoint_every,
-        )  # fmt: skip
+        )
         if arm.learns == "answers":
             pairs = annotated(policy, samples)
             return Round(pairs, preference_step(objectives.dpo, beta=config.beta), training, math.log(2))
@@ -224,13 +267,19 @@ def play(task: EvidenceTask, config: Config, arm: Arm, seed: int, run: Run) -> l
 
 def make_chooser(
     task: EvidenceTask, config: Config, arm: Arm, frozen: Policy, samples: Sequence[Sample], seed: int
-) -> Chooser:  # fmt: skip
+) -> Chooser:
     """Selection as the arm has it, by the policy as it is now, by its start, or by a model that knows nothing."""
     rule = Rule(
-        config.kinds, config.n_candidates, arm.choice, (config.tau_close, config.tau_close_end),
+        config.kinds,
+        config.n_candidates,
+        arm.choice,
+        (config.tau_close, config.tau_close_end),
         config.max_steps or config.epochs * math.ceil(len(samples) / config.batch_size),
-        arm.weighting or config.weighting, config.d_0, config.tau_w, arm.selector == "promptless",
-    )  # fmt: skip
+        arm.weighting or config.weighting,
+        config.d_0,
+        config.tau_w,
+        arm.selector == "promptless",
+    )
     if arm.selector == "untrained":
         make: Any = getattr(task, "untrained", None)
         if make is None:
@@ -294,9 +343,12 @@ def vdpo_step(config: Config, arm: Arm, chooser: Chooser, frozen: Policy) -> Ste
         if weight_of_anchor:
             losses = losses + weight_of_anchor * objectives.anchor(originals.sums[:, 0], reference, beta=config.beta)
         best = [max(choice.far, default=0.0) for choice in choices]
-        logged |= {"divergence": nll.new_tensor(best), "weight": nll.new_tensor([sum(choice.weights) for choice in choices]),
-                   "fell_back": nll.new_tensor([float(choice.fell_back) for choice in choices]),
-                   "identical": nll.new_tensor([float(choice.identical) for choice in choices])}  # fmt: skip
+        logged |= {
+            "divergence": nll.new_tensor(best),
+            "weight": nll.new_tensor([sum(choice.weights) for choice in choices]),
+            "fell_back": nll.new_tensor([float(choice.fell_back) for choice in choices]),
+            "identical": nll.new_tensor([float(choice.identical) for choice in choices]),
+        }
         return losses + eta * nll, logged
 
     return step
@@ -307,7 +359,8 @@ UNKNOWN = "ablation, figures not available"
 
 
 def claims(experiment: Any, results: Sequence[dict]) -> Claims:
-    """The specification's claims, in the embedded world over the seeds whose start was grounded before it got its habit."""
+    """The specification's claims, in the embedded world over the seeds whose start was grounded before it got its
+    habit."""
     kept = [i for i, result in enumerate(results) if math.isnan(result["grounded"]) or result["grounded"] >= GROUNDED]
     left_out = [seed for i, seed in enumerate(experiment.seeds) if i not in kept]
     if not kept or experiment.scale == "smoke":  # nothing is decided there
@@ -333,47 +386,82 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
             else {}
         )
         found.test(
-            "C1", "Paired-question accuracy rises over the start", paper="+5.3 points on VideoHallucer, 10k rows", unit="of pairs",
-            measured=after("pami", "paired") - base, control=after("shuffled", "paired") - base, also=inverted, **halves,
-        )  # fmt: skip
+            "C1",
+            "Paired-question accuracy rises over the start",
+            paper="+5.3 points on VideoHallucer, 10k rows",
+            unit="of pairs",
+            measured=after("pami", "paired") - base,
+            control=after("shuffled", "paired") - base,
+            also=inverted,
+            **halves,
+        )
         if "untrained" in arms:
             found.test(
-                "C3", "With the habit, accuracy falls by no more than 0.03", paper="general benchmarks stay stable", margin=-0.03,
+                "C3",
+                "With the habit, accuracy falls by no more than 0.03",
+                paper="general benchmarks stay stable",
+                margin=-0.03,
                 measured=after("pami", "with") - after("pami", "with", 0),
-                control=after("untrained", "with") - after("untrained", "with", 0), **blind,
-            )  # fmt: skip
+                control=after("untrained", "with") - after("untrained", "with", 0),
+                **blind,
+            )
         if {"random", "untrained"} <= arms:
             found.test(
-                "C4", "Prompt-aware selection beats a random alteration", paper=UNKNOWN, measured=after("pami") - after("random"),
-                control=after("untrained") - after("random"), unit="of questions against the habit", **blind,
-            )  # fmt: skip
+                "C4",
+                "Prompt-aware selection beats a random alteration",
+                paper=UNKNOWN,
+                measured=after("pami") - after("random"),
+                control=after("untrained") - after("random"),
+                unit="of questions against the habit",
+                **blind,
+            )
         for id, what, other in (
             ("C4 fixed", "one fixed alteration", "shuffle"),
             ("C4 SFT", "supervised training", "sft"),
         ):
             if other in arms:
                 found.test(
-                    id, f"PaMi-VDPO beats {what}", paper=UNKNOWN, measured=after("pami") - after(other),
-                    control=after("shuffled") - after(other), unit="of questions against the habit", **halves,
-                )  # fmt: skip
+                    id,
+                    f"PaMi-VDPO beats {what}",
+                    paper=UNKNOWN,
+                    measured=after("pami") - after(other),
+                    control=after("shuffled") - after(other),
+                    unit="of questions against the habit",
+                    **halves,
+                )
         if {"random", "untrained"} <= arms:
             apart = float(np.mean(np.abs(false("untrained") - false("random"))))
             found.test(
-                "C5", "Selection lowers false rejections below 0.75 of a random choice's", paper="argued with examples",
-                measured=0.75 * false("random") - false("pami"), control=0.75 * false("random") - false("untrained"),
-                unit="of rejections", also={"an untrained selector is within 0.05 of random": apart <= 0.05}, **blind,
-            )  # fmt: skip
+                "C5",
+                "Selection lowers false rejections below 0.75 of a random choice's",
+                paper="argued with examples",
+                measured=0.75 * false("random") - false("pami"),
+                control=0.75 * false("random") - false("untrained"),
+                unit="of rejections",
+                also={"an untrained selector is within 0.05 of random": apart <= 0.05},
+                **blind,
+            )
         if "dpo" in arms:
             found.test(
-                "C6", "VDPO beats DPO on annotated answers", paper="comparison, from memory", measured=after("pami") - after("dpo"),
-                control=after("shuffled") - after("dpo"), unit="of questions against the habit", **halves,
-            )  # fmt: skip
+                "C6",
+                "VDPO beats DPO on annotated answers",
+                paper="comparison, from memory",
+                measured=after("pami") - after("dpo"),
+                control=after("shuffled") - after("dpo"),
+                unit="of questions against the habit",
+                **halves,
+            )
     elif {"pami", "shuffled"} <= arms:
         key = "evidence_nats"
         found.test(
-            "C1 evidence", "Held-out responses lean more on their evidence", paper="no number for this", unit="nats a response",
-            measured=after("pami", key) - after("pami", key, 0), control=after("shuffled", key) - after("shuffled", key, 0), **halves,
-        )  # fmt: skip
+            "C1 evidence",
+            "Held-out responses lean more on their evidence",
+            paper="no number for this",
+            unit="nats a response",
+            measured=after("pami", key) - after("pami", key, 0),
+            control=after("shuffled", key) - after("shuffled", key, 0),
+            **halves,
+        )
     found.needs_full_scale(
         "C2", "A 7B model passes GPT-4o on VideoHallucer", "stated", "needs that model and benchmark"
     )

@@ -1,27 +1,28 @@
-"""PRO: preference ranking optimisation. The mean log-probability of the answers to a prompt is made to follow their scores.
+"""PRO: preference ranking optimisation. The mean log-probability of the answers to a prompt is made to follow their
+scores.
 
-Needs lists of two or more answers with scores; no reference, critic or second stage. With s_k the mean log-probability a token
-of answer k, answers from best to worst and scores R, minimise
+Needs lists of two or more answers with scores; no reference, critic or second stage. With s_k the mean log-probability
+a token of answer k, answers from best to worst and scores R, minimise
 
     L = -sum_{k<n} log [ exp(s_k d_kk) / (exp(s_k d_kk) + sum_{i>k} exp(s_i d_ki)) ] - w (n-1)^2 log pi(y_1 | x)
 
-where d_ki = R_k - R_i is the inverse temperature of a negative and d_kk = max_i d_ki that of the positive. At step k answer k
-is the positive, all worse ones are negatives and the better ones are left out.
+where d_ki = R_k - R_i is the inverse temperature of a negative and d_kk = max_i d_ki that of the positive. At step k
+answer k is the positive, all worse ones are negatives and the better ones are left out.
 
-Source: Song, Yu, Li, Yu, Huang, Li, Wang 2024, "Preference Ranking Optimization for Human Alignment", arXiv 2306.17492, eq. 4
-to 8; official code AlibabaResearch/DAMO-ConvAI, folder PRO.
+Source: Song, Yu, Li, Yu, Huang, Li, Wang 2024, "Preference Ranking Optimization for Human Alignment", arXiv 2306.17492,
+eq. 4 to 8; official code AlibabaResearch/DAMO-ConvAI, folder PRO.
 
 Where this differs from the official code, and why:
-- every answer ends with one scored end token (there: none is appended, but a padded answer is scored on one padding token,
-  which is the same id, and the longest of a batch on none);
+- every answer ends with one scored end token (there: none is appended, but a padded answer is scored on one padding
+  token, which is the same id, and the longest of a batch on none);
 - lists are sorted and checked (there: an unsorted list silently turns the contrast round);
 - lists of different lengths share a batch by a mask (there: one length a run);
 - the chat template is the tokenizer's (there: "Human:" and "Assistant:" in plain text);
 - BLEU by words beside BLEU by characters, which is what the official routine computes.
 
-Baselines under the same budget of lists and steps: SFT on the best of 2 (SFT) or of 5 answers (BoN); RRHF, a hinge on pairs that
-stand wrongly; chain of hindsight (CoH): each list becomes a dialogue in which a bad and a good answer are asked for by name, in
-random order, and the policy is later asked for a good one.
+Baselines under the same budget of lists and steps: SFT on the best of 2 (SFT) or of 5 answers (BoN); RRHF, a hinge on
+pairs that stand wrongly; chain of hindsight (CoH): each list becomes a dialogue in which a bad and a good answer are
+asked for by name, in random order, and the policy is later asked for a good one.
 """
 
 from __future__ import annotations
@@ -144,30 +145,58 @@ class Config(Presets):
     PRESETS: ClassVar = {
         # The specification's small experiment.
         "tiny": {
-            "max_steps": 120, "batch_size": 16, "learning_rate": 5e-4, "max_length": 64, "answer_room": 10, "max_new_tokens": 8,
-            "select_every": 0, "arms": [arm for arm in ARMS if arm[-1].isdigit()],
+            "max_steps": 120,
+            "batch_size": 16,
+            "learning_rate": 5e-4,
+            "max_length": 64,
+            "answer_room": 10,
+            "max_new_tokens": 8,
+            "select_every": 0,
+            "arms": [arm for arm in ARMS if arm[-1].isdigit()],
         },
         "smoke": {
-            "max_steps": 4, "batch_size": 8, "learning_rate": 5e-4, "max_length": 64, "answer_room": 10, "max_new_tokens": 8,
-            "select_every": 2, "candidates_at_once": 2, "world": {"start_steps": 8, "n_rows": 40, "draws": 2},
+            "max_steps": 4,
+            "batch_size": 8,
+            "learning_rate": 5e-4,
+            "max_length": 64,
+            "answer_room": 10,
+            "max_new_tokens": 8,
+            "select_every": 2,
+            "candidates_at_once": 2,
+            "world": {"start_steps": 8, "n_rows": 40, "draws": 2},
             "arms": ["pro_2", "pro_5", "sft_2", "coh_2", "shuffled_2"],
         },
         "full": {"precision": "bf16"},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
-        "tiny": {"learning_rate": 3e-5, "batch_size": 32, "n_lists": 400, "test_size": 100, "dev_size": 50, "select_every": 0},
-        "smoke": {
-            "max_steps": 2, "learning_rate": 3e-5, "batch_size": 4, "n_lists": 8, "test_size": 6, "dev_size": 4,
-            "max_length": 256, "max_new_tokens": 16, "select_every": 0,
+        "tiny": {
+            "learning_rate": 3e-5,
+            "batch_size": 32,
+            "n_lists": 400,
+            "test_size": 100,
+            "dev_size": 50,
+            "select_every": 0,
         },
-    }  # fmt: skip
+        "smoke": {
+            "max_steps": 2,
+            "learning_rate": 3e-5,
+            "batch_size": 4,
+            "n_lists": 8,
+            "test_size": 6,
+            "dev_size": 4,
+            "max_length": 256,
+            "max_new_tokens": 16,
+            "select_every": 0,
+        },
+    }
 
     def __post_init__(self):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
             raise ValueError(f"unknown arms {unknown}; known: {', '.join(ARMS)}")
         if self.answer_room >= self.max_length:
             raise ValueError(
-                f"answer_room={self.answer_room} leaves no token of {self.max_length} for a prompt; lower it or raise max_length"
+                f"answer_room={self.answer_room} leaves no token of {self.max_length} for a prompt; lower it or raise"
+                " max_length"
             )
 
 
@@ -186,14 +215,23 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
         )
     if config.select_every and not config.judge:
         raise ValueError(
-            f"select_every={config.select_every} keeps the checkpoint with the best dev reward and needs a reward model: give "
-            "judge (and, for the numbers, another evaluation_judge), or set select_every=0"
+            f"select_every={config.select_every} keeps the checkpoint with the best dev reward and needs a reward"
+            " model: give judge (and, for the numbers, another evaluation_judge), or set select_every=0"
         )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
-    task = RankedText(dataset, model, kind="ranking", device=device, test_size=config.test_size + config.dev_size,
-                      train_size=config.n_lists,
-                      max_new_tokens=config.max_new_tokens, max_length=config.max_length, lora=lora,
-                      precision=config.precision, judge=config.judge)  # fmt: skip
+    task = RankedText(
+        dataset,
+        model,
+        kind="ranking",
+        device=device,
+        test_size=config.test_size + config.dev_size,
+        train_size=config.n_lists,
+        max_new_tokens=config.max_new_tokens,
+        max_length=config.max_length,
+        lora=lora,
+        precision=config.precision,
+        judge=config.judge,
+    )
     task.evaluation_judge, task.dev_size = config.evaluation_judge, config.dev_size
     return task
 
@@ -258,10 +296,15 @@ def play(task: RankingTask, config: Config, arm: Arm, seed: int, run: Run) -> li
 
 def training_of(config: Config, rows_a_list: int = 1) -> TrainConfig:
     return TrainConfig(
-        learning_rate=config.learning_rate, epochs=config.epochs, batch_size=rows_a_list * config.batch_size, max_steps=config.max_steps,
-        schedule=config.schedule, warmup_ratio=config.warmup_ratio, micro_batch_size=config.micro_batch_size,
+        learning_rate=config.learning_rate,
+        epochs=config.epochs,
+        batch_size=rows_a_list * config.batch_size,
+        max_steps=config.max_steps,
+        schedule=config.schedule,
+        warmup_ratio=config.warmup_ratio,
+        micro_batch_size=config.micro_batch_size,
         checkpoint_every=config.checkpoint_every,
-    )  # fmt: skip
+    )
 
 
 def with_hint(prompt: Any, hint: str) -> Any:
@@ -274,7 +317,8 @@ def with_hint(prompt: Any, hint: str) -> Any:
 
 
 def chains(policy: Policy, lists: Sequence[Row], config: Config, hints: tuple[str, str], seed: int) -> list[Group]:
-    """Chain of hindsight: the worst and the best answer of a list asked for by name, one after the other, in random order.
+    """Chain of hindsight: the worst and the best answer of a list asked for by name, one after the other, in random
+    order.
 
     Two rows a list: the first answer, and the second one behind the first. Hints are context and are not learned.
     """
@@ -296,8 +340,8 @@ def chains(policy: Policy, lists: Sequence[Row], config: Config, hints: tuple[st
 def keep_best(
     policy: Policy, step: int, *, task: RankingTask, config: Config, seed: int, part: Run, ask: Callable
 ) -> None:
-    """Every `select_every` steps: greedy answers to the dev prompts, cut at the next speaker's turn, scored by the training
-    reward model; the weights with the best mean sigma(reward) so far are kept."""
+    """Every `select_every` steps: greedy answers to the dev prompts, cut at the next speaker's turn, scored by the
+    training reward model; the weights with the best mean sigma(reward) so far are kept."""
     if step % config.select_every:
         return
     prompts = task.prompts("validation", seed)[: config.dev_size]
@@ -315,11 +359,22 @@ def keep_best(
 # ----------------------------------------------------------------------------------------------------------- claims
 # statement, paper's figures, and what is missing to test it here
 BEYOND_SMALL = {
-    "C3": ("With a strong source of answers the gap widens and nears it", "67.97 against BoN 63.83, RRHF 63.12; ChatGPT 68.48",
-           "the world's answers all come from one source"),
-    "C5": ("The same on summaries", "89.71 (raw), 91.22 (3 answers); RRHF 83.64, 88.68", "needs summaries and a reward model"),
-    "C6": ("Judges prefer it", "GPT-4: 60.62 won, 3.75 tied, 35.63 lost against RRHF", "needs a judge of whole answers"),
-}  # fmt: skip
+    "C3": (
+        "With a strong source of answers the gap widens and nears it",
+        "67.97 against BoN 63.83, RRHF 63.12; ChatGPT 68.48",
+        "the world's answers all come from one source",
+    ),
+    "C5": (
+        "The same on summaries",
+        "89.71 (raw), 91.22 (3 answers); RRHF 83.64, 88.68",
+        "needs summaries and a reward model",
+    ),
+    "C6": (
+        "Judges prefer it",
+        "GPT-4: 60.62 won, 3.75 tied, 35.63 lost against RRHF",
+        "needs a judge of whole answers",
+    ),
+}
 IN_THE_WORLD = {
     "C1": ("On pairs PRO gets more reward than SFT", "55.35 against 48.83; RRHF 52.25, CoH 45.00"),
     "C2": ("On longer lists PRO gets more reward than SFT on the best answer", "58.72 against BoN 57.66; RRHF 55.39"),
@@ -349,10 +404,15 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     def compare(id: str, arm: str, other: str, control: str, statement: str = "") -> None:
         if {arm, other, control} <= arms:
             found.test(
-                id, statement or IN_THE_WORLD[id][0], paper=IN_THE_WORLD[id.split()[0]][1], measured=after(arm) - after(other),
-                control=after(control) - after(other), control_is="scores shuffled", unit="reward",
+                id,
+                statement or IN_THE_WORLD[id][0],
+                paper=IN_THE_WORLD[id.split()[0]][1],
+                measured=after(arm) - after(other),
+                control=after(control) - after(other),
+                control_is="scores shuffled",
+                unit="reward",
                 note=f"{after(arm).mean():+.2f} against {after(other).mean():+.2f}",
-            )  # fmt: skip
+            )
 
     compare("C1", "pro_2", "sft_2", "shuffled_2")
     compare("C1 rrhf", "pro_2", "rrhf_2", "shuffled_2", "On pairs PRO gets more reward than RRHF")
@@ -363,38 +423,63 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     compare("C8 temperature", "pro_5", "plain_5", "shuffled_5", "Leaving out the temperatures costs reward")
     if set(METHODS) <= arms:
         found.test(
-            "C4", IN_THE_WORLD["C4"][0], paper=IN_THE_WORLD["C4"][1], direction="less",
-            measured=correlations(after, "bleu_characters"), control=correlations(after, "bleu_right"),
-            control_is="BLEU against the right answer", unit="rank correlation with greedy reward",
+            "C4",
+            IN_THE_WORLD["C4"][0],
+            paper=IN_THE_WORLD["C4"][1],
+            direction="less",
+            measured=correlations(after, "bleu_characters"),
+            control=correlations(after, "bleu_right"),
+            control_is="BLEU against the right answer",
+            unit="rank correlation with greedy reward",
             note=f"BLEU by words {correlations(after, 'bleu_words').mean():+.2f}",
-        )  # fmt: skip
+        )
     if {f"{arm}_{n}" for arm in ("pro", "shuffled") for n in (2, 3, 5)} <= arms:
         found.test(
-            "C7", IN_THE_WORLD["C7"][0], paper=IN_THE_WORLD["C7"][1],
+            "C7",
+            IN_THE_WORLD["C7"][0],
+            paper=IN_THE_WORLD["C7"][1],
             measured=slopes(np.stack([after(f"pro_{n}") for n in (2, 3, 5)], 1)),
-            control=slopes(np.stack([after(f"shuffled_{n}") for n in (2, 3, 5)], 1)), control_is="scores shuffled",
+            control=slopes(np.stack([after(f"shuffled_{n}") for n in (2, 3, 5)], 1)),
+            control_is="scores shuffled",
             unit="reward, from one length to the next",
-        )  # fmt: skip
+        )
     if {"pro_2", "sft_2", "shuffled_2"} <= arms:
         order = {arm: after(arm, "agreement") for arm in ("pro_2", "sft_2", "shuffled_2")}
         found.test(
-            "W1", "PRO orders answers of planted quality, more than 0.7 of the pairs", paper="not measured", measured=order["pro_2"] - 0.7,
-            control=order["shuffled_2"] - 0.7, control_is="scores shuffled", unit="rank agreement above 0.7",
-        )  # fmt: skip
+            "W1",
+            "PRO orders answers of planted quality, more than 0.7 of the pairs",
+            paper="not measured",
+            measured=order["pro_2"] - 0.7,
+            control=order["shuffled_2"] - 0.7,
+            control_is="scores shuffled",
+            unit="rank agreement above 0.7",
+        )
         found.test(
-            "W2", "PRO orders them better than SFT", paper="not measured", measured=order["pro_2"] - order["sft_2"],
-            control=order["shuffled_2"] - order["sft_2"], control_is="scores shuffled", unit="rank agreement",
-        )  # fmt: skip
+            "W2",
+            "PRO orders them better than SFT",
+            paper="not measured",
+            measured=order["pro_2"] - order["sft_2"],
+            control=order["shuffled_2"] - order["sft_2"],
+            control_is="scores shuffled",
+            unit="rank agreement",
+        )
     if {"reversed_5", "pro_5"} <= arms:
         found.test(
-            "W3", "With the ranking reversed the policy ends below its start", paper="not measured", direction="less",
-            measured=after("reversed_5") - start(), control=after("pro_5") - start(), control_is="ranking as it is", unit="reward",
-        )  # fmt: skip
+            "W3",
+            "With the ranking reversed the policy ends below its start",
+            paper="not measured",
+            direction="less",
+            measured=after("reversed_5") - start(),
+            control=after("pro_5") - start(),
+            control_is="ranking as it is",
+            unit="reward",
+        )
     return found
 
 
 def correlations(after: Callable[[str, str], np.ndarray], key: str) -> np.ndarray:
-    """Spearman's correlation of greedy reward and a BLEU over the methods, one a seed; 0 where one of them does not vary."""
+    """Spearman's correlation of greedy reward and a BLEU over the methods, one a seed; 0 where one of them does not
+    vary."""
     from scipy import stats
 
     rewards, scores = (np.stack([after(arm, name) for arm in METHODS], 1) for name in ("greedy", key))
@@ -411,8 +496,12 @@ def _claims_on_text(found: Claims, after: Any, start: Any, arms: set[str]) -> Cl
         found.needs_full_scale(id, *told, "needs a reward model that nothing was trained on, and the full budget")
     control = after("shuffled", "agreement") - start("agreement") if "shuffled" in arms else None
     found.test(
-        "H1", "PRO orders held-out lists better than the start", paper="not measured",
+        "H1",
+        "PRO orders held-out lists better than the start",
+        paper="not measured",
         measured=after("pro", "agreement") - start("agreement"),
-        control=control, control_is="scores shuffled", unit="rank agreement",
-    )  # fmt: skip
+        control=control,
+        control_is="scores shuffled",
+        unit="rank agreement",
+    )
     return found

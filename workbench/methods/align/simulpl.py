@@ -1,7 +1,7 @@
 """SimulPL: preferences of listeners to simultaneous translation, in the text and in the decision to read or to write.
 
-Needs pairs of translations, one as listeners prefer it. First multi-task fine-tuning (MSFT) trains text and confidence: with
-p^s behind a random source prefix, p^o behind the full source and the confidence c of the state,
+Needs pairs of translations, one as listeners prefer it. First multi-task fine-tuning (MSFT) trains text and confidence:
+with p^s behind a random source prefix, p^o behind the full source and the confidence c of the state,
 
     p^m_i = c_i p^s_i + (1 - c_i) p^o_i,     L_MSFT = CE(p^o, y) + CE(p^m, y) + lambda sum_i -log c_i
 
@@ -9,8 +9,8 @@ Then SimulDPO, every token under a source prefix for policy and reference alike:
 
     L = -log sigma(beta [Delta(y_w) - Delta(y_l)]) + kappa L_MSFT(y_w) + alpha Lat(y_w)
 
-with Delta(y) = log p_theta(y | prefixes) / p_ref(y | prefixes) and Lat the expected lagging of the confidences. Decoding reads
-while c < tau.
+with Delta(y) = log p_theta(y | prefixes) / p_ref(y | prefixes) and Lat the expected lagging of the confidences.
+Decoding reads while c < tau.
 
 Source: SimulPL, ICLR 2025, arXiv 2502.00634 (abstract and public summaries; its repository released nothing); MSFT from
 EurekaForNLP/SM2 (arXiv 2406.02237). **The equation of SimulDPO is a reconstruction**: the paper's was not available. It
@@ -58,8 +58,10 @@ class Arm:
     """One way to train and to read. The defaults are the method; every other arm is a baseline or a control.
 
     Attributes:
-        start: "both", MSFT on a half of each style; "chosen", MSFT on preferred ones alone; "task", the task's own start.
-        learns: "simul" (SimulDPO); "text" (the same preference loss on full sources, nothing for the policy); "nothing".
+        start: "both", MSFT on a half of each style; "chosen", MSFT on preferred ones alone; "task", the task's own
+            start.
+        learns: "simul" (SimulDPO); "text" (the same preference loss on full sources, nothing for the policy);
+            "nothing".
         alpha: weight of latency; None takes the configuration's.
         labels: "shuffled" swaps the sides of half of the pairs at random; "swapped" of all.
         delays: "scrambled", the expected delay does not know which prefix is which.
@@ -143,24 +145,60 @@ class Config(Presets):
     PRESETS: ClassVar = {
         # the specification's small experiment
         "tiny": {
-            "msft_steps": 500, "msft_learning_rate": 1e-3, "confidence_weight": 0.5, "token_means": True, "max_steps": 150,
-            "learning_rate": 5e-4, "schedule": "constant", "waits": [1, 2, 3, 4, 5, 7], "n_pairs": 4_000, "max_new_tokens": 12,
+            "msft_steps": 500,
+            "msft_learning_rate": 1e-3,
+            "confidence_weight": 0.5,
+            "token_means": True,
+            "max_steps": 150,
+            "learning_rate": 5e-4,
+            "schedule": "constant",
+            "waits": [1, 2, 3, 4, 5, 7],
+            "n_pairs": 4_000,
+            "max_new_tokens": 12,
             "arms": list(ARMS),
         },
         "smoke": {
-            "msft_steps": 8, "msft_learning_rate": 1e-3, "confidence_weight": 0.5, "token_means": True, "max_steps": 3,
-            "learning_rate": 5e-4, "taus": [0.3, 0.7], "waits": [1, 3], "n_pairs": 64, "max_new_tokens": 12, "test_size": 8,
-            "arms": list(ARMS), "world": {"start_steps": 8, "width": 32, "layers": 1},
+            "msft_steps": 8,
+            "msft_learning_rate": 1e-3,
+            "confidence_weight": 0.5,
+            "token_means": True,
+            "max_steps": 3,
+            "learning_rate": 5e-4,
+            "taus": [0.3, 0.7],
+            "waits": [1, 3],
+            "n_pairs": 64,
+            "max_new_tokens": 12,
+            "test_size": 8,
+            "arms": list(ARMS),
+            "world": {"start_steps": 8, "width": 32, "layers": 1},
         },
         "full": {"lora_rank": 64, "precision": "bf16", "micro_batch_size": 4},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
-        "tiny": {"msft_learning_rate": 3e-5, "learning_rate": 3e-5, "n_pairs": 200, "test_size": 50, "delay_prefixes": 6,
-                 "micro_batch_size": 4, "max_new_tokens": 64, "taus": [0.3, 0.5, 0.7, 0.9]},
-        "smoke": {"msft_learning_rate": 1e-3, "learning_rate": 1e-4, "n_pairs": 8, "batch_size": 4, "msft_batch_size": 4,
-                  "test_size": 4, "delay_prefixes": 3, "max_new_tokens": 8, "taus": [0.5, 0.7], "waits": [2],
-                  "arms": ["msft", "simul_dpo", "dpo"]},
-    }  # fmt: skip
+        "tiny": {
+            "msft_learning_rate": 3e-5,
+            "learning_rate": 3e-5,
+            "n_pairs": 200,
+            "test_size": 50,
+            "delay_prefixes": 6,
+            "micro_batch_size": 4,
+            "max_new_tokens": 64,
+            "taus": [0.3, 0.5, 0.7, 0.9],
+        },
+        "smoke": {
+            "msft_learning_rate": 1e-3,
+            "learning_rate": 1e-4,
+            "n_pairs": 8,
+            "batch_size": 4,
+            "msft_batch_size": 4,
+            "test_size": 4,
+            "delay_prefixes": 3,
+            "max_new_tokens": 8,
+            "taus": [0.5, 0.7],
+            "waits": [2],
+            "arms": ["msft", "simul_dpo", "dpo"],
+        },
+    }
 
     def __post_init__(self):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -181,9 +219,19 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
     if not dataset or not model:
         raise ValueError(f"model={model!r} and dataset={dataset!r}: give both for real text, or neither for the world")
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
-    return PairedText(dataset, model, device=device, test_size=config.test_size, train_size=config.n_pairs, lora=lora,
-                      max_new_tokens=config.max_new_tokens, precision=config.precision, lang=config.lang,
-                      rewriter=config.rewriter, unit=config.unit)  # fmt: skip
+    return PairedText(
+        dataset,
+        model,
+        device=device,
+        test_size=config.test_size,
+        train_size=config.n_pairs,
+        lora=lora,
+        max_new_tokens=config.max_new_tokens,
+        precision=config.precision,
+        lang=config.lang,
+        rewriter=config.rewriter,
+        unit=config.unit,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- algorithm
@@ -200,17 +248,23 @@ def run_arm(task: TranslationTask, config: Config, arm: str, seed: int, run: Run
 
 def play(
     task: TranslationTask, config: Config, arm: Arm, seed: int, run: Run, shared: Run | None = None
-) -> list[dict[str, float]]:  # fmt: skip
+) -> list[dict[str, float]]:
     """One arm: stage 1 (shared by all arms that start alike), stage 2, and the sweep of its readers."""
     policy = fine_tuned(task, config, arm.start, seed, shared or run)
     rows = token_pairs(task, policy, config, seed)
 
     def make_round(policy: Policy, t: int) -> Round:
         training = TrainConfig(
-            learning_rate=config.learning_rate, epochs=config.epochs, max_steps=config.max_steps, batch_size=config.batch_size,
-            schedule=config.schedule, warmup_ratio=config.warmup_ratio, micro_batch_size=config.micro_batch_size,
-            max_grad_norm=config.max_grad_norm, checkpoint_every=config.checkpoint_every,
-        )  # fmt: skip
+            learning_rate=config.learning_rate,
+            epochs=config.epochs,
+            max_steps=config.max_steps,
+            batch_size=config.batch_size,
+            schedule=config.schedule,
+            warmup_ratio=config.warmup_ratio,
+            micro_batch_size=config.micro_batch_size,
+            max_grad_norm=config.max_grad_norm,
+            checkpoint_every=config.checkpoint_every,
+        )
         if arm.learns == "nothing":
             return Round([], lambda *_: None, training, None)  # type: ignore[arg-type, return-value]
         share = {"true": 0.0, "shuffled": 0.5, "swapped": 1.0}[arm.labels]
@@ -246,11 +300,13 @@ def token_pairs(task: TranslationTask, policy: Policy, config: Config, seed: int
         raise ValueError("no pair is left to train on; the log says what was wrong with them")
     return [
         Pair(
-            f"row {i}", prefix_prompts(policy, task.prompt, words_of(row["source"], config.unit)),
-            policy.encode_response(row["chosen"]), policy.encode_response(row["rejected"]),
+            f"row {i}",
+            prefix_prompts(policy, task.prompt, words_of(row["source"], config.unit)),
+            policy.encode_response(row["chosen"]),
+            policy.encode_response(row["rejected"]),
         )
         for i, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
 
 
 def fine_tuned(task: TranslationTask, config: Config, start: str, seed: int, shared: Run) -> Policy:
@@ -265,10 +321,14 @@ def fine_tuned(task: TranslationTask, config: Config, start: str, seed: int, sha
             flip = np.random.default_rng([seed, 6]).random(len(rows)) < 0.5
             rows = [row._replace(chosen=row.rejected) if f else row for row, f in zip(rows, flip, strict=True)]
         training = TrainConfig(
-            learning_rate=config.msft_learning_rate, max_steps=config.msft_steps, batch_size=config.msft_batch_size,
-            schedule=config.schedule, warmup_ratio=config.warmup_ratio, micro_batch_size=config.micro_batch_size,
+            learning_rate=config.msft_learning_rate,
+            max_steps=config.msft_steps,
+            batch_size=config.msft_batch_size,
+            schedule=config.schedule,
+            warmup_ratio=config.warmup_ratio,
+            micro_batch_size=config.micro_batch_size,
             max_grad_norm=config.max_grad_norm,
-        )  # fmt: skip
+        )
         train(policy, rows, msft_step(config, seed), training, Run(folder), seed=seed)
         save_weights(policy.model, folder / "weights.safetensors")
 
@@ -345,8 +405,8 @@ def check_nothing_moved(policy: Policy, step: Step, rows: Sequence[Pair], loss_t
     worst = max(float(logged[name].abs().max()) for name in ("chosen_rewards", "rejected_rewards"))
     if not worst < (1e-3 if policy.precision == "no" else 5e-2):
         raise RuntimeError(
-            f"step-0 check: a reward is {worst:.2g} before any update and should be 0; the reference is not the MSFT model, or "
-            "reads other prefixes than the policy"
+            f"step-0 check: a reward is {worst:.2g} before any update and should be 0; the reference is not the MSFT"
+            " model, or reads other prefixes than the policy"
         )
 
 
@@ -381,36 +441,61 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
         ]
         needed = np.mean([min(lags, default=math.inf) for lags in reached])
         found.test(
-            "C1", f"Better translations than wait-k at AL {LEVELS[0]:g}", paper=UNKNOWN, unit="of sentences",
-            measured=fixed("simul_dpo") - waits[LEVELS[0]], control=fixed("simul_dpo", reader="random") - waits[LEVELS[0]],
+            "C1",
+            f"Better translations than wait-k at AL {LEVELS[0]:g}",
+            paper=UNKNOWN,
+            unit="of sentences",
+            measured=fixed("simul_dpo") - waits[LEVELS[0]],
+            control=fixed("simul_dpo", reader="random") - waits[LEVELS[0]],
             control_is="SimulDPO's text, random decisions",
-            also={"at no AL up to 4 worse by more than 0.01": all(np.mean(fixed("simul_dpo", x) - waits[x]) >= -0.01 for x in LEVELS),
-                  "0.95 exact at AL 2": bool(np.mean(fixed("simul_dpo")) >= 0.95),
-                  "wait-k needs AL 2.6 for 0.95": bool(needed >= 2.6)},
-        )  # fmt: skip
+            also={
+                "at no AL up to 4 worse by more than 0.01": all(
+                    np.mean(fixed("simul_dpo", x) - waits[x]) >= -0.01 for x in LEVELS
+                ),
+                "0.95 exact at AL 2": bool(np.mean(fixed("simul_dpo")) >= 0.95),
+                "wait-k needs AL 2.6 for 0.95": bool(needed >= 2.6),
+            },
+        )
     if {"simul_dpo", "dpo", "shuffled", "dpo_shuffled"} <= arms:
         found.test(
-            "C2", "SimulDPO reads less than DPO on full sources at the same quality", paper=UNKNOWN,
-            measured=lags("dpo", "simul_dpo"), control=lags("dpo_shuffled", "shuffled"), unit="words of AL",
-            also={f"lower AL at tau {tau:g}": bool(np.mean(at("simul_dpo", "AL") - at("dpo", "AL")) < 0),
-                  f"no lower quality at tau {tau:g}": bool(np.mean(at("simul_dpo") - at("dpo")) >= 0)}, **shuffled,
-        )  # fmt: skip
-        found.test(
-            "C3", f"DPO on finished sentences raises AL at tau {tau:g}", paper="argued",
-            measured=at("dpo", "AL") - at("msft", "AL"), control=at("dpo_shuffled", "AL") - at("msft", "AL"), unit="words of AL",
+            "C2",
+            "SimulDPO reads less than DPO on full sources at the same quality",
+            paper=UNKNOWN,
+            measured=lags("dpo", "simul_dpo"),
+            control=lags("dpo_shuffled", "shuffled"),
+            unit="words of AL",
+            also={
+                f"lower AL at tau {tau:g}": bool(np.mean(at("simul_dpo", "AL") - at("dpo", "AL")) < 0),
+                f"no lower quality at tau {tau:g}": bool(np.mean(at("simul_dpo") - at("dpo")) >= 0),
+            },
             **shuffled,
-        )  # fmt: skip
+        )
+        found.test(
+            "C3",
+            f"DPO on finished sentences raises AL at tau {tau:g}",
+            paper="argued",
+            measured=at("dpo", "AL") - at("msft", "AL"),
+            control=at("dpo_shuffled", "AL") - at("msft", "AL"),
+            unit="words of AL",
+            **shuffled,
+        )
     if {"alpha_0", "alpha_5", "scrambled"} <= arms:
         too_fast = [
             p for result in results for curve in result["curves"].values() for p in curve if p["AL"] < LOWEST_AL - 1e-6
         ]
         found.test(
-            "C2 alpha", f"A larger weight of latency lowers AL at tau {tau:g}", paper=UNKNOWN, unit="words of AL",
-            measured=at("alpha_0", "AL") - at("alpha_5", "AL"), control=at("alpha_0", "AL") - at("scrambled", "AL"),
+            "C2 alpha",
+            f"A larger weight of latency lowers AL at tau {tau:g}",
+            paper=UNKNOWN,
+            unit="words of AL",
+            measured=at("alpha_0", "AL") - at("alpha_5", "AL"),
+            control=at("alpha_0", "AL") - at("scrambled", "AL"),
             control_is="alpha 5, delays scrambled",
-            also={"alpha 1 not above alpha 0": bool(np.mean(at("simul_dpo", "AL") - at("alpha_0", "AL")) <= 0.05),
-                  "no perfect quality below the lowest possible AL": all(p["quality"] < 1 for p in too_fast)},
-        )  # fmt: skip
+            also={
+                "alpha 1 not above alpha 0": bool(np.mean(at("simul_dpo", "AL") - at("alpha_0", "AL")) <= 0.05),
+                "no perfect quality below the lowest possible AL": all(p["quality"] < 1 for p in too_fast),
+            },
+        )
     if {"msft", "simul_dpo", "shuffled"} <= arms:
         roles = (
             {"roles swapped: 0": bool(np.all(at("swapped") == 0))}
@@ -423,7 +508,7 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
             ("C4 order", "More in source order than MSFT", "monotonicity", "greater", {}),
             ("C4 key points", "More key points than MSFT", "key_points", "greater", {}),
             ("C4 length", "Shorter than MSFT", "length", "less", {}),
-        ):  # fmt: skip
+        ):
             both = [at(arm, key) - at("msft", key) for arm in ("simul_dpo", "shuffled")]
             if all(np.isfinite(values).all() for values in both):
                 found.test(
@@ -437,13 +522,22 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
                     **shuffled,
                 )
         found.test(
-            "C4 fixed AL", f"Better than MSFT alone at AL {LEVELS[0]:g}", paper=UNKNOWN,
-            measured=fixed("simul_dpo") - fixed("msft"), control=fixed("shuffled") - fixed("msft"), **shuffled,
-        )  # fmt: skip
+            "C4 fixed AL",
+            f"Better than MSFT alone at AL {LEVELS[0]:g}",
+            paper=UNKNOWN,
+            measured=fixed("simul_dpo") - fixed("msft"),
+            control=fixed("shuffled") - fixed("msft"),
+            **shuffled,
+        )
     found.needs_full_scale("C5", "Human raters see gains on several aspects", UNKNOWN, "needs human raters")
     if {"ipo", "ipo_text", "ipo_shuffled", "ipo_text_shuffled"} <= arms:
         found.test(
-            "C6", "IPO becomes latency-aware the same way: less AL than plain IPO at the same quality", paper=UNKNOWN,
-            measured=lags("ipo_text", "ipo"), control=lags("ipo_text_shuffled", "ipo_shuffled"), unit="words of AL", **shuffled,
-        )  # fmt: skip
+            "C6",
+            "IPO becomes latency-aware the same way: less AL than plain IPO at the same quality",
+            paper=UNKNOWN,
+            measured=lags("ipo_text", "ipo"),
+            control=lags("ipo_text_shuffled", "ipo_shuffled"),
+            unit="words of AL",
+            **shuffled,
+        )
     return found

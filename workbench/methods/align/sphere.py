@@ -1,19 +1,19 @@
 """SPHERE: preference data for reasoning from a pruned search, without annotators.
 
-Needs problems with final answers and a process reward model. Stage 1: for each problem search two chains of steps, always
-the best and always the worst of E candidates by process reward; where the best chain ends right and the worst wrong, they
-are a pair. Stage 2: where no chain was right, the model is shown its own wrong chain and searches again; a right chain
-now wins against the wrong one. Stage 3: where both were right, a smaller model searches with width 2E; its worst chain, if
-wrong, loses against the right one. Then DPO on whole answers, end token included:
+Needs problems with final answers and a process reward model. Stage 1: for each problem search two chains of steps,
+always the best and always the worst of E candidates by process reward; where the best chain ends right and the worst
+wrong, they are a pair. Stage 2: where no chain was right, the model is shown its own wrong chain and searches again; a
+right chain now wins against the wrong one. Stage 3: where both were right, a smaller model searches with width 2E; its
+worst chain, if wrong, loses against the right one. Then DPO on whole answers, end token included:
 
     L = -E log sigmoid(beta [log p_theta(y_w|x)/p_ref(y_w|x) - log p_theta(y_l|x)/p_ref(y_l|x)])
 
-Source: Singh, Chakraborty, Nambi 2025, "Self-Evolved Preference Optimization for Enhancing Mathematical Reasoning in Small
-Language Models", arXiv 2503.04813. No official code exists; stages, E and temperature come from a public summary.
+Source: Singh, Chakraborty, Nambi 2025, "Self-Evolved Preference Optimization for Enhancing Mathematical Reasoning in
+Small Language Models", arXiv 2503.04813. No official code exists; stages, E and temperature come from a public summary.
 
 What the sources do not say, and what is done here:
-- the reward of a later step: R(s_t) = prm(s_t) + [prm(s_t) - prm(s_(t-1))] (from memory), or the score alone; both select
-  the same step, because a chain's candidates share s_(t-1);
+- the reward of a later step: R(s_t) = prm(s_t) + [prm(s_t) - prm(s_(t-1))] (from memory), or the score alone; both
+  select the same step, because a chain's candidates share s_(t-1);
 - each chain is expanded from its own beginning; a wrong step must say something and repeat no earlier one;
 - pairs of stage 2 are trained on the original problem, so that the gain shows without the request to correct;
 - DPO's settings and the depth limit are ours; one round.
@@ -122,24 +122,68 @@ class Config(Presets):
     PRESETS: ClassVar = {
         # the specification's small experiment; policy of width 96 and 2 layers as for Step-DPO, for time
         "tiny": {
-            "width": 4, "depth": 9, "beta": 0.4, "learning_rate": 3e-5, "epochs": 4, "batch_size": 32, "n_problems": 600,
-            "max_step_tokens": 4, "max_new_tokens": 24, "max_length": 64, "arms": list(ARMS), "world": {"k_min": 5, "n_test": 500},
+            "width": 4,
+            "depth": 9,
+            "beta": 0.4,
+            "learning_rate": 3e-5,
+            "epochs": 4,
+            "batch_size": 32,
+            "n_problems": 600,
+            "max_step_tokens": 4,
+            "max_new_tokens": 24,
+            "max_length": 64,
+            "arms": list(ARMS),
+            "world": {"k_min": 5, "n_test": 500},
         },
         # three numbers and a start that knows little
         "smoke": {
-            "width": 3, "depth": 5, "beta": 0.4, "learning_rate": 1e-4, "epochs": 1, "batch_size": 16, "n_problems": 60,
-            "max_step_tokens": 4, "max_new_tokens": 12, "max_length": 40,
+            "width": 3,
+            "depth": 5,
+            "beta": 0.4,
+            "learning_rate": 1e-4,
+            "epochs": 1,
+            "batch_size": 16,
+            "n_problems": 60,
+            "max_step_tokens": 4,
+            "max_new_tokens": 12,
+            "max_length": 40,
             "arms": [arm for arm in ARMS if arm not in ("stage12", "stage13", "exact", "noisy")],
-            "world": {"k_min": 3, "k_max": 3, "n_test": 60, "sft_steps": 250, "width": 48, "layers": 1, "small_width": 32,
-                      "small_steps": 150},
+            "world": {
+                "k_min": 3,
+                "k_max": 3,
+                "n_test": 60,
+                "sft_steps": 250,
+                "width": 48,
+                "layers": 1,
+                "small_width": 32,
+                "small_steps": 150,
+            },
         },
         "full": {"precision": "bf16"},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
-        "tiny": {"learning_rate": 3e-5, "n_problems": 200, "max_new_tokens": 256, "max_step_tokens": 64, "depth": 8, "test_size": 100},
-        "smoke": {"learning_rate": 3e-5, "n_problems": 8, "max_new_tokens": 16, "max_step_tokens": 6, "depth": 2, "width": 2,
-                  "test_size": 8, "max_length": 512, "n_random": 2, "batch_size": 8, "arms": ["stage1", "shuffled"]},
-    }  # fmt: skip
+        "tiny": {
+            "learning_rate": 3e-5,
+            "n_problems": 200,
+            "max_new_tokens": 256,
+            "max_step_tokens": 64,
+            "depth": 8,
+            "test_size": 100,
+        },
+        "smoke": {
+            "learning_rate": 3e-5,
+            "n_problems": 8,
+            "max_new_tokens": 16,
+            "max_step_tokens": 6,
+            "depth": 2,
+            "width": 2,
+            "test_size": 8,
+            "max_length": 512,
+            "n_random": 2,
+            "batch_size": 8,
+            "arms": ["stage1", "shuffled"],
+        },
+    }
 
     def __post_init__(self):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -170,9 +214,19 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
     ):
         raise ValueError(f"arms {small} need a smaller model: set `small_model`, or leave them out of `arms`")
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
-    return ProblemTask(dataset, model, small_model=config.small_model, prm=config.prm, device=device, test_size=config.test_size,
-                       train_size=config.n_problems, lora=lora, precision=config.precision, opening="",
-                       max_new_tokens=config.max_new_tokens)  # fmt: skip
+    return ProblemTask(
+        dataset,
+        model,
+        small_model=config.small_model,
+        prm=config.prm,
+        device=device,
+        test_size=config.test_size,
+        train_size=config.n_problems,
+        lora=lora,
+        precision=config.precision,
+        opening="",
+        max_new_tokens=config.max_new_tokens,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- algorithm
@@ -204,9 +258,14 @@ def play(
 
     def make_round(policy: Policy, t: int) -> Round:
         training = TrainConfig(
-            learning_rate=config.learning_rate, epochs=config.epochs, batch_size=config.batch_size, warmup_ratio=config.warmup_ratio,
-            schedule=config.schedule, max_steps=config.max_steps, checkpoint_every=config.checkpoint_every,
-        )  # fmt: skip
+            learning_rate=config.learning_rate,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            warmup_ratio=config.warmup_ratio,
+            schedule=config.schedule,
+            max_steps=config.max_steps,
+            checkpoint_every=config.checkpoint_every,
+        )
         swap = np.random.default_rng([seed, 5]).random(len(rows)) < (0.5 if arm.labels == "shuffled" else 0)
         groups = []
         for row, swapped in zip(rows.to_dict("records"), swap, strict=True):
@@ -234,8 +293,13 @@ def make_pairs(task: Any, config: Config, arm: Arm, seed: int, data: Run) -> Any
     if arm.stages == (0,):
         pairs = random_rows(task, config, seed, data)
     else:
-        made = {stage: data.table(f"{name}-pairs{stage}{'' if arm.checked else '-unchecked'}", partial(
-            stage_pairs, task, config, arm, stage, seed, data)) for stage in arm.stages}  # fmt: skip
+        made = {
+            stage: data.table(
+                f"{name}-pairs{stage}{'' if arm.checked else '-unchecked'}",
+                partial(stage_pairs, task, config, arm, stage, seed, data),
+            )
+            for stage in arm.stages
+        }
         pairs: Any = pd.concat(list(made.values()), ignore_index=True)
     check = task.verifier
     for row in pairs.to_dict("records"):
@@ -271,14 +335,17 @@ def stage_pairs(task: Any, config: Config, arm: Arm, stage: int, seed: int, data
             elif row["correct_min"] == "wrong":
                 rows.append((row, _text(original["sol_max"]), _text(row["sol_min"]), not row["truncated_min"]))
     return pd.DataFrame(
-        [(row["problem"], chosen, rejected, ended, stage, KINDS[stage], row["number"]) for row, chosen, rejected, ended in rows],
+        [
+            (row["problem"], chosen, rejected, ended, stage, KINDS[stage], row["number"])
+            for row, chosen, rejected, ended in rows
+        ],
         columns=["prompt", "chosen", "rejected", "rejected_ended", "stage", "kind", "number"],
-    )  # fmt: skip
+    )
 
 
 def searched(task: Any, config: Config, arm: Arm, stage: int, seed: int, data: Run) -> Any:
-    """The chains of a stage: all problems in stage 1; in stage 2 those where no chain was right, asked to correct the best
-    one; in stage 3 those where both were right, by the smaller model with twice the width. Shard by shard."""
+    """The chains of a stage: all problems in stage 1; in stage 2 those where no chain was right, asked to correct the
+    best one; in stage 3 those where both were right, by the smaller model with twice the width. Shard by shard."""
     name = f"{prm_name(config, arm)}-stage{stage}"
     problems = [row["prompt"] for row in task.problems("train", seed)][: config.n_problems]
     asked, numbers = list(problems), list(range(len(problems)))
@@ -296,9 +363,17 @@ def searched(task: Any, config: Config, arm: Arm, stage: int, seed: int, data: R
         part = slice(start, start + SHARD)
         how = Drawing(policies[0], config.temperature, config.top_p, config.max_step_tokens, seed * 10 + stage)
         found = search(
-            how, asked[part], [problems[i] for i in numbers[part]], prm_of(task, config, arm, seed), depth=config.depth,
-            width=config.width * (2 if stage == 3 else 1), stop=task.delimiters, judge=judge_of(task), reward=config.reward, offset=start,
-        )  # fmt: skip
+            how,
+            asked[part],
+            [problems[i] for i in numbers[part]],
+            prm_of(task, config, arm, seed),
+            depth=config.depth,
+            width=config.width * (2 if stage == 3 else 1),
+            stop=task.delimiters,
+            judge=judge_of(task),
+            reward=config.reward,
+            offset=start,
+        )
         if start == 0:
             data.table(f"{name}-tree", lambda: found.nodes)
         return found.chains.assign(number=numbers[part], stage=stage, policy="small" if stage == 3 else "policy")
@@ -356,8 +431,12 @@ def counted(task: Any, config: Config, arm: Arm, seed: int, data: Run) -> dict[s
     bands = [band(row["prompt"]) for row in task.problems("train", seed)][: config.n_problems]
     if arm.stages == (0,):
         drawn = _in_shards(data, "random", lambda _: pd.DataFrame(), len(bands))
-        cost = {"pairs_found": int(((drawn["chosen"] != "") & (drawn["rejected"] != "")).sum()), "routes": {},
-                "tokens": int(drawn["tokens"].sum()), "samples": config.n_random * len(drawn)}  # fmt: skip
+        cost = {
+            "pairs_found": int(((drawn["chosen"] != "") & (drawn["rejected"] != "")).sum()),
+            "routes": {},
+            "tokens": int(drawn["tokens"].sum()),
+            "samples": config.n_random * len(drawn),
+        }
     else:
         cost = cost_of(
             {stage: searched(task, config, arm, stage, seed, data) for stage in {1, *arm.stages}}, config.width
@@ -397,48 +476,110 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
         )
     if {"cross", "cross_shuffled"} <= arms:
         gain = {arm: after(arm) - after(arm, when=0) for arm in ("cross", "cross_shuffled")}
-        add("C3", "Another model gains from the same data", unread, gain["cross"], gain["cross_shuffled"], "labels shuffled",
-            also={"the model that made the data gains": bool(np.mean(after(main) - start) > 0)})  # fmt: skip
+        add(
+            "C3",
+            "Another model gains from the same data",
+            unread,
+            gain["cross"],
+            gain["cross_shuffled"],
+            "labels shuffled",
+            also={"the model that made the data gains": bool(np.mean(after(main) - start) > 0)},
+        )
     if {"stage1", "random", "coin"} <= arms:
         control = "stage 1 with a coin for process rewards"
-        add("C4", "Best against worst trains better than random right and wrong samples", design, after("stage1") - after("random"),
-            after("coin") - after("random"), control)  # fmt: skip
+        add(
+            "C4",
+            "Best against worst trains better than random right and wrong samples",
+            design,
+            after("stage1") - after("random"),
+            after("coin") - after("random"),
+            control,
+        )
         errors = {arm: made(arm, "wrong_steps") for arm in ("stage1", "random", "coin")}
         if np.isfinite(list(errors.values())).all():
-            add("C4 errors", "Rejected chains have more wrong steps than random wrong samples", design,
-                errors["stage1"] - errors["random"], errors["coin"] - errors["random"], control, unit="steps")  # fmt: skip
+            add(
+                "C4 errors",
+                "Rejected chains have more wrong steps than random wrong samples",
+                design,
+                errors["stage1"] - errors["random"],
+                errors["coin"] - errors["random"],
+                control,
+                unit="steps",
+            )
         cheap = {arm: 1e3 * made(arm, "pairs_found") / made(arm, "tokens") for arm in errors}
-        add("C4 yield", "More pairs from as many tokens than random samples", design, cheap["stage1"] - cheap["random"],
-            cheap["coin"] - cheap["random"], control, unit="pairs in 1,000 tokens")  # fmt: skip
+        add(
+            "C4 yield",
+            "More pairs from as many tokens than random samples",
+            design,
+            cheap["stage1"] - cheap["random"],
+            cheap["coin"] - cheap["random"],
+            control,
+            unit="pairs in 1,000 tokens",
+        )
         if {"exact", "noisy", "shuffled"} <= arms:
-            add("C4 noise", "A noisy process reward model trains better than a coin", design, after("noisy") - after("coin"),
-                after("shuffled") - start, "labels shuffled, against the start",
-                also={"without noise not below much noise": bool(after("exact").mean() >= after("noisy").mean())})  # fmt: skip
+            add(
+                "C4 noise",
+                "A noisy process reward model trains better than a coin",
+                design,
+                after("noisy") - after("coin"),
+                after("shuffled") - start,
+                "labels shuffled, against the start",
+                also={"without noise not below much noise": bool(after("exact").mean() >= after("noisy").mean())},
+            )
     if {"sphere", "stage1", "shuffled"} <= arms:
         others = [arm for arm in ("stage12", "stage13") if arm in arms]
-        add("C5", "Stages 2 and 3 do not harm: at most 2 points below stage 1 alone", design, after("sphere") - after("stage1"),
-            after("shuffled") - after("stage1"), "SPHERE with labels shuffled", margin=-0.02,
-            note=", ".join(f"{ARMS[arm].title} {after(arm).mean() - after('stage1').mean():+.3f}" for arm in others))  # fmt: skip
+        add(
+            "C5",
+            "Stages 2 and 3 do not harm: at most 2 points below stage 1 alone",
+            design,
+            after("sphere") - after("stage1"),
+            after("shuffled") - after("stage1"),
+            "SPHERE with labels shuffled",
+            margin=-0.02,
+            note=", ".join(f"{ARMS[arm].title} {after(arm).mean() - after('stage1').mean():+.3f}" for arm in others),
+        )
         tables: Any = [
             pd.DataFrame(result["search"]["sphere"]["table"], columns=["stage", "band"]) for result in results
         ]
         if len(results[0]["search"]["sphere"]["problems"]) > 1:
             rng: Any = np.random.default_rng(0)
             counts: Any = [pd.crosstab(t["stage"], t["band"]) for t in tables]
-            pairs = [{(s, b): int(c.at[s, b]) if s in c.index and b in c.columns else 0 for s in (1, 2, 3)
-                      for b in ("easy", "middle", "hard")} for c in counts]  # fmt: skip
+            pairs = [
+                {
+                    (s, b): int(c.at[s, b]) if s in c.index and b in c.columns else 0
+                    for s in (1, 2, 3)
+                    for b in ("easy", "middle", "hard")
+                }
+                for c in counts
+            ]
             of_first = {b: sum(p[1, b] for p in pairs) for b in ("easy", "middle", "hard")}
-            add("C5 yield", "Stages 2 and 3 find pairs where stage 1 finds none, each on its own kind of problems", design,
+            add(
+                "C5 yield",
+                "Stages 2 and 3 find pairs where stage 1 finds none, each on its own kind of problems",
+                design,
                 np.array([dependence(t["stage"], t["band"]) for t in tables]),
-                np.array([dependence(t["stage"], rng.permutation(t["band"])) for t in tables]), "difficulty shuffled",
-                unit="of chi-square a pair", also={
+                np.array([dependence(t["stage"], rng.permutation(t["band"])) for t in tables]),
+                "difficulty shuffled",
+                unit="of chi-square a pair",
+                also={
                     "stage 2 has pairs on hard problems": all(p[2, "hard"] > 0 for p in pairs),
                     "stage 3 has pairs on easy problems": all(p[3, "easy"] > 0 for p in pairs),
-                    "stage 1 has most on middle problems": max(of_first, key=lambda b: of_first[b]) == "middle"})  # fmt: skip
+                    "stage 1 has most on middle problems": max(of_first, key=lambda b: of_first[b]) == "middle",
+                },
+            )
     if len(results[0]["search"][main].get("routes", {})):
         log_ratio, most = made(main, "log10_of_tree"), made(main, "most_of_2ED")
-        add("C6", "Cost is linear in depth: 2 E D samples, not E^D", design, log_ratio, np.zeros(len(results)), "every node expanded",
-            direction="less", unit="powers of ten of a whole tree", also={"never more than 2 E D": bool((most <= 1).all())})  # fmt: skip
+        add(
+            "C6",
+            "Cost is linear in depth: 2 E D samples, not E^D",
+            design,
+            log_ratio,
+            np.zeros(len(results)),
+            "every node expanded",
+            direction="less",
+            unit="powers of ten of a whole tree",
+            also={"never more than 2 E D": bool((most <= 1).all())},
+        )
     found.needs_full_scale(
         "C2", "Matches or passes GPT-4o on some benchmarks", "abstract", "needs benchmarks and models of 7B"
     )

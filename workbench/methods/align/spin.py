@@ -11,7 +11,8 @@ Source: Chen, Deng, Yuan, Ji, Gu 2024, "Self-Play Fine-Tuning Converts Weak Lang
 arXiv 2401.01335v3, Algorithm 1, eq. 4.7; official code uclaml/SPIN at a12ba80.
 
 Where this differs from the official code, and why:
-- one end token a response, scored (there: the template's and one more, with every token equal to it masked by accident);
+- one end token a response, scored (there: the template's and one more, with every token equal to it masked by
+  accident);
 - generation uses the template of training (there: a fixed "### Instruction" text; the paper's theory needs samples of
   the policy that is trained);
 - sampling at temperature 1, top-p 1, as the theory asks (one of their two scripts keeps the model's own defaults);
@@ -128,28 +129,57 @@ class Config(Presets):
         # The small world and the settings of the specification's pilot: learning rate 1.5e-4 all the way, lambda 0.5.
         # One round more than there, to see whether the gains shrink (C2).
         "tiny": {
-            "rounds": 5, "beta": [0.5], "learning_rate": [1.5e-4], "schedule": "constant", "warmup_ratio": 0.0,
-            "n_prompts": 1_000, "max_new_tokens": 11, "max_length": 32, "test_size": 200,
+            "rounds": 5,
+            "beta": [0.5],
+            "learning_rate": [1.5e-4],
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "n_prompts": 1_000,
+            "max_new_tokens": 11,
+            "max_length": 32,
+            "test_size": 200,
             "arms": [arm for arm in ARMS if arm != "swapped"],
         },
         "smoke": {
-            "rounds": 2, "epochs": 1, "beta": [0.5], "learning_rate": [1.5e-4], "schedule": "constant", "warmup_ratio": 0.0,
-            "n_prompts": 100, "max_new_tokens": 11, "max_length": 32, "test_size": 50,
+            "rounds": 2,
+            "epochs": 1,
+            "beta": [0.5],
+            "learning_rate": [1.5e-4],
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "n_prompts": 100,
+            "max_new_tokens": 11,
+            "max_length": 32,
+            "test_size": 50,
             "arms": ["spin", "sft", "long", "frozen", "shuffled", "fixed_point"],
             "world": {"pretrain_steps": 40, "sft_epochs": 1, "data_steps": 40, "test_draws": 200},
         },
         "full": {"precision": "bf16"},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
         "tiny": {
-            "rounds": 1, "epochs": 2, "beta": [0.1], "learning_rate": [3e-5], "n_prompts": 400, "max_new_tokens": 128,
-            "max_length": 512, "test_size": 200, "arms": ["spin", "sft", "shuffled"],
+            "rounds": 1,
+            "epochs": 2,
+            "beta": [0.1],
+            "learning_rate": [3e-5],
+            "n_prompts": 400,
+            "max_new_tokens": 128,
+            "max_length": 512,
+            "test_size": 200,
+            "arms": ["spin", "sft", "shuffled"],
         },
         "smoke": {
-            "rounds": 1, "epochs": 1, "beta": [0.1], "learning_rate": [3e-5], "n_prompts": 32, "max_new_tokens": 16,
-            "max_length": 256, "test_size": 16, "arms": ["spin", "shuffled"],
+            "rounds": 1,
+            "epochs": 1,
+            "beta": [0.1],
+            "learning_rate": [3e-5],
+            "n_prompts": 32,
+            "max_new_tokens": 16,
+            "max_length": 256,
+            "test_size": 16,
+            "arms": ["spin", "shuffled"],
         },
-    }  # fmt: skip
+    }
 
     def __post_init__(self):
         if not self.beta or min(self.beta) <= 0 or not self.learning_rate or min(self.learning_rate) <= 0:
@@ -162,10 +192,16 @@ class Config(Presets):
     def training(self, t: int, *, max_steps: int = 0) -> TrainConfig:
         """How round t is optimised; `max_steps` overrides the epochs."""
         return TrainConfig(
-            learning_rate=at_round(self.learning_rate, t), epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer,
-            warmup_ratio=self.warmup_ratio, schedule=self.schedule, max_steps=max_steps, micro_batch_size=self.micro_batch_size,
+            learning_rate=at_round(self.learning_rate, t),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            warmup_ratio=self.warmup_ratio,
+            schedule=self.schedule,
+            max_steps=max_steps,
+            micro_batch_size=self.micro_batch_size,
             checkpoint_every=self.checkpoint_every,
-        )  # fmt: skip
+        )
 
     def steps(self, t: int, n_prompts: int) -> int:
         """Optimiser steps of round t: N pairs in round 0, and with the previous round's pairs 2 N afterwards."""
@@ -191,8 +227,17 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
             f"arms {planted} start where only the embedded world can; with {dataset} leave them out of `arms`"
         )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
-    return TextTask(dataset, model, device=device, test_size=config.test_size, train_size=config.n_prompts,
-                    max_new_tokens=config.max_new_tokens, max_length=config.max_length, lora=lora, precision=config.precision)  # fmt: skip
+    return TextTask(
+        dataset,
+        model,
+        device=device,
+        test_size=config.test_size,
+        train_size=config.n_prompts,
+        max_new_tokens=config.max_new_tokens,
+        max_length=config.max_length,
+        lora=lora,
+        precision=config.precision,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- algorithm
@@ -256,22 +301,31 @@ def start_of(task: Any, arm: Arm, seed: int) -> Policy:
 def write_answers(
     opponent: Policy, rows: Sequence[dict], config: Config, seed: int, t: int, run: Run, name: str
 ) -> pd.DataFrame:
-    """Step a: the opponent answers every prompt once. Stored shard by shard, so that a killed round draws no shard twice."""
+    """Step a: the opponent answers every prompt once. Stored shard by shard, so that a killed round draws no shard
+    twice."""
     part = run.child(f"round-{t + 1}")
 
     def draw(start: int) -> pd.DataFrame:
         shard = rows[start : start + SHARD]
         drawn = sample(
-            opponent, [row["prompt"] for row in shard], max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-            top_p=config.top_p, seed=seed * 1000 + t + (500 if name == "held_out" else 0) + 1_000_000 * start,
-        )  # fmt: skip
+            opponent,
+            [row["prompt"] for row in shard],
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=seed * 1000 + t + (500 if name == "held_out" else 0) + 1_000_000 * start,
+        )
         return pd.DataFrame(
             {
-                "prompt": [row["prompt"] for row in shard], "chosen": [row["completion"] for row in shard],
-                "rejected": [texts[0] for texts in drawn.texts], "rejected_ids": [tokens[0] for tokens in drawn.tokens],
-                "iteration": t, "source_chosen": "data", "source_rejected": f"policy:{t}",
+                "prompt": [row["prompt"] for row in shard],
+                "chosen": [row["completion"] for row in shard],
+                "rejected": [texts[0] for texts in drawn.texts],
+                "rejected_ids": [tokens[0] for tokens in drawn.tokens],
+                "iteration": t,
+                "source_chosen": "data",
+                "source_rejected": f"policy:{t}",
             }
-        )  # fmt: skip
+        )
 
     def gather() -> pd.DataFrame:
         shards = [part.table(f"{name}-{start}", partial(draw, start)) for start in range(0, len(rows), SHARD)]
@@ -284,7 +338,8 @@ def build_rows(reference: Policy, config: Config, arm: Arm, seed: int, t: int, r
     """Step b: the pairs of this round and the previous one, with log-probs under this round's reference.
 
     Raises:
-        FileNotFoundError: the previous round's answers are gone; training on the new ones alone would be another method.
+        FileNotFoundError: the previous round's answers are gone; training on the new ones alone would be another
+            method.
     """
     rounds = [0] if not arm.fresh else [t - 1, t] if t > 0 and config.keep_previous else [t]
     tables = []
@@ -292,7 +347,8 @@ def build_rows(reference: Policy, config: Config, arm: Arm, seed: int, t: int, r
         path = run.child(f"round-{source + 1}").folder / "generated.parquet"
         if not path.is_file():
             raise FileNotFoundError(
-                f"round {t} trains on the answers of round {source} too, but {path} is missing; start over or set keep_previous=False"
+                f"round {t} trains on the answers of round {source} too, but {path} is missing; start over or set"
+                " keep_previous=False"
             )
         tables.append(pd.read_parquet(path))
     table = pd.concat(tables, ignore_index=True)
@@ -331,8 +387,13 @@ def held_out_pairs(policy: Policy, config: Config, arm: Arm, t: int, run: Run) -
     """Can the policy after round t tell human answers from the opponent's, on prompts it was not trained on?"""
     part = run.child(f"round-{t + 1}")
     before = np.array(read_json(part.folder / "held_out_before.json"))
-    numbers, logged = pair_numbers(held_out_logps(policy, config, t, run), before, objectives.spin,
-                                   beta=at_round(config.beta, t), loss_type=arm.loss_type or config.loss_type)  # fmt: skip
+    numbers, logged = pair_numbers(
+        held_out_logps(policy, config, t, run),
+        before,
+        objectives.spin,
+        beta=at_round(config.beta, t),
+        loss_type=arm.loss_type or config.loss_type,
+    )
     table = pd.read_parquet(part.folder / "held_out.parquet")
     rewards = {side: logged[side].numpy() for side in ("chosen_rewards", "rejected_rewards")}
     part.table("held_out_rewards", lambda: table.drop(columns="rejected_ids").assign(**rewards))
@@ -351,12 +412,18 @@ def _prompt(value: Any) -> Any:
 # ----------------------------------------------------------------------------------------------------------- claims
 # statement, paper's figures, and what is missing to test it here
 BEYOND_SMALL = {
-    "C5": ("Matches DPO on 62k labelled pairs at round 0, passes it at round 1", "61.31 against 60.80, 62.12",
-           "needs benchmarks and 62k GPT-4 labels"),
-    "C6": ("Largest gains where the SFT model is weak", "TruthfulQA +5.45, GSM8K +8.34 in round 0",
-           "needs benchmarks of several kinds"),
+    "C5": (
+        "Matches DPO on 62k labelled pairs at round 0, passes it at round 1",
+        "61.31 against 60.80, 62.12",
+        "needs benchmarks and 62k GPT-4 labels",
+    ),
+    "C6": (
+        "Largest gains where the SFT model is weak",
+        "TruthfulQA +5.45, GSM8K +8.34 in round 0",
+        "needs benchmarks of several kinds",
+    ),
     "C8": ("More prompts help round 0", "59.55, 60.16, 60.83 with 14k, 26k, 50k", "needs one run for each n_prompts"),
-}  # fmt: skip
+}
 
 
 def claims(experiment: Any, results: Sequence[dict]) -> Claims:
@@ -377,50 +444,75 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     weakest = int(np.argmax([p_value(above[:, t], "greater") for t in range(above.shape[1])])) if len(spin) > 2 else 0
     share = "of responses"
     found.test(
-        "C1", "Every round is better than the SFT start, with no new labels", paper="58.14 -> 60.80 -> 62.12 -> 62.97 -> 63.16",
-        measured=above[:, weakest], control=control_above[:, weakest], control_is="labels shuffled", unit=share,
+        "C1",
+        "Every round is better than the SFT start, with no new labels",
+        paper="58.14 -> 60.80 -> 62.12 -> 62.97 -> 63.16",
+        measured=above[:, weakest],
+        control=control_above[:, weakest],
+        control_is="labels shuffled",
+        unit=share,
         note=f"the weakest round is {weakest}; after the last {above[:, -1].mean():+.3f}",
-    )  # fmt: skip
+    )
     last = p_value(gains[:, -1], "greater")
     found.test(
-        "C2", "The gains shrink towards 0", paper="+2.66, +1.32, +0.85, +0.19", direction="less",
-        measured=slopes(gains), control=slopes(control_gains), control_is="labels shuffled", unit="gain a round",
+        "C2",
+        "The gains shrink towards 0",
+        paper="+2.66, +1.32, +0.85, +0.19",
+        direction="less",
+        measured=slopes(gains),
+        control=slopes(control_gains),
+        control_is="labels shuffled",
+        unit="gain a round",
         also={
             "gain of round 0 > round 1 > last": bool(np.all(np.diff(gains.mean(0)[[0, 1, -1]]) < 0)),
             f"last gain not above noise (p = {last:.2g})": not last < 0.05,
         },
         note="slope of the gain over the rounds",
-    )  # fmt: skip
+    )
     for suffix, start in (("", "the SFT start"), ("_converged", "a start that more SFT cannot improve")):
         if not {f"spin{suffix}", f"sft{suffix}", f"shuffled{suffix}"} <= arms:
             continue
         end = {arm: curve(arm + suffix)[:, -1] for arm in ("spin", "sft", "shuffled")}
         kl = {arm: curve(arm + suffix, "kl_nats")[:, -1] for arm in ("spin", "sft", "shuffled")}
         found.test(
-            "C3" + suffix.replace("_", " "), f"More SFT on the same data, for the same steps, does not do this; from {start}",
-            paper="60.83 against 59.04 to 59.82", measured=end["spin"] - end["sft"], control=end["shuffled"] - end["sft"],
-            control_is="labels shuffled", unit=share,
+            "C3" + suffix.replace("_", " "),
+            f"More SFT on the same data, for the same steps, does not do this; from {start}",
+            paper="60.83 against 59.04 to 59.82",
+            measured=end["spin"] - end["sft"],
+            control=end["shuffled"] - end["sft"],
+            control_is="labels shuffled",
+            unit=share,
             note=f"KL to p_data: SPIN {kl['spin'].mean():.2f}, continued SFT {kl['sft'].mean():.2f} nats",
-        )  # fmt: skip
+        )
     if {"long", "frozen"} <= arms:
         after = min(2, spin.shape[1] - 1)
         prolonged = curve("long")[:, after]
         found.test(
-            "C4", "Two rounds beat one round of the same number of steps", paper="round 0 for 5 epochs stays under round 1 at epoch 2",
-            measured=spin[:, after] - prolonged, control=curve("frozen")[:, after] - prolonged,
-            control_is="opponent and reference never updated", unit=share,
-        )  # fmt: skip
+            "C4",
+            "Two rounds beat one round of the same number of steps",
+            paper="round 0 for 5 epochs stays under round 1 at epoch 2",
+            measured=spin[:, after] - prolonged,
+            control=curve("frozen")[:, after] - prolonged,
+            control_is="opponent and reference never updated",
+            unit=share,
+        )
     if "fixed_point" in arms:
         rates = curve("fixed_point", "defect_rate")
         error = math.sqrt(rates[:, 0].mean() * (1 - rates[:, 0].mean()) / (experiment.task.test_draws * LENGTH))
         away = curve("spin", "defect_rate")
         found.test(
-            "C7", "Fixed point: at p_theta = p_data a round changes nothing", paper="Theorem 5.2", direction="equivalent",
-            margin=2 * error, measured=rates[:, 1] - rates[:, 0], control=away[:, 1] - away[:, 0],
-            control_is="the same round from the SFT start", unit="of tokens",
+            "C7",
+            "Fixed point: at p_theta = p_data a round changes nothing",
+            paper="Theorem 5.2",
+            direction="equivalent",
+            margin=2 * error,
+            measured=rates[:, 1] - rates[:, 0],
+            control=away[:, 1] - away[:, 0],
+            control_is="the same round from the SFT start",
+            unit="of tokens",
             also={"KL of the start < 0.02 nats": bool(curve("fixed_point", "kl_nats")[:, 0].mean() < 0.02)},
             note="change of the defect rate, against 2 binomial standard errors",
-        )  # fmt: skip
+        )
     for id in ("C5", "C6", "C8"):
         found.needs_full_scale(id, *BEYOND_SMALL[id])
     return found
@@ -433,13 +525,21 @@ def _claims_on_text(found: Claims, curve: Any, arms: set[str]) -> Claims:
     control = curve("shuffled", "reward_accuracy") - 0.5 if "shuffled" in arms else None
     control_loss = math.log(2) - curve("shuffled", "held_out_loss") if "shuffled" in arms else None
     found.test(
-        "H1", "After round 0, human answers to held-out prompts get the higher reward", paper="not measured",
-        measured=curve("spin", "reward_accuracy")[:, 0] - 0.5, control=None if control is None else control[:, 0],
-        control_is="labels shuffled", unit="accuracy above one half",
-    )  # fmt: skip
+        "H1",
+        "After round 0, human answers to held-out prompts get the higher reward",
+        paper="not measured",
+        measured=curve("spin", "reward_accuracy")[:, 0] - 0.5,
+        control=None if control is None else control[:, 0],
+        control_is="labels shuffled",
+        unit="accuracy above one half",
+    )
     found.test(
-        "H2", "After round 0, the loss on held-out pairs is below log 2", paper="not measured",
-        measured=math.log(2) - curve("spin", "held_out_loss")[:, 0], control=None if control_loss is None else control_loss[:, 0],
-        control_is="labels shuffled", unit="nats",
-    )  # fmt: skip
+        "H2",
+        "After round 0, the loss on held-out pairs is below log 2",
+        paper="not measured",
+        measured=math.log(2) - curve("spin", "held_out_loss")[:, 0],
+        control=None if control_loss is None else control_loss[:, 0],
+        control_is="labels shuffled",
+        unit="nats",
+    )
     return found

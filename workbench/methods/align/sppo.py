@@ -3,7 +3,8 @@
 Needs prompts and a judge of pairs, whose preferences may be intransitive; no reference answers. With the policy pi_t as
 it is at the start of round t, K samples y_1..y_K ~ pi_t(. | x) and their win rates P_k against each other, minimise
 
-    L = E 1/2 [(a - eta (P_w - 1/2))^2 + (b - eta (P_l - 1/2))^2],   a, b = log pi_theta(y|x) / pi_t(y|x) of winner, loser
+    L = E 1/2 [(a - eta (P_w - 1/2))^2 + (b - eta (P_l - 1/2))^2],   a, b = log pi_theta(y|x) / pi_t(y|x) of winner,
+    loser
 
 and start round t+1 from the result. It approximates pi_{t+1} = pi_t exp(eta P(y > pi_t)) / Z; with the exact update and
 eta of order 1/sqrt(T), the average of the rounds' policies goes to the Nash equilibrium of the judge (Theorem 4.1).
@@ -132,27 +133,63 @@ class Config(Presets):
     PRESETS: ClassVar = {
         # The specification's small experiment. eta = 1000 destroys a small policy: here an epoch can reach its targets.
         "tiny": {
-            "rounds": 6, "epochs": 5, "eta": 6.0, "select_by": "win_rate", "learning_rate": 3e-4, "schedule": "constant",
-            "warmup_ratio": 0.0, "batch_size": 96, "copies": 4, "max_new_tokens": 3, "max_length": 16, "max_prompt_length": 8,
+            "rounds": 6,
+            "epochs": 5,
+            "eta": 6.0,
+            "select_by": "win_rate",
+            "learning_rate": 3e-4,
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "batch_size": 96,
+            "copies": 4,
+            "max_new_tokens": 3,
+            "max_length": 16,
+            "max_prompt_length": 8,
             "arms": [arm for arm in ARMS if arm not in ("first_reference", "complement")],
         },
         "smoke": {
-            "rounds": 2, "epochs": 2, "eta": 6.0, "select_by": "win_rate", "learning_rate": 3e-4, "schedule": "constant",
-            "warmup_ratio": 0.0, "batch_size": 96, "copies": 1, "max_new_tokens": 3, "max_length": 16, "max_prompt_length": 8,
-            "arms": ["sppo", "k2", "dno", "dpo_0.3", "ipo_0.25", "shuffled", "swapped"], "world": {"start_steps": 40},
+            "rounds": 2,
+            "epochs": 2,
+            "eta": 6.0,
+            "select_by": "win_rate",
+            "learning_rate": 3e-4,
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "batch_size": 96,
+            "copies": 1,
+            "max_new_tokens": 3,
+            "max_length": 16,
+            "max_prompt_length": 8,
+            "arms": ["sppo", "k2", "dno", "dpo_0.3", "ipo_0.25", "shuffled", "swapped"],
+            "world": {"start_steps": 40},
         },
         "full": {"precision": "bf16"},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
         "tiny": {
-            "rounds": 2, "eta": 30.0, "learning_rate": 1e-5, "n_prompts": 200, "max_new_tokens": 128, "max_length": 512,
-            "max_prompt_length": 256, "test_size": 100, "arms": ["sppo", "dpo_0.3", "shuffled"],
+            "rounds": 2,
+            "eta": 30.0,
+            "learning_rate": 1e-5,
+            "n_prompts": 200,
+            "max_new_tokens": 128,
+            "max_length": 512,
+            "max_prompt_length": 256,
+            "test_size": 100,
+            "arms": ["sppo", "dpo_0.3", "shuffled"],
         },
         "smoke": {
-            "rounds": 1, "eta": 30.0, "learning_rate": 1e-5, "n_prompts": 16, "samples": 3, "max_new_tokens": 16, "max_length": 256,
-            "max_prompt_length": 128, "test_size": 8, "arms": ["sppo", "shuffled"],
+            "rounds": 1,
+            "eta": 30.0,
+            "learning_rate": 1e-5,
+            "n_prompts": 16,
+            "samples": 3,
+            "max_new_tokens": 16,
+            "max_length": 256,
+            "max_prompt_length": 128,
+            "test_size": 8,
+            "arms": ["sppo", "shuffled"],
         },
-    }  # fmt: skip
+    }
 
     def __post_init__(self):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -161,10 +198,16 @@ class Config(Presets):
     @property
     def training(self) -> TrainConfig:
         return TrainConfig(
-            learning_rate=self.learning_rate, epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer,
-            warmup_ratio=self.warmup_ratio, schedule=self.schedule, max_steps=self.max_steps, micro_batch_size=self.micro_batch_size,
+            learning_rate=self.learning_rate,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            warmup_ratio=self.warmup_ratio,
+            schedule=self.schedule,
+            max_steps=self.max_steps,
+            micro_batch_size=self.micro_batch_size,
             checkpoint_every=self.checkpoint_every,
-        )  # fmt: skip
+        )
 
 
 def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> Any:
@@ -231,9 +274,15 @@ def judged_pairs(
         task, seed, t, rounds=config.rounds, n_prompts=config.n_prompts, copies=config.copies, may_overlap=True
     )
     drawn = draw_samples(
-        policy, prompts, arm.k or config.samples, part, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-        top_p=config.top_p, seed=seed * 1000 + t,
-    )  # fmt: skip
+        policy,
+        prompts,
+        arm.k or config.samples,
+        part,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=seed * 1000 + t,
+    )
     matrices = preference_matrices(task, prompts, drawn.responses.tolist())
     fine = readable(matrices)
     drawn, matrices = drawn[fine].reset_index(drop=True), check_matrix(matrices[fine])
@@ -242,12 +291,18 @@ def judged_pairs(
     entries: Any = zip(drawn.itertuples(), best.tolist(), worst.tolist(), strict=True)
     rows = [
         {
-            "prompt": row.prompt, "chosen": row.responses[w], "rejected": row.responses[l], "chosen_ids": row.responses_ids[w],
-            "rejected_ids": row.responses_ids[l], "prob_win": rates[i, w], "prob_lose": rates[i, l], "prob_pair": matrices[i, w, l],
+            "prompt": row.prompt,
+            "chosen": row.responses[w],
+            "rejected": row.responses[l],
+            "chosen_ids": row.responses_ids[w],
+            "rejected_ids": row.responses_ids[l],
+            "prob_win": rates[i, w],
+            "prob_lose": rates[i, l],
+            "prob_pair": matrices[i, w, l],
             "iteration": t,
         }
         for i, (row, w, l) in enumerate(entries)
-    ]  # fmt: skip
+    ]
     kept, dropped = keep_sound(rows, may_be_empty=("chosen", "rejected"))
     dropped += Counter({"empty responses (kept)": sum(not text.strip() for texts in drawn.responses for text in texts)})
     log.info("round %d: %d pairs of %d prompts; %s", t, len(kept), len(prompts), dict(dropped))
@@ -256,8 +311,8 @@ def judged_pairs(
     )
     if not kept:
         raise ValueError(
-            f"round {t}: no pair is left of {len(prompts)} prompts ({dict(dropped)}); the samples of a prompt are all the same: "
-            "raise temperature or samples"
+            f"round {t}: no pair is left of {len(prompts)} prompts ({dict(dropped)}); the samples of a prompt are all"
+            " the same: raise temperature or samples"
         )
     return pd.DataFrame(kept)
 
@@ -272,8 +327,8 @@ def targets_of(pairs: pd.DataFrame, arm: Arm) -> list[dict[str, float]]:
         return [{}] * len(pairs)
     if missing := [name for name in PROBABILITIES if name not in pairs]:
         raise ValueError(
-            f"loss {arm.loss} needs the columns {', '.join(PROBABILITIES)}; {', '.join(missing)} missing. For pairs that say no "
-            "more than which response was chosen, take the loss sppo_hard (arm 'hard')"
+            f"loss {arm.loss} needs the columns {', '.join(PROBABILITIES)}; {', '.join(missing)} missing. For pairs"
+            " that say no more than which response was chosen, take the loss sppo_hard (arm 'hard')"
         )
     for name in PROBABILITIES:
         if len(bad := np.flatnonzero(~((pairs[name] >= 0) & (pairs[name] <= 1)))):
@@ -301,25 +356,43 @@ def build_rows(reference: Policy, pairs: pd.DataFrame, config: Config, arm: Arm,
 
 
 def warn_of_large_eta(policy: Policy, config: Config, arm: Arm) -> None:
-    """eta = 1000 is for a step so small that the targets are never reached; a small model reaches for them and breaks."""
+    """eta = 1000 is for a step so small that the targets are never reached; a small model reaches for them and
+    breaks."""
     n = sum(p.numel() for p in policy.model.parameters())
     if arm.loss.startswith("sppo") and not arm.strength and config.eta > 100 and n < 10_000_000:
         log.warning(
-            "eta = %g with a model of %.1g parameters: the first loss will be about %.3g (win rates 1/4 from 1/2); eta of 2 to 6 "
-            "suits a small model", config.eta, n, config.eta**2 / 16,
-        )  # fmt: skip
+            "eta = %g with a model of %.1g parameters: the first loss will be about %.3g (win rates 1/4 from 1/2); eta"
+            " of 2 to 6 suits a small model",
+            config.eta,
+            n,
+            config.eta**2 / 16,
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- claims
 BEYOND_SMALL = {
-    "C3": ("Less length growth than IPO", "1676 -> 2163 (SPPO), 2189 (DPO), 2760 (IPO) characters",
-           "needs responses whose length is free"),
-    "C5": ("General skills are kept in round 1", "Open LLM average 65.74 -> 66.67; DPO 65.62", "needs benchmarks of general skills"),
-    "C7": ("Under the training judge IPO can look better", "PairRM prefers IPO to SPPO in round 3, 0.552",
-           "needs a learned judge that can be exploited; the table shows both of this world's judges"),
-    "C8": ("Arena-Hard and MT-Bench", "12.6 -> 18.7, 20.4, 23.3; MT-Bench 7.51 -> 7.21, 7.49, 7.59", "needs these benchmarks"),
+    "C3": (
+        "Less length growth than IPO",
+        "1676 -> 2163 (SPPO), 2189 (DPO), 2760 (IPO) characters",
+        "needs responses whose length is free",
+    ),
+    "C5": (
+        "General skills are kept in round 1",
+        "Open LLM average 65.74 -> 66.67; DPO 65.62",
+        "needs benchmarks of general skills",
+    ),
+    "C7": (
+        "Under the training judge IPO can look better",
+        "PairRM prefers IPO to SPPO in round 3, 0.552",
+        "needs a learned judge that can be exploited; the table shows both of this world's judges",
+    ),
+    "C8": (
+        "Arena-Hard and MT-Bench",
+        "12.6 -> 18.7, 20.4, 23.3; MT-Bench 7.51 -> 7.21, 7.49, 7.59",
+        "needs these benchmarks",
+    ),
     "C9": ("Best of 16 by the judge still helps", "LC 28.53 -> 32.13", "needs a learned judge"),
-}  # fmt: skip
+}
 ON_GAMES = {
     "C1": ("Every round gets better", "AlpacaEval 2 LC 17.11 -> 24.79 -> 26.89 -> 28.53"),
     "C2": ("Better than iterative DPO and IPO", "LC of round 3: DPO 22.30, IPO 20.06, SPPO 28.53"),
@@ -348,46 +421,78 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
     sppo, control, unit = expl("sppo"), expl("shuffled"), "exploitability of the averaged policy"
     falls = slopes(sppo[:, 1:])
     found.test(
-        "C1", "The averaged policy becomes harder to exploit round by round", paper=ON_GAMES["C1"][1], direction="less",
-        measured=falls, control=slopes(expl("swapped")[:, 1:]), control_is="winner and loser swapped", unit=f"{unit}, a round",
+        "C1",
+        "The averaged policy becomes harder to exploit round by round",
+        paper=ON_GAMES["C1"][1],
+        direction="less",
+        measured=falls,
+        control=slopes(expl("swapped")[:, 1:]),
+        control_is="winner and loser swapped",
+        unit=f"{unit}, a round",
         also={
             "Spearman correlation with the round < 0 in every seed": rank_correlations(sppo[:, 1:]).max() < 0,
             "it beats the start in every seed": curve("sppo", "average_win_against_start")[:, -1].min() > 0.5,
             "falls faster than with labels shuffled in every seed": (falls - slopes(control[:, 1:])).max() < 0,
         },
-        note=f"{sppo[:, 0].mean():.3f} at the start, {sppo[:, -1].mean():.3f} at the end; labels shuffled {control[:, -1].mean():.3f}",
-    )  # fmt: skip
+        note=(
+            f"{sppo[:, 0].mean():.3f} at the start, {sppo[:, -1].mean():.3f} at the end; labels shuffled"
+            f" {control[:, -1].mean():.3f}"
+        ),
+    )
     if tried := [arm for arm in BASELINES if arm in arms]:
         best = min(tried, key=lambda arm: expl(arm)[:, -1].mean())
         last = {arm: curve(arm, "exploitability")[:, -1].mean() for arm in ("sppo", *tried)}
         found.test(
-            "C2", "Harder to exploit at the end than the best setting of iterative DPO and IPO", paper=ON_GAMES["C2"][1],
-            measured=expl(best)[:, -1] - sppo[:, -1], control=expl(best)[:, -1] - control[:, -1], control_is="SPPO, labels shuffled",
-            unit=unit, note=f"best baseline: {ARMS[best].title}; last policies: SPPO {last['sppo']:.3f}, best of those "
-            f"{min(last[arm] for arm in tried):.3f}",
-        )  # fmt: skip
+            "C2",
+            "Harder to exploit at the end than the best setting of iterative DPO and IPO",
+            paper=ON_GAMES["C2"][1],
+            measured=expl(best)[:, -1] - sppo[:, -1],
+            control=expl(best)[:, -1] - control[:, -1],
+            control_is="SPPO, labels shuffled",
+            unit=unit,
+            note=(
+                f"best baseline: {ARMS[best].title}; last policies: SPPO {last['sppo']:.3f}, best of those "
+                f"{min(last[arm] for arm in tried):.3f}"
+            ),
+        )
     up, down = curve("sppo", "winner_moved"), curve("sppo", "loser_moved")
     shuffled = np.minimum(curve("shuffled", "winner_moved"), -curve("shuffled", "loser_moved"))
     found.test(
-        "C4", "The winner's log-prob goes up and the loser's goes down", paper=ON_GAMES["C4"][1],
-        measured=np.minimum(up, -down)[:, 0], control=shuffled[:, 0], control_is="labels shuffled",
-        unit="nats, the smaller of both in round 1", also={"in every seed and every round": up.min() > 0 and down.max() < 0},
-    )  # fmt: skip
+        "C4",
+        "The winner's log-prob goes up and the loser's goes down",
+        paper=ON_GAMES["C4"][1],
+        measured=np.minimum(up, -down)[:, 0],
+        control=shuffled[:, 0],
+        control_is="labels shuffled",
+        unit="nats, the smaller of both in round 1",
+        also={"in every seed and every round": up.min() > 0 and down.max() < 0},
+    )
     if {"dpo_0.3", "dpo_1"} <= arms:
         moved = {arm: curve(arm, "winner_moved") for arm in ("dpo_0.3", "dpo_1")}
         lower, higher = sorted(moved, key=lambda arm: moved[arm][:, -1].mean())
         found.test(
-            "C4 dpo", "A loss on the gap alone raises winners less than SPPO", paper=ON_GAMES["C4"][1], test="sign",
-            measured=(up - moved[higher])[:, -1], control=(moved[lower] - moved[higher])[:, -1],
-            control_is=f"{ARMS[lower].title} minus {ARMS[higher].title}", unit="nats, winner's log-ratio in the last round",
+            "C4 dpo",
+            "A loss on the gap alone raises winners less than SPPO",
+            paper=ON_GAMES["C4"][1],
+            test="sign",
+            measured=(up - moved[higher])[:, -1],
+            control=(moved[lower] - moved[higher])[:, -1],
+            control_is=f"{ARMS[lower].title} minus {ARMS[higher].title}",
+            unit="nats, winner's log-ratio in the last round",
             note=f"against {ARMS[higher].title}; in round 1 {(up - moved[higher])[:, 0].mean():+.2f}",
-        )  # fmt: skip
+        )
     if "k2" in arms:
         found.test(
-            "C6", "Two samples a prompt end as close to the equilibrium as five", paper=ON_GAMES["C6"][1],
-            direction="equivalent", margin=NOISE, measured=expl("k2")[:, -1] - sppo[:, -1], control=control[:, -1] - sppo[:, -1],
-            control_is="labels shuffled", unit=unit,
-        )  # fmt: skip
+            "C6",
+            "Two samples a prompt end as close to the equilibrium as five",
+            paper=ON_GAMES["C6"][1],
+            direction="equivalent",
+            margin=NOISE,
+            measured=expl("k2")[:, -1] - sppo[:, -1],
+            control=control[:, -1] - sppo[:, -1],
+            control_is="labels shuffled",
+            unit=unit,
+        )
     return found
 
 
@@ -397,7 +502,12 @@ def _claims_on_text(found: Claims, curve: Any, arms: set[str]) -> Claims:
         found.needs_full_scale(id, *told, "needs a judge that nothing was trained on, and benchmarks")
     control = curve("shuffled", "quality")[:, -1] - 0.5 if "shuffled" in arms else None
     found.test(
-        "H1", "On held-out prompts the training judge prefers the last round to the start", paper="not measured",
-        measured=curve("sppo", "quality")[:, -1] - 0.5, control=control, control_is="labels shuffled", unit="win rate above one half",
-    )  # fmt: skip
+        "H1",
+        "On held-out prompts the training judge prefers the last round to the start",
+        paper="not measured",
+        measured=curve("sppo", "quality")[:, -1] - 0.5,
+        control=control,
+        control_is="labels shuffled",
+        unit="win rate above one half",
+    )
     return found

@@ -1,5 +1,5 @@
-"""Step-DPO: preferences on single reasoning steps. The first wrong step of a wrong solution loses against a step that the
-model finds itself when it goes on from the right beginning.
+"""Step-DPO: preferences on single reasoning steps. The first wrong step of a wrong solution loses against a step that
+the model finds itself when it goes on from the right beginning.
 
 Needs problems with final answers and something that points at the first wrong step. With problem x, right beginning
 s_<k (its last label included), a right next step s_w and the wrong one s_l, minimise
@@ -133,29 +133,77 @@ class Config(Presets):
     PRESETS: ClassVar = {
         # the specification's small experiment
         "tiny": {
-            "epochs": 4, "beta": 0.4, "learning_rate": 3e-5, "batch_size": 32, "max_length": 64, "max_prompt_length": 40,
-            "n_problems": 300, "n_continuations": 8, "pairs_per_prefix": 1, "temperature": 1.0, "top_p": 1.0,
-            "max_new_tokens": 24, "test_size": 200, "arms": list(ARMS), "world": {"n_problems": 400},
+            "epochs": 4,
+            "beta": 0.4,
+            "learning_rate": 3e-5,
+            "batch_size": 32,
+            "max_length": 64,
+            "max_prompt_length": 40,
+            "n_problems": 300,
+            "n_continuations": 8,
+            "pairs_per_prefix": 1,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "max_new_tokens": 24,
+            "test_size": 200,
+            "arms": list(ARMS),
+            "world": {"n_problems": 400},
         },
         # three numbers and a start that knows little, so some chosen steps end right by chance: no check of steps
         "smoke": {
-            "epochs": 1, "beta": 0.4, "learning_rate": 1e-4, "batch_size": 16, "max_length": 64, "max_prompt_length": 40,
-            "n_problems": 24, "n_continuations": 8, "pairs_per_prefix": 2, "temperature": 1.0, "top_p": 1.0, "check_steps": False,
-            "max_new_tokens": 12, "n_answers": 16, "test_size": 60, "arms": [arm for arm in ARMS if ARMS[arm].rate == 1.0],
-            "world": {"n_problems": 60, "n_test": 60, "sft_steps": 250, "k_min": 3, "k_max": 3, "width": 48, "layers": 1},
+            "epochs": 1,
+            "beta": 0.4,
+            "learning_rate": 1e-4,
+            "batch_size": 16,
+            "max_length": 64,
+            "max_prompt_length": 40,
+            "n_problems": 24,
+            "n_continuations": 8,
+            "pairs_per_prefix": 2,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "check_steps": False,
+            "max_new_tokens": 12,
+            "n_answers": 16,
+            "test_size": 60,
+            "arms": [arm for arm in ARMS if ARMS[arm].rate == 1.0],
+            "world": {
+                "n_problems": 60,
+                "n_test": 60,
+                "sft_steps": 250,
+                "k_min": 3,
+                "k_max": 3,
+                "width": 48,
+                "layers": 1,
+            },
         },
         "full": {"precision": "bf16"},
-    }  # fmt: skip
+    }
     ON_TEXT: ClassVar = {
         "tiny": {
-            "epochs": 2, "learning_rate": 3e-5, "batch_size": 32, "n_problems": 200, "n_continuations": 8, "n_answers": 0,
-            "max_new_tokens": 256, "test_size": 100,
+            "epochs": 2,
+            "learning_rate": 3e-5,
+            "batch_size": 32,
+            "n_problems": 200,
+            "n_continuations": 8,
+            "n_answers": 0,
+            "max_new_tokens": 256,
+            "test_size": 100,
         },
         "smoke": {
-            "epochs": 1, "learning_rate": 3e-5, "batch_size": 8, "n_problems": 8, "n_continuations": 2, "n_answers": 0,
-            "max_new_tokens": 16, "test_size": 8, "max_length": 256, "max_prompt_length": 192, "arms": ["step_dpo", "shuffled"],
+            "epochs": 1,
+            "learning_rate": 3e-5,
+            "batch_size": 8,
+            "n_problems": 8,
+            "n_continuations": 2,
+            "n_answers": 0,
+            "max_new_tokens": 16,
+            "test_size": 8,
+            "max_length": 256,
+            "max_prompt_length": 192,
+            "arms": ["step_dpo", "shuffled"],
         },
-    }  # fmt: skip
+    }
 
     def __post_init__(self):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
@@ -176,16 +224,25 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
             f"model={model!r} and dataset={dataset!r}: give both for real text, or neither for the embedded world"
         )
     lora = {"r": config.lora_rank, "lora_alpha": 2 * config.lora_rank} if config.lora_rank else None
-    task = ProblemTask(dataset, model, device=device, test_size=config.test_size, train_size=config.n_problems, lora=lora,
-                       precision=config.precision, max_new_tokens=config.max_new_tokens, checker=config.checker)  # fmt: skip
+    task = ProblemTask(
+        dataset,
+        model,
+        device=device,
+        test_size=config.test_size,
+        train_size=config.n_problems,
+        lora=lora,
+        precision=config.precision,
+        max_new_tokens=config.max_new_tokens,
+        checker=config.checker,
+    )
     if outside := [arm for arm in config.arms if ARMS[arm].outside]:
         raise ValueError(f"arms {outside} need another writer, which {dataset} has not; leave them out of `arms`")
     if (answers := [arm for arm in config.arms if ARMS[arm].unit == "answers"]) and not task.has_answers(
         config.n_answers
     ):
         raise ValueError(
-            f"arms {answers} compare whole answers: give a data set with full_chosen and full_rejected, or problems and "
-            "n_answers above 0, or leave them out of `arms`"
+            f"arms {answers} compare whole answers: give a data set with full_chosen and full_rejected, or problems and"
+            " n_answers above 0, or leave them out of `arms`"
         )
     return task
 
@@ -218,19 +275,29 @@ def play(
 
     def make_round(policy: Policy, t: int) -> Round:
         training = TrainConfig(
-            learning_rate=config.learning_rate * arm.rate, epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer,
-            warmup_ratio=config.warmup_ratio, schedule=config.schedule, max_steps=config.max_steps,
-            micro_batch_size=config.micro_batch_size, checkpoint_every=config.checkpoint_every,
-        )  # fmt: skip
+            learning_rate=config.learning_rate * arm.rate,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            optimizer=config.optimizer,
+            warmup_ratio=config.warmup_ratio,
+            schedule=config.schedule,
+            max_steps=config.max_steps,
+            micro_batch_size=config.micro_batch_size,
+            checkpoint_every=config.checkpoint_every,
+        )
         if arm.learns == "chosen":
             chosen = [Group(group.prompt_ids, group.responses_ids[:1]) for group in groups["train"]]
             return Round(chosen, supervised_step, training, None)
         step = preference_step(objectives.dpo, beta=config.beta)
         swap = np.random.default_rng([seed, 5]).random(len(groups["train"])) < (0.5 if arm.labels == "shuffled" else 0)
-        sides: list[PairRow] = pair_rows(policy, [f"pair {i}" for i in range(len(swap))], [
-            Group(group.prompt_ids, group.responses_ids[::-1] if swapped else group.responses_ids)
-            for group, swapped in zip(groups["train"], swap, strict=True)
-        ])  # fmt: skip
+        sides: list[PairRow] = pair_rows(
+            policy,
+            [f"pair {i}" for i in range(len(swap))],
+            [
+                Group(group.prompt_ids, group.responses_ids[::-1] if swapped else group.responses_ids)
+                for group, swapped in zip(groups["train"], swap, strict=True)
+            ],
+        )
         return Round(sides, step, training, math.log(2), watch)
 
     def watch(policy: Policy, number: int) -> None:
@@ -244,8 +311,13 @@ def play(
         if t:
             run.table("held_out_rewards", lambda: rows["test"].assign(**rewards))
         margin = float(np.mean(rewards["chosen_rewards"] - rewards["rejected_rewards"]))
-        found = {**task.evaluate(policy, seed), **numbers, "margin": margin, "chosen_logp": float(before[:, 0].mean()),
-                 "train_pairs": len(groups["train"])}  # fmt: skip
+        found = {
+            **task.evaluate(policy, seed),
+            **numbers,
+            "margin": margin,
+            "chosen_logp": float(before[:, 0].mean()),
+            "train_pairs": len(groups["train"]),
+        }
         if t and arm.learns == "pairs":
             half = run.folder / f"after-{max(1, round(0.5 * updates))}.json"
             found["quality_half"] = run.cached(half.stem, dict).get("quality", math.nan) if half.is_file() else math.nan
@@ -255,8 +327,8 @@ def play(
 
 
 def group_pairs(task: Any, policy: Policy, rows: pd.DataFrame, config: Config, arm: Arm) -> list[Group]:
-    """Pairs as tokens. A step has no end token, because it does not end the answer; problem and right beginning carry no
-    loss. A whole answer ends."""
+    """Pairs as tokens. A step has no end token, because it does not end the answer; problem and right beginning carry
+    no loss. A whole answer ends."""
     limits = {"max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
     groups, cut = [], 0
     for row in rows.to_dict("records"):
@@ -273,18 +345,23 @@ def group_pairs(task: Any, policy: Policy, rows: pd.DataFrame, config: Config, a
             groups.append(group)
     if cut:
         log.warning(
-            "%d of %d pairs lose the start of their problem at max_prompt_length=%d; %d that lose more than a fifth are left out",
-            cut, len(rows), config.max_prompt_length, len(rows) - len(groups),
-        )  # fmt: skip
+            "%d of %d pairs lose the start of their problem at max_prompt_length=%d; %d that lose more than a fifth are"
+            " left out",
+            cut,
+            len(rows),
+            config.max_prompt_length,
+            len(rows) - len(groups),
+        )
     return groups
 
 
 # ---------------------------------------------------------------------------------------------- the three data stages
 def make_pairs(task: Any, policy: Policy, config: Config, split: str, seed: int, run: Run) -> pd.DataFrame:
-    """Error collection, localisation, rectification: columns prompt, prefix, chosen, rejected, full_chosen, full_rejected.
+    """Error collection, localisation, rectification: columns prompt, prefix, chosen, rejected, full_chosen,
+    full_rejected.
 
-    Every stage leaves its table in `run`. Step pairs and whole-answer pairs come from the same problems, the same number
-    from each.
+    Every stage leaves its table in `run`. Step pairs and whole-answer pairs come from the same problems, the same
+    number from each.
     """
     if hasattr(task, "step_pairs") and (given := task.step_pairs(split, seed)):
         return run.table(f"{split}-pairs", lambda: pd.DataFrame(given))
@@ -298,8 +375,12 @@ def make_pairs(task: Any, policy: Policy, config: Config, split: str, seed: int,
         run.table(f"{split}-2-unlocalised", lambda: lost)
         run.table(f"{split}-2-located", lambda: found)
     located = run.table(f"{split}-2-located", pd.DataFrame)
-    steps = run.table(f"{split}-3-steps", lambda: rectify(
-        task, how, located, n=config.n_continuations, most=config.pairs_per_prefix, check_steps=config.check_steps))  # fmt: skip
+    steps = run.table(
+        f"{split}-3-steps",
+        lambda: rectify(
+            task, how, located, n=config.n_continuations, most=config.pairs_per_prefix, check_steps=config.check_steps
+        ),
+    )
     answers = run.table(f"{split}-3-answers", lambda: whole_answers(task, how, located, n=config.n_answers))
 
     def join() -> pd.DataFrame:
@@ -331,14 +412,22 @@ def counts(run: Run) -> dict[str, Any]:
 TABLE_3 = "7B: 54.8 / DPO 55.0 / Step 55.8; 72B: 61.7 / 62.5 / 64.1"
 # statement, paper's figures, and what is missing to test it here
 BEYOND_SMALL = {
-    "C5": ("Larger models gain more", "+1.0 (7B), +2.0 (32B), +2.6 and +3.0 (70B, 72B)", "needs models of several sizes"),
-    "C6": ("Carries over to harder problems with the same data", "Odyssey-MATH 44.2 -> 47.0, 47.0 -> 50.1; AIME 1/30 -> "
-           "3/30, 5/30 -> 4/30", "needs competition problems"),
-}  # fmt: skip
+    "C5": (
+        "Larger models gain more",
+        "+1.0 (7B), +2.0 (32B), +2.6 and +3.0 (70B, 72B)",
+        "needs models of several sizes",
+    ),
+    "C6": (
+        "Carries over to harder problems with the same data",
+        "Odyssey-MATH 44.2 -> 47.0, 47.0 -> 50.1; AIME 1/30 -> 3/30, 5/30 -> 4/30",
+        "needs competition problems",
+    ),
+}
 
 
 def claims(experiment: Any, results: Sequence[dict]) -> Claims:
-    """The specification's claims over the seeds. Controls: the same difference between arms whose labels are shuffled."""
+    """The specification's claims over the seeds. Controls: the same difference between arms whose labels are
+    shuffled."""
     found = Claims("step_dpo", experiment.scale, experiment.seeds)
     arms = set(results[0]["arms"])
 
@@ -353,9 +442,14 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
 
     start, shuffled = after("step_dpo", when=0), "labels shuffled"
     found.test(
-        "C1", "Step-DPO improves the start", paper="MATH: 61.7 -> 64.7 (72B), 54.8 -> 55.8 (7B); GSM8K +0.0 to +1.6",
-        measured=after("step_dpo") - start, control=after("shuffled") - start, control_is=shuffled, unit="of problems, greedy",
-    )  # fmt: skip
+        "C1",
+        "Step-DPO improves the start",
+        paper="MATH: 61.7 -> 64.7 (72B), 54.8 -> 55.8 (7B); GSM8K +0.0 to +1.6",
+        measured=after("step_dpo") - start,
+        control=after("shuffled") - start,
+        control_is=shuffled,
+        unit="of problems, greedy",
+    )
     if {"dpo", "dpo_shuffled"} <= arms:
         keys = [
             key
@@ -379,30 +473,56 @@ def claims(experiment: Any, results: Sequence[dict]) -> Claims:
         ):
             if key in both:
                 paper = "64-84 % and 0.1-2.1 in Fig. 2" if id.startswith("C3") else TABLE_3
-                found.test(id, f"Against DPO on whole answers, {what}", paper=paper, measured=both[key], control=none[key],
-                           unit=unit, **options)  # fmt: skip
+                found.test(
+                    id,
+                    f"Against DPO on whole answers, {what}",
+                    paper=paper,
+                    measured=both[key],
+                    control=none[key],
+                    unit=unit,
+                    **options,
+                )
         if "validation" in results[0]["arms"]["dpo"][1]:
             found.test(
-                "C2", "Better than DPO on whole answers, each at its best learning rate", measured=best("step_dpo") - best("dpo"),
-                paper=TABLE_3, control=best("shuffled") - best("dpo_shuffled"),
-                unit="of problems, greedy", also={"DPO not below the start": at_least}, **options,
-            )  # fmt: skip
+                "C2",
+                "Better than DPO on whole answers, each at its best learning rate",
+                measured=best("step_dpo") - best("dpo"),
+                paper=TABLE_3,
+                control=best("shuffled") - best("dpo_shuffled"),
+                unit="of problems, greedy",
+                also={"DPO not below the start": at_least},
+                **options,
+            )
     if {"ood", "ood_shuffled"} <= arms:
         rarer = after("ood", "chosen_logp") < after("step_dpo", "chosen_logp")
         found.test(
-            "C4", "The model's own corrections beat outside ones", paper="MATH: outside 55.1, own 55.8 (7B)",
-            measured=after("step_dpo") - after("ood"), control=after("shuffled") - after("ood_shuffled"),
-            control_is="both with labels shuffled", unit="of problems, greedy",
-            also={"outside corrections beat the start": bool(np.mean(after("ood") - start) > 0),
-                  "outside corrections are less likely under the start": bool(rarer.all())},
-        )  # fmt: skip
+            "C4",
+            "The model's own corrections beat outside ones",
+            paper="MATH: outside 55.1, own 55.8 (7B)",
+            measured=after("step_dpo") - after("ood"),
+            control=after("shuffled") - after("ood_shuffled"),
+            control_is="both with labels shuffled",
+            unit="of problems, greedy",
+            also={
+                "outside corrections beat the start": bool(np.mean(after("ood") - start) > 0),
+                "outside corrections are less likely under the start": bool(rarer.all()),
+            },
+        )
     half = {arm: after(arm, "quality_half") for arm in ("step_dpo", "shuffled")}
     if all(np.isfinite(values).all() for values in half.values()):
         found.test(
-            "C7", "Half of the updates already improve the start", paper="10k pairs, fewer than 500 updates",
-            measured=half["step_dpo"] - start, control=half["shuffled"] - start, control_is=shuffled, unit="of problems, greedy",
-            note=f"{after('step_dpo', 'train_pairs').mean():.0f} pairs; after all updates {np.mean(after('step_dpo') - start):+.3f}",
-        )  # fmt: skip
+            "C7",
+            "Half of the updates already improve the start",
+            paper="10k pairs, fewer than 500 updates",
+            measured=half["step_dpo"] - start,
+            control=half["shuffled"] - start,
+            control_is=shuffled,
+            unit="of problems, greedy",
+            note=(
+                f"{after('step_dpo', 'train_pairs').mean():.0f} pairs; after all updates"
+                f" {np.mean(after('step_dpo') - start):+.3f}"
+            ),
+        )
     for id, (statement, paper, why) in BEYOND_SMALL.items():
         found.needs_full_scale(id, statement, paper, why)
     return found

@@ -1,20 +1,22 @@
 """Hallucinated references: does a title that a model gave exist? Ask the model, in fresh sessions, who wrote it.
 
-A model that knows a reference names the same authors each time; of one that it made up it tells a new story each time. So
-the agreement of its own answers scores its claims, without a search engine:
+A model that knows a reference names the same authors each time; of one that it made up it tells a new story each time.
+So the agreement of its own answers scores its claims, without a search engine:
 
     IQ = mean over pairs i < j of overlap(authors_i, authors_j),   DQ_k = share of "yes" to direct question k
     DQ = mean(DQ1, DQ2, DQ3),   IQ+DQ = mean(IQ, DQ);   a reference is taken for invented where its score <= tau
 
 **Source**: Agrawal, Suzgun, Mackey and Kalai, arXiv 2305.18248; rules of the official scripts and results of
-microsoft/hallucinated-references (commit bf3ef5f) as the specification describes them. The wording of the prompts is ours.
+microsoft/hallucinated-references (commit bf3ef5f) as the specification describes them. The wording of the prompts is
+ours.
 
 What differs, and why:
-- Refusals and replies that cannot be read are missing and counted; the official code makes them an overlap of 0, and any
-  "yes" in a reply a yes, "I cannot say yes" included. `rules="official"` does the same.
+- Refusals and replies that cannot be read are missing and counted; the official code makes them an overlap of 0, and
+  any "yes" in a reply a yes, "I cannot say yes" included. `rules="official"` does the same.
 - The place of a title in its list is stored with it; the official script takes the row number modulo 5.
 - A judge of overlap sees the two lists in alphabetical order, so that overlap is symmetric.
-- Intervals draw whole topics: five titles share a prompt. The paper's notebook uses DeLong's, which takes them as independent.
+- Intervals draw whole topics: five titles share a prompt. The paper's notebook uses DeLong's, which takes them as
+  independent.
 - Below the smallest list that a threshold can keep, the false discovery curve is the expectation over random subsets of
   the top group; the paper's notebook draws some.
 """
@@ -56,9 +58,9 @@ AUTHORS = Template(
 )
 OVERLAP = Template(
     "overlap",
-    "Here are two lists of names.\nList A: {first}\nList B: {second}\nHow many of the names do they have in common, in per cent? "
-    "Initials for first names and accents make no difference. If one of them is no list of names, it is 0. Reply in this form:\n"
-    "ANS: n JUSTIFICATION: one sentence",
+    "Here are two lists of names.\nList A: {first}\nList B: {second}\nHow many of the names do they have in common, in"
+    " per cent? Initials for first names and accents make no difference. If one of them is no list of names, it is 0."
+    " Reply in this form:\nANS: n JUSTIFICATION: one sentence",
 )
 EXISTS = Template("DQ1", 'Does the reference "{title}" exist? Reply with yes or no only.')
 FAMOUS = Template("DQ2-first", "Give me the title of a famous reference, in quotation marks and nothing else.")
@@ -97,11 +99,19 @@ class Config(Presets):
     book_steps: int = Field(default=2_000, ge=1)  # optimiser steps; specification
 
     PRESETS: ClassVar = {
-        "smoke": {"n_topics": 8, "overlaps": ["jaccard", "judge", "containment"], "bootstrap": 50, "curve_bootstrap": 20,
-                  "book_seeds": [0], "n_books": 40, "n_invented": 20, "book_steps": 20},
+        "smoke": {
+            "n_topics": 8,
+            "overlaps": ["jaccard", "judge", "containment"],
+            "bootstrap": 50,
+            "curve_bootstrap": 20,
+            "book_seeds": [0],
+            "n_books": 40,
+            "n_invented": 20,
+            "book_steps": 20,
+        },
         "tiny": {"overlaps": ["jaccard", "judge", "containment"]},  # the specification's prototype has Jaccard
         "full": {},
-    }  # fmt: skip
+    }
 
     def __post_init__(self):
         for name, values, known in (("direct", self.direct, DIRECT), ("overlaps", self.overlaps, self.overlaps)):
@@ -142,8 +152,8 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
         return RecordedScores.load(dataset)
     if not model or not dataset:
         raise ValueError(
-            f"model={model!r} and dataset={dataset!r}: give both for real references, neither for the embedded world, or a "
-            ".json of recorded results alone"
+            f"model={model!r} and dataset={dataset!r}: give both for real references, neither for the embedded world,"
+            " or a .json of recorded results alone"
         )
     return ReferenceFile.load(
         dataset, model=model, device=device, bibliography=config.bibliography, direct=config.direct
@@ -182,14 +192,21 @@ def run(task: Task, config: Config, seed: int, run: Run) -> dict[str, Any]:
         `{"arms": {arm: measurements}, "replies": n}`. The run folder gets the transcript and, for each arm, the tables
         `references`, `samples`, `agreements` and `scores`; a killed run goes on from them.
     """
-    settings: Any = {"seed": seed, "bootstrap": config.bootstrap, "curve_bootstrap": config.curve_bootstrap,
-                     "deduplicate": config.deduplicate}  # fmt: skip
+    settings: Any = {
+        "seed": seed,
+        "bootstrap": config.bootstrap,
+        "curve_bootstrap": config.curve_bootstrap,
+        "deduplicate": config.deduplicate,
+    }
     if isinstance(task, RecordedScores):
         tables = {
             arm: run.child(arm).table("scores", lambda *_, t=table: combined(t)) for arm, table in task.tables.items()
         }
-        return {"arms": {arm: measure(table, **settings) for arm, table in tables.items()}, "replies": 0,
-                "experts": expert_agreement(task.experts)}  # fmt: skip
+        return {
+            "arms": {arm: measure(table, **settings) for arm, table in tables.items()},
+            "replies": 0,
+            "experts": expert_agreement(task.experts),
+        }
     transcript = chat.Transcript(run.folder / "transcript.jsonl", keep_requests=not task.is_simulated)
     arms = {}
     for arm in task.arms(seed):
@@ -243,7 +260,8 @@ def ask_all(part: Part, model: ChatModel, refs: pd.DataFrame, config: Config, se
 
 
 def sample_indirect(refs: pd.DataFrame, model: ChatModel, j: int, config: Config) -> pd.DataFrame:
-    """`j` answers to "who wrote it?" for each reference; `value` is the number of names, missing where there are none."""
+    """`j` answers to "who wrote it?" for each reference; `value` is the number of names, missing where there are
+    none."""
     prompts = [chat_of(config, AUTHORS.fill(title=in_quotes(title))) for title in refs["gen_title"]]
     table = in_sessions(refs, model, "IQ", prompts, j, config.author_tokens, AUTHORS, config)
     return table.assign(value=[len(names) if (names := read_names(text)) else math.nan for text in table["text"]])
@@ -268,16 +286,30 @@ def sample_direct(refs: pd.DataFrame, model: ChatModel, kind: str, m: int, confi
 
 
 def in_sessions(
-    refs: pd.DataFrame, model: ChatModel, query: str, prompts: Sequence[tuple], n: int, max_tokens: int,
-    template: Template, config: Config,
-) -> pd.DataFrame:  # fmt: skip
+    refs: pd.DataFrame,
+    model: ChatModel,
+    query: str,
+    prompts: Sequence[tuple],
+    n: int,
+    max_tokens: int,
+    template: Template,
+    config: Config,
+) -> pd.DataFrame:
     """`n` samples of each prompt, each a request of its own with its own number: columns of the samples table."""
     requests = [(prompt, i) for prompt in prompts for i in range(n)]
     ids = refs["ref_id"].repeat(n).tolist()
     replies = ask(model, requests, config.temperature, max_tokens, ids)
     logps = [float(np.mean(reply.logps)) if reply.logps else math.nan for reply in replies]
-    return pd.DataFrame({"ref_id": ids, "query": query, "sample_index": [i for _, i in requests],
-                         "text": [reply.text for reply in replies], "logp": logps, "template": template.version})  # fmt: skip
+    return pd.DataFrame(
+        {
+            "ref_id": ids,
+            "query": query,
+            "sample_index": [i for _, i in requests],
+            "text": [reply.text for reply in replies],
+            "logp": logps,
+            "template": template.version,
+        }
+    )
 
 
 def ask(
@@ -306,9 +338,16 @@ def agree(part: Part, model: ChatModel, samples: pd.DataFrame, config: Config) -
             continue
         found = author_overlaps(pairs, method, judge, official=config.rules == "official")
         tables.append(
-            pd.DataFrame({"ref_id": [ref_id for ref_id, _ in rows], "pair": [list(pair) for _, pair in rows], "method": method,
-                          "overlap": [o.value for o in found], "raw_text": [o.raw_text for o in found]})
-        )  # fmt: skip
+            pd.DataFrame(
+                {
+                    "ref_id": [ref_id for ref_id, _ in rows],
+                    "pair": [list(pair) for _, pair in rows],
+                    "method": method,
+                    "overlap": [o.value for o in found],
+                    "raw_text": [o.raw_text for o in found],
+                }
+            )
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -319,22 +358,34 @@ Holds = Callable[[Measured], bool]
 TEXTS = {
     "C1": ("Titles are often invented, less by better models", "rate .468 (GPT-4), .596 (GPT-3.5), .736 (davinci-003)"),
     "C2": ("The agreement of author lists separates real from invented", "AUROC of IQ .878, .783, .692"),
-    "C2b": ("It does so in a transformer that has learned its books: AUROC above .8", "mechanism of C2, from the specification"),
-    "C2c": ("It does so the more the oftener a book was read: Spearman of IQ and exposure above .5", "mechanism of C2, as C2b"),
-    "C3": ("Direct questions fail for weaker models, which say yes to everything: IQ is ahead of them",
-           "DQ1 .887, .540, .556; IQ - DQ +.11 to +.21 (GPT-3.5), +.03 to +.12 (davinci), reversed for GPT-4"),
+    "C2b": (
+        "It does so in a transformer that has learned its books: AUROC above .8",
+        "mechanism of C2, from the specification",
+    ),
+    "C2c": (
+        "It does so the more the oftener a book was read: Spearman of IQ and exposure above .5",
+        "mechanism of C2, as C2b",
+    ),
+    "C3": (
+        "Direct questions fail for weaker models, which say yes to everything: IQ is ahead of them",
+        "DQ1 .887, .540, .556; IQ - DQ +.11 to +.21 (GPT-3.5), +.03 to +.12 (davinci), reversed for GPT-4",
+    ),
     "C4": ("Combining helps: IQ+DQ is ahead of DQ", "IQ+DQ .929, .792, .708; DQ .917, .623, .621"),
     "C4b": ("IQ+DQ is ahead of IQ", "by +.037 to +.064 for GPT-4; not established for the two weaker models"),
-    "C5": ("A threshold keeps a cleaner list: fewer invented ones above IQ .5", "39.6 % kept with FDR .083, from .468 (GPT-4)"),
+    "C5": (
+        "A threshold keeps a cleaner list: fewer invented ones above IQ .5",
+        "39.6 % kept with FDR .083, from .468 (GPT-4)",
+    ),
     "C6": ("Labels from a search for the title are right", ".99 to 1.00 agreement with four experts on 100 titles"),
     "C7": ("Larger Llama-2 models invent less", "figures not available"),
-}  # fmt: skip
+}
 
 
 def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Claims:
     """The claims of the specification page; effects are differences of AUROC or of shares of invented references.
 
-    A recorded file is decided by the bootstrap over topics; the seeds of such a run seed that bootstrap and nothing else.
+    A recorded file is decided by the bootstrap over topics; the seeds of such a run seed that bootstrap and nothing
+    else.
     """
     world = experiment.task.is_simulated
     # A simulated model shows that a pipeline works in small, whatever its size; "full" is for real models.
@@ -346,8 +397,11 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
 
     def test(id: str, arm: str, effect: Effect, also: Mapping[str, Holds], **options: Any) -> None:
         """Tests one number a seed, with labels as they are and shuffled; the conditions must hold in every seed."""
-        parts = {seed: part for seed, result in zip(found.seeds, results, strict=True)
-                 if (part := result["arms"].get(arm, {})).get("n_measured")}  # fmt: skip
+        parts = {
+            seed: part
+            for seed, result in zip(found.seeds, results, strict=True)
+            if (part := result["arms"].get(arm, {})).get("n_measured")
+        }
         measured, control = ([effect(part, shuffled) for part in parts.values()] for shuffled in (False, True))
         if not parts or not np.isfinite([*measured, *control]).all():
             no_labels = "no seed trains a transformer" if arm != main else "no labelled reference with all scores"
@@ -356,9 +410,15 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
             return
         conditions = {name: all(holds(part) for part in parts.values()) for name, holds in also.items()}
         found.test(
-            id, TEXTS[id][0], paper=TEXTS[id][1], measured=measured, control=control, also=conditions,
-            seeds=list(parts), **{"control_is": "labels shuffled", **options},
-        )  # fmt: skip
+            id,
+            TEXTS[id][0],
+            paper=TEXTS[id][1],
+            measured=measured,
+            control=control,
+            also=conditions,
+            seeds=list(parts),
+            **{"control_is": "labels shuffled", **options},
+        )
 
     def ahead(a: str, b: str = "") -> Effect:
         """AUROC of a score less that of another, or than 0.5."""

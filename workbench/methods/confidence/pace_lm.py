@@ -4,13 +4,14 @@ An on-call engineer gets a root cause from some language model. Two scores are a
 
     coe  is the evidence enough?        share of yes; shown: the incident and K similar older ones, NOT the proposal
     rce  how well does it support it?   mean rating / 5; shown: the same and the proposal
-    c = T(coe, rce)                     a probability; T is fitted on labelled cases, logistic with the product by default
+    c = T(coe, rce)                     a probability; T is fitted on labelled cases, logistic with the product by
+    default
 
 Each score is the mean over A written analyses with B short answers each.
 
-**Source**: Zhang et al., arXiv 2309.05833; no code and no data are public. The abstract gives the two phases, the retrieved
-history and the optimisation step; the names of the scores, yes/no sampling and ten bins are from memory. The family of T,
-K, A, B, the scale 0 to 5 and all wording of prompts are the specification's or ours.
+**Source**: Zhang et al., arXiv 2309.05833; no code and no data are public. The abstract gives the two phases, the
+retrieved history and the optimisation step; the names of the scores, yes/no sampling and ten bins are from memory. The
+family of T, K, A, B, the scale 0 to 5 and all wording of prompts are the specification's or ours.
 
 What differs, and why:
 - T is fitted in three families, chosen by cross-validated Brier score; the claims name the logistic one.
@@ -91,8 +92,8 @@ class Config(Presets):
 
 
 # ---------------------------------------------------------------------------------------------------------- prompts
-SHOWN = """You look at an incident in a cloud service. Below it are earlier incidents whose causes are known, the most similar \
-first.
+SHOWN = """You look at an incident in a cloud service. Below it are earlier incidents whose causes are known, the most \
+similar first.
 
 Current incident
 {incident}
@@ -105,31 +106,44 @@ Earlier incidents
 PROPOSED = SHOWN + "Proposed cause: {prediction}\n\n"
 ANALYSED = "Analysis\n{analysis}\n\n"
 
-COE_ANALYSIS = Template("coe-analysis", SHOWN + (
-    "Compare the current incident with every earlier one: which of its symptoms match, and which do not? Then say whether a "
-    "cause of the current incident could be argued from these references at all. Do not name a cause. At most 200 words."
-))  # fmt: skip
-COE_ANSWER = Template("coe-answer", SHOWN + ANALYSED + (
-    "Is the evidence in these earlier incidents enough to judge what caused the current one? Reply with one line: "
-    '"Sufficient: yes" or "Sufficient: no".'
-))  # fmt: skip
-RCE_ANALYSIS = Template("rce-analysis", PROPOSED + (
-    "Which of the earlier incidents support the proposed cause, which speak against it, and what is missing to be sure of it? "
-    "At most 200 words."
-))  # fmt: skip
-RCE_RATING = Template("rce-rating", PROPOSED + ANALYSED + (
-    "How well do the earlier incidents support the proposed cause?\n"
+COE_ANALYSIS = Template(
+    "coe-analysis",
+    SHOWN
+    + "Compare the current incident with every earlier one: which of its symptoms match, and which do not? Then say"
+    " whether a cause of the current incident could be argued from these references at all. Do not name a cause. At"
+    " most 200 words.",
+)
+COE_ANSWER = Template(
+    "coe-answer",
+    SHOWN
+    + ANALYSED
+    + "Is the evidence in these earlier incidents enough to judge what caused the current one? Reply with one line: "
+    '"Sufficient: yes" or "Sufficient: no".',
+)
+RCE_ANALYSIS = Template(
+    "rce-analysis",
+    PROPOSED
+    + "Which of the earlier incidents support the proposed cause, which speak against it, and what is missing to be"
+    " sure of it? At most 200 words.",
+)
+RCE_RATING = Template(
+    "rce-rating",
+    PROPOSED + ANALYSED + "How well do the earlier incidents support the proposed cause?\n"
     "0: they contradict it.\n1: they point to something else.\n2: they say nothing for it.\n"
     "3: it is plausible, without direct support.\n4: an incident much like this one had this cause.\n"
     "5: they document the same fault with the same symptoms.\n"
-    'Reply with one line: "Score: " and a whole number from 0 to 5.'
-))  # fmt: skip
+    'Reply with one line: "Score: " and a whole number from 0 to 5.',
+)
 STATE = (
     'How probable is it that the proposed cause is right? Reply with one line: "Confidence: " and a number from 0 to 1.'
 )
-DIRECT = Template("direct", (
-    "You look at an incident in a cloud service.\n\nCurrent incident\n{incident}\n\nProposed cause: {prediction}\n\n" + STATE
-))  # fmt: skip
+DIRECT = Template(
+    "direct",
+    (
+        "You look at an incident in a cloud service.\n\nCurrent incident\n{incident}\n\nProposed cause:"
+        " {prediction}\n\n" + STATE
+    ),
+)
 DIRECT_REFERENCES = Template("direct-references", PROPOSED + STATE)
 
 
@@ -142,7 +156,8 @@ def read_sufficient(text: str) -> float:
 
 
 def read_score(text: str) -> float:
-    """The whole number behind the last "Score:", as a share of 5; NaN for none, a fraction, a range, or outside 0 to 5."""
+    """The whole number behind the last "Score:", as a share of 5; NaN for none, a fraction, a range, or outside 0 to
+    5."""
     said = re.findall(r"\bscore[*_ \t]*[:=][*_ \t]*(-?\d+(?:\.\d+)?)(?!\d)(\s*(?:-|–|to)\s*\d)?", text, re.IGNORECASE)
     number, is_range = said[-1] if said else ("", "")
     return int(number) / 5 if re.fullmatch(r"[0-5]", number) and not is_range else math.nan
@@ -209,9 +224,13 @@ def run(task: Incidents | CaseFile, config: Config, seed: int, run: Run) -> dict
     everything = tables[MAIN]
     whole = {arm: cases_of.complete(table[table["predictor"] == predictors[0]]) for arm, table in tables.items()}
     result: dict[str, Any] = {
-        "replies": len(transcript), "labelled": labelled, "enough_labels": enough, **left_out,
-        "excluded": retrieval.allowed(cases, history)._asdict() | {"pairs": None}, "arms": {},
-    }  # fmt: skip
+        "replies": len(transcript),
+        "labelled": labelled,
+        "enough_labels": enough,
+        **left_out,
+        "excluded": retrieval.allowed(cases, history)._asdict() | {"pairs": None},
+        "arms": {},
+    }
     chosen = choose(whole[MAIN], config, seed, result) if labelled else None
     run.table("scores", lambda: cases_of.score_table(everything, chosen))
     if chosen is None or not enough or "test" not in set(whole[MAIN]["split"]):
@@ -222,8 +241,12 @@ def run(task: Incidents | CaseFile, config: Config, seed: int, run: Run) -> dict
     if "fresh" in set(whole[MAIN]["split"]):
         result["fresh"] = measure(whole[MAIN], "fresh", names=FAMILIES)
     rows = run.table("measured", lambda: cases_of.measured(whole[MAIN], chosen, seed))
-    run.table("report", lambda: calibration.calibration_report(
-        rows["chosen"], rows["correct"], config.bins, rounds=config.bootstrap, seed=seed))  # fmt: skip
+    run.table(
+        "report",
+        lambda: calibration.calibration_report(
+            rows["chosen"], rows["correct"], config.bins, rounds=config.bootstrap, seed=seed
+        ),
+    )
     result["gains"] = cases_of.gains(rows, bins=config.bins, rounds=config.bootstrap, seed=seed)
     result["transfer"] = {
         name: cases_of.transfer(
@@ -254,7 +277,8 @@ def find_references(
 
 
 def choose(table: pd.DataFrame, config: Config, seed: int, result: dict[str, Any]) -> TransformMap:
-    """T of the reported confidence: by cross-validated Brier score on the calibration cases, or the family asked for."""
+    """T of the reported confidence: by cross-validated Brier score on the calibration cases, or the family asked
+    for."""
     if result["enough_labels"]:
         ranked = calibration.choose_family(*cases_of.columns(table, "calibration"), seed=seed)
     else:
@@ -267,18 +291,26 @@ def choose(table: pd.DataFrame, config: Config, seed: int, result: dict[str, Any
 
 
 def ask_phases(
-    cases: pd.DataFrame, refs: pd.DataFrame, history: pd.DataFrame, arm: str, model: chat.ChatModel, ask: Callable,
+    cases: pd.DataFrame,
+    refs: pd.DataFrame,
+    history: pd.DataFrame,
+    arm: str,
+    model: chat.ChatModel,
+    ask: Callable,
     config: Config,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """The samples table of one arm. A case without a proposal is not rated, one without an older incident not asked."""
     texts, with_past = with_texts(refs, history), cases["case_id"].isin(refs["case_id"]) | (arm == "none")
     everyone: Any = cases[with_past]
     proposed: Any = cases[with_past & has_prediction(cases)]
     sample = partial(sample_scores, refs=texts, model=model, ask=ask, answer_tokens=config.answer_tokens)
     twice = partial(
-        sample, n_analyses=config.n_analyses, n_answers=config.n_answers, temperature=config.temperature,
+        sample,
+        n_analyses=config.n_analyses,
+        n_answers=config.n_answers,
+        temperature=config.temperature,
         analysis_tokens=config.analysis_tokens,
-    )  # fmt: skip
+    )
     parts = [twice(everyone, phase=PHASES["coe"]), twice(proposed, phase=PHASES["rce"])]
     if arm == MAIN:
         parts += [sample(proposed, phase=p, n_analyses=1, n_answers=1, temperature=0.0) for p in STATED.values()]
@@ -294,8 +326,8 @@ def values(results: Sequence[Mapping[str, Any]], arm: str, score: str, metric: s
     """
     if not all(result["arms"] for result in results):
         raise ValueError(
-            f"fewer than {calibration.ENOUGH} labelled calibration cases, or no labelled test cases: nothing can be measured; "
-            "what was scored is in scores.parquet"
+            f"fewer than {calibration.ENOUGH} labelled calibration cases, or no labelled test cases: nothing can be"
+            " measured; what was scored is in scores.parquet"
         )
     return np.array([result["arms"][arm]["scores"][score][metric] for result in results], dtype=float)
 
@@ -303,8 +335,8 @@ def values(results: Sequence[Mapping[str, Any]], arm: str, score: str, metric: s
 def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Claims:
     """The claims of the specification page. All confidences are the logistic map's, the specification's default.
 
-    Where the cases are real, the seeds share them and differ in what the model samples; a gain must then also exclude 0 in
-    a bootstrap over cases.
+    Where the cases are real, the seeds share them and differ in what the model samples; a gain must then also exclude 0
+    in a bootstrap over cases.
     """
     world = experiment.task.is_simulated
     # A simulated model shows that a pipeline works in small, whatever its size; "full" is for real models.
@@ -325,15 +357,25 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
         {f"ECE below {BEST_ECE:g}, gain above {ECE_GAIN:g} in 9 of 10 seeds": small >= SEEDS_SHARE} if world else {}
     )
     found.test(
-        "C1", "The fitted confidence is calibrated: lower ECE than the raw rating", paper=unknown, measured=gain,
-        control=ece("raw_rce") - ece("flipped"), control_is="labels turned over when fitting", test="wilcoxon", unit="ECE",
+        "C1",
+        "The fitted confidence is calibrated: lower ECE than the raw rating",
+        paper=unknown,
+        measured=gain,
+        control=ece("raw_rce") - ece("flipped"),
+        control_is="labels turned over when fitting",
+        test="wilcoxon",
+        unit="ECE",
         also={
-            **in_world, **over_cases("ece_raw_rce"), **over_cases("ece_direct"),
+            **in_world,
+            **over_cases("ece_raw_rce"),
+            **over_cases("ece_direct"),
             "below the stated number too": interval(ece("direct") - ece("logistic"))[0] > 0,
             "Brier no worse than the base rate's": bool(brier("logistic").mean() <= brier("base_rate").mean()),
         },
-        note=f"ECE {ece('logistic').mean():.3f}; the base rate's {ece('base_rate').mean():.3f}: a constant is calibrated",
-    )  # fmt: skip
+        note=(
+            f"ECE {ece('logistic').mean():.3f}; the base rate's {ece('base_rate').mean():.3f}: a constant is calibrated"
+        ),
+    )
     random = auroc("logistic", "random")
     falls = (
         {"AUROC .45 to .55 with random ones": bool(RANDOM_AUROC[0] <= random.mean() <= RANDOM_AUROC[1])}
@@ -341,9 +383,14 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
         else {}
     )
     found.test(
-        "C2", "Similar earlier incidents help: higher AUROC than with random ones", paper=unknown,
-        measured=auroc("logistic") - random, control=auroc("logistic", "random_again") - random,
-        control_is="random ones drawn again", test="wilcoxon", unit="AUROC",
+        "C2",
+        "Similar earlier incidents help: higher AUROC than with random ones",
+        paper=unknown,
+        measured=auroc("logistic") - random,
+        control=auroc("logistic", "random_again") - random,
+        control_is="random ones drawn again",
+        test="wilcoxon",
+        unit="AUROC",
         also={
             "better than without any": bool((auroc("logistic") - auroc("logistic", "none")).mean() > 0),
             "Brier better than with random ones": bool(brier("logistic").mean() < brier("logistic", "random").mean()),
@@ -351,19 +398,25 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
             **falls,
         },
         note=f"ECE with random ones {ece('logistic', 'random').mean():.3f}: low, and worth nothing",
-    )  # fmt: skip
+    )
     follows = abs(np.mean([r["coe_follows"] for r in results])) if world else math.nan
     unseen = {"coe does not follow the proposal": bool(follows < FOLLOWS)} if world else {}
     found.test(
-        "C3", "Asking about the evidence first helps: higher AUROC than the rating alone", paper=unknown,
-        measured=auroc("logistic") - auroc("raw_rce"), control=auroc("coe_shuffled") - auroc("raw_rce"),
-        control_is="coe in random order", test="wilcoxon", unit="AUROC",
+        "C3",
+        "Asking about the evidence first helps: higher AUROC than the rating alone",
+        paper=unknown,
+        measured=auroc("logistic") - auroc("raw_rce"),
+        control=auroc("coe_shuffled") - auroc("raw_rce"),
+        control_is="coe in random order",
+        test="wilcoxon",
+        unit="AUROC",
         also={
             "Brier better than the rating's affine map": bool(brier("logistic").mean() < brier("grid_rce").mean()),
             "Brier better than the rating's Platt map": bool(brier("logistic").mean() < brier("rce").mean()),
-            **unseen, **over_cases("auroc_raw_rce"),
+            **unseen,
+            **over_cases("auroc_raw_rce"),
         },
-    )  # fmt: skip
+    )
     c4 = "It carries over: one predictor's map raises the ECE of another by less than .05"
     if all(result.get("transfer") for result in results):
         worst, constant = (
@@ -372,15 +425,28 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
         )
         refitted = np.mean([t["refitted"] for result in results for t in result["transfer"].values()])
         found.test(
-            "C4", c4, paper=unknown, measured=worst, control=constant, control_is="base rate of the first predictor",
-            direction="less", margin=TRANSFER_MARGIN, test="wilcoxon", unit="ECE",
+            "C4",
+            c4,
+            paper=unknown,
+            measured=worst,
+            control=constant,
+            control_is="base rate of the first predictor",
+            direction="less",
+            margin=TRANSFER_MARGIN,
+            test="wilcoxon",
+            unit="ECE",
             note=f"largest of {len(results[0]['transfer'])} predictors; refitted, their ECE is {refitted:.3f}",
-        )  # fmt: skip
+        )
     else:
         found.needs_full_scale("C4", c4, unknown, "the cases come from one predictor")
     found.test(
-        "C5", "Text alone suffices: without log-probs or weights the confidence tells right from wrong", paper="by construction",
-        measured=auroc("logistic") - 0.5, control=auroc("labels_shuffled") - 0.5, control_is="labels shuffled",
-        test="wilcoxon", unit="AUROC above 1/2",
-    )  # fmt: skip
+        "C5",
+        "Text alone suffices: without log-probs or weights the confidence tells right from wrong",
+        paper="by construction",
+        measured=auroc("logistic") - 0.5,
+        control=auroc("labels_shuffled") - 0.5,
+        control_is="labels shuffled",
+        test="wilcoxon",
+        unit="AUROC above 1/2",
+    )
     return found

@@ -52,7 +52,7 @@ from workbench.feedback.questions import (
     self_consistency,
     shown,
     shown_answer,
-)  # fmt: skip
+)
 from workbench.runs import Run
 from workbench.worlds.exposed_facts import ExposedFacts
 from workbench.worlds.known_questions import KnownQuestions
@@ -153,8 +153,8 @@ def run(task: KnownQuestions | QuestionFile, config: Config, seed: int, run: Run
     """Every scorer on every regime and data set of the task, for one seed. Rankings never leave a data set.
 
     Returns:
-        `{"arms": {regime: {data set: measurements}}, ...}`. The run folder gets the transcript and, for each data set, the
-        tables `matchups` and `scores`; a killed run goes on from them.
+        `{"arms": {regime: {data set: measurements}}, ...}`. The run folder gets the transcript and, for each data set,
+        the tables `matchups` and `scores`; a killed run goes on from them.
     """
     transcript = chat.Transcript(run.folder / "transcript.jsonl", keep_requests=not task.is_simulated)
     found: dict[str, Any] = {"arms": {}}
@@ -172,9 +172,14 @@ def run(task: KnownQuestions | QuestionFile, config: Config, seed: int, run: Run
 
 
 def rank_questions(
-    questions: list[Question], model: chat.ChatModel, transcript: chat.Transcript, config: Config, seed: int, run: Run,
+    questions: list[Question],
+    model: chat.ChatModel,
+    transcript: chat.Transcript,
+    config: Config,
+    seed: int,
+    run: Run,
     sensed: Mapping[str, float],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The paper's procedure on one data set: answer, sample, compare, rank; then measure."""
     ask = partial(transcript.ask, model)
 
@@ -219,16 +224,36 @@ def rank_questions(
                 to_matches(table, qids), table["round"].to_numpy(), correct, felt, l2=config.l2
             )
     return {
-        "dropped": dropped, "n_judgments": len(matches), "n_samples": agree.size, "rounds": int(rounds.max()) + 1,
-        "unparsed_stated": int(np.isnan(direct).sum()), "unparsed_samples": int(np.isnan(agree).sum()),
+        "dropped": dropped,
+        "n_judgments": len(matches),
+        "n_samples": agree.size,
+        "rounds": int(rounds.max()) + 1,
+        "unparsed_stated": int(np.isnan(direct).sum()),
+        "unparsed_samples": int(np.isnan(agree).sum()),
         "unparsed_judgments": unparsed,
-        "ties": matchups["parse_status"].tolist().count("tie"), "transitivity": ranking.transitivity(matches, n),
-        "position": ratings["bt_position"].position, "by_rounds": by_rounds,
+        "ties": matchups["parse_status"].tolist().count("tie"),
+        "transitivity": ranking.transitivity(matches, n),
+        "position": ratings["bt_position"].position,
+        "by_rounds": by_rounds,
         "sensed_correlation": float(np.corrcoef(felt, scores["bt"])[0, 1]) if sensed else None,
-        **measure(scores, correct, rng("measure"), curves=kept, calibrated=("direct", "bt"), against=("direct", "hybrid_sc"), main="bt"),
-        "elo_orders": elo_orders(matches, correct, rng("orders"), ks={"elo": config.elo_k, "elo_k400": ELO_K_PAPER},
-                                 passes=config.elo_passes, orders=config.shuffles),
-    }  # fmt: skip
+        **measure(
+            scores,
+            correct,
+            rng("measure"),
+            curves=kept,
+            calibrated=("direct", "bt"),
+            against=("direct", "hybrid_sc"),
+            main="bt",
+        ),
+        "elo_orders": elo_orders(
+            matches,
+            correct,
+            rng("orders"),
+            ks={"elo": config.elo_k, "elo_k400": ELO_K_PAPER},
+            passes=config.elo_passes,
+            orders=config.shuffles,
+        ),
+    }
 
 
 def ask_judgments(
@@ -241,10 +266,19 @@ def ask_judgments(
     read = [chat.preference(text, "More confident") for text in texts]
     qids = np.array([p["qid"] for p in players])
     return pd.DataFrame(
-        {"match_id": [f"m{i}" for i in range(len(pairs))], "round": pairs["round"], "host": qids[pairs["host"]],
-         "left": qids[left], "right": qids[right], "outcome": [r.outcome for r in read], "raw_text": texts,
-         "parse_status": [r.status for r in read], "model": model.name, "seed": seed}
-    )  # fmt: skip
+        {
+            "match_id": [f"m{i}" for i in range(len(pairs))],
+            "round": pairs["round"],
+            "host": qids[pairs["host"]],
+            "left": qids[left],
+            "right": qids[right],
+            "outcome": [r.outcome for r in read],
+            "raw_text": texts,
+            "parse_status": [r.status for r in read],
+            "model": model.name,
+            "seed": seed,
+        }
+    )
 
 
 def ask_actively(
@@ -330,10 +364,13 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
         """Bradley-Terry's gain over a baseline, beside the same gain where there is no signal."""
         off = ("bt", "Z", "the same in regime Z, no signal") if world else ("bt_shuffled", main, "outcomes shuffled")
         return {
-            "measured": gain("bt", baseline, main, metric), "control": gain(off[0], baseline, off[1], metric),
-            "control_is": off[2], "control_alpha": Z_ALPHA if world else 0.05, "test": "wilcoxon",
+            "measured": gain("bt", baseline, main, metric),
+            "control": gain(off[0], baseline, off[1], metric),
+            "control_is": off[2],
+            "control_alpha": Z_ALPHA if world else 0.05,
+            "test": "wilcoxon",
             "unit": "points of AUROC" if metric == "auroc" else "points",
-        }  # fmt: skip
+        }
 
     def over_questions(baseline: str) -> dict[str, bool]:
         parts = [] if world else [part for part in results[0]["arms"][main].values() if part["n_labelled"]]
@@ -344,43 +381,65 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
 
     also = {f"{name} ahead too": gain(name, "direct").mean() > 0 for name in ("trueskill", "elo")}
     found.test(
-        "C1", "Bradley-Terry on confidence preferences beats the stated confidence", paper=".839 against .805",
-        paper_effect=3.4, **beats("direct"), also={**also, **over_questions("direct")},
-    )  # fmt: skip
+        "C1",
+        "Bradley-Terry on confidence preferences beats the stated confidence",
+        paper=".839 against .805",
+        paper_effect=3.4,
+        **beats("direct"),
+        also={**also, **over_questions("direct")},
+    )
 
     c2 = {"statement": "It beats hybrid self-consistency on average, not everywhere", "paper": ".839 against .824"}
-    c3 = {"statement": "The gain over hybrid self-consistency depends on the domain",
-          "paper": "STEM .803 against .772, commonsense .875 against .894"}  # fmt: skip
+    c3 = {
+        "statement": "The gain over hybrid self-consistency depends on the domain",
+        "paper": "STEM .803 against .772, commonsense .875 against .894",
+    }
     if world:
         found.needs_full_scale("C2", **c2, why="the embedded world plants which of the two wins (C3)")
         sides = {arm: gain("bt", "hybrid_sc", arm) for arm in "RSZ"}
         signs = {"ahead in R": sides["R"].mean() > 0, "behind in S": sides["S"].mean() < 0}
         found.test(
-            "C3", c3["statement"] + " (planted: on which signal is good, R minus S)", paper=c3["paper"],
-            measured=sides["R"] - sides["S"], control=sides["Z"], control_is="the gain in regime Z, no signal",
+            "C3",
+            c3["statement"] + " (planted: on which signal is good, R minus S)",
+            paper=c3["paper"],
+            measured=sides["R"] - sides["S"],
+            control=sides["Z"],
+            control_is="the gain in regime Z, no signal",
             control_alpha=Z_ALPHA,
-            also=signs, test="wilcoxon", unit="points",
-        )  # fmt: skip
+            also=signs,
+            test="wilcoxon",
+            unit="points",
+        )
     else:
         found.test("C2", **c2, paper_effect=1.5, **beats("hybrid_sc"), also=over_questions("hybrid_sc"))
         found.needs_full_scale("C3", **c3, why="needs the paper's 14 data sets by domain")
     found.needs_full_scale(
-        "C4", "The gain over direct depends on the model: Llama 3.1 405B most, Claude 3.5 Sonnet least",
-        paper="+6.1 and +1.1 points", why="a run has one model; the order needs five large ones",
-    )  # fmt: skip
+        "C4",
+        "The gain over direct depends on the model: Llama 3.1 405B most, Claude 3.5 Sonnet least",
+        paper="+6.1 and +1.1 points",
+        why="a run has one model; the order needs five large ones",
+    )
 
     everyone = min(part["rounds"] for result in results for part in result["arms"][main].values())
     steps = [few for few in sorted(experiment.config.budgets) if few < everyone]
-    c5 = {"statement": f"More opponents help, with saturation: {everyone} against {min(steps, default='fewer')}",
-          "paper": "gain at 5, 10, 15: 0.9, 1.8, 1.8 % (GPT-4o), 2.2, 3.2, 4.9 % (Llama)"}  # fmt: skip
+    c5 = {
+        "statement": f"More opponents help, with saturation: {everyone} against {min(steps, default='fewer')}",
+        "paper": "gain at 5, 10, 15: 0.9, 1.8, 1.8 % (GPT-4o), 2.2, 3.2, 4.9 % (Llama)",
+    }
     if steps:
         auc = [values(results, main, "auc", name).mean() for name in (*(f"bt_n{few}" for few in steps), "bt")]
         slopes = np.diff(auc) / np.diff([*steps, everyone])
         found.test(
-            "C5", c5["statement"], paper=c5["paper"], measured=gain("bt", f"bt_n{steps[0]}"), test="wilcoxon",
-            control=gain("bt_shuffled", f"bt_shuffled_n{steps[0]}"), control_is="outcomes shuffled", unit="points",
+            "C5",
+            c5["statement"],
+            paper=c5["paper"],
+            measured=gain("bt", f"bt_n{steps[0]}"),
+            test="wilcoxon",
+            control=gain("bt_shuffled", f"bt_shuffled_n{steps[0]}"),
+            control_is="outcomes shuffled",
+            unit="points",
             also={"monotone in the mean": all(slopes >= 0), "later opponents add less": all(np.diff(slopes) <= 0)},
-        )  # fmt: skip
+        )
     else:
         found.needs_full_scale(
             "C5", **c5, why=f"budgets={experiment.config.budgets} has no smaller number of opponents"
@@ -389,10 +448,18 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
     pairs = (("bt", "trueskill"), ("trueskill", "elo"))
     close = {f"{a} and {b}": p_value(gain(a, b), "equivalent", margin=1.0) < 0.05 for a, b in pairs}
     found.test(
-        "C6", "The aggregators are close: Bradley-Terry and Elo (K 32) within one point",
-        paper=".839 and .836 (TrueSkill .840)", paper_effect=0.3, measured=gain("bt", "elo"), direction="equivalent",
-        margin=1.0, unit="points", also=close, control=gain("bt", "elo_shuffled"), control_is="Elo, outcomes shuffled",
-    )  # fmt: skip
+        "C6",
+        "The aggregators are close: Bradley-Terry and Elo (K 32) within one point",
+        paper=".839 and .836 (TrueSkill .840)",
+        paper_effect=0.3,
+        measured=gain("bt", "elo"),
+        direction="equivalent",
+        margin=1.0,
+        unit="points",
+        also=close,
+        control=gain("bt", "elo_shuffled"),
+        control_is="Elo, outcomes shuffled",
+    )
 
     c7 = {"statement": "AUROC tells the same: Bradley-Terry beats the stated confidence", "paper": ".749 against .645"}
     if world:
@@ -422,10 +489,16 @@ def found_in_worlds(found: Claims, experiment: Experiment, results: Sequence[Map
 
     if config.compare_active and config.schedule == "random_opponents":
         found.test(
-            "A1", f"Opponents chosen by expected information beat random ones at {few} judgments a question",
-            paper="not in the paper", measured=active_gain(main), control=active_gain("Z"), test="wilcoxon", unit="points",
-            control_is="regime Z, no signal", control_alpha=Z_ALPHA,
-        )  # fmt: skip
+            "A1",
+            f"Opponents chosen by expected information beat random ones at {few} judgments a question",
+            paper="not in the paper",
+            measured=active_gain(main),
+            control=active_gain("Z"),
+            test="wilcoxon",
+            unit="points",
+            control_is="regime Z, no signal",
+            control_alpha=Z_ALPHA,
+        )
     several = "bt_n10" if 10 in config.budgets else "bt"
     read = {"F": ("1", "at temperature 0"), "FT": ("2", "at temperature 0.7")}
     for arm, (number, how) in read.items() if config.facts else ():
@@ -433,13 +506,24 @@ def found_in_worlds(found: Claims, experiment: Experiment, results: Sequence[Map
         shuffled = area(several.replace("bt", "bt_shuffled"))
         stated, raw = area("direct"), area("option_logp")
         found.test(
-            f"B{number}a", f"A trained transformer judged {how}: comparisons rank better than its coarse stated number",
-            paper="expected by the specification (level B)", measured=100 * (area(several) - stated), test="wilcoxon",
-            unit="points", control=100 * (shuffled - stated), control_is="outcomes shuffled",
+            f"B{number}a",
+            f"A trained transformer judged {how}: comparisons rank better than its coarse stated number",
+            paper="expected by the specification (level B)",
+            measured=100 * (area(several) - stated),
+            test="wilcoxon",
+            unit="points",
+            control=100 * (shuffled - stated),
+            control_is="outcomes shuffled",
             also={"the stated number above the accuracy": bool((stated > values(results, arm, "accuracy")).all())},
-        )  # fmt: skip
+        )
         found.test(
-            f"B{number}b", f"A trained transformer judged {how}: comparisons come within one point of its raw probability",
-            paper="expected by the specification (level B)", measured=100 * (area(several) - raw), direction="equivalent",
-            margin=1.0, unit="points", control=100 * (shuffled - raw), control_is="outcomes shuffled",
-        )  # fmt: skip
+            f"B{number}b",
+            f"A trained transformer judged {how}: comparisons come within one point of its raw probability",
+            paper="expected by the specification (level B)",
+            measured=100 * (area(several) - raw),
+            direction="equivalent",
+            margin=1.0,
+            unit="points",
+            control=100 * (shuffled - raw),
+            control_is="outcomes shuffled",
+        )

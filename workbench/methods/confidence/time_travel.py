@@ -39,7 +39,7 @@ from workbench.feedback.contamination import (
     fitting,
     match_judge,
     split_instances,
-)  # fmt: skip
+)
 from workbench.feedback.learned_overlap import bleurt
 from workbench.feedback.partitions import PartitionFile, RecordedScores, choose
 from workbench.partition_tests import (
@@ -54,7 +54,7 @@ from workbench.partition_tests import (
     n_right,
     over_seeds,
     verdict_table,
-)  # fmt: skip
+)
 from workbench.runs import Run
 from workbench.text_overlap import edit_similarity, rouge_l
 from workbench.worlds.named_data_sets import NamedDataSets
@@ -102,11 +102,13 @@ class Config(Presets):
 
     PRESETS: ClassVar = {
         "smoke": {
-            "bootstrap": 500, "simulations": 20,
+            "bootstrap": 500,
+            "simulations": 20,
             "world": {"steps": 25, "width": 48, "batch_size": 32, "n_unnamed": 400, "n_named": 5},
         },
-        "tiny": {}, "full": {"n_instances": 50},
-    }  # fmt: skip
+        "tiny": {},
+        "full": {"n_instances": 50},
+    }
 
     def __post_init__(self):
         if self.min_p > self.max_p:
@@ -129,18 +131,29 @@ def open_task(
     if recorded:
         return recorded
     if not model and not dataset:
-        own = {"arms": tuple(config.arms), "n_instances": config.n_instances, "learner": config.learner,
-               "garbled": config.garbled, "device": device}  # fmt: skip
+        own = {
+            "arms": tuple(config.arms),
+            "n_instances": config.n_instances,
+            "learner": config.learner,
+            "garbled": config.garbled,
+            "device": device,
+        }
         options: dict[str, Any] = {**own, **config.world}
         return NamedDataSets(**options)
     if not model or not dataset:
         raise ValueError(
-            f"model={model!r} and dataset={dataset!r}: give both to guard a partition, or neither for the embedded world"
+            f"model={model!r} and dataset={dataset!r}: give both to guard a partition, or neither for the embedded"
+            " world"
         )
     return PartitionFile.load(
-        dataset, model=model, device=device, judge=config.judge, task=config.task, partition=config.partition,
+        dataset,
+        model=model,
+        device=device,
+        judge=config.judge,
+        task=config.task,
+        partition=config.partition,
         text_column=config.text_column,
-    )  # fmt: skip
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- algorithm
@@ -174,8 +187,10 @@ def run(task: Any, config: Config, seed: int, run: Run) -> dict[str, Any]:
             evidence = collect(task, arm, config, seed, part, transcript)
         verdicts = part.table("verdicts", lambda e=evidence, arm=arm: verdict_table(*e[:3], arm, rule))
         arms[arm] = {
-            "verdicts": verdicts.to_dict("records"), "truth": truth(task, arm, seed, verdicts), "counts": evidence.counts
-        }  # fmt: skip
+            "verdicts": verdicts.to_dict("records"),
+            "truth": truth(task, arm, seed, verdicts),
+            "counts": evidence.counts,
+        }
     return {"arms": arms, "statistics": error_rates(config.simulations, rule), "replies": len(transcript)}
 
 
@@ -219,9 +234,12 @@ def collect(task: Any, arm: str, config: Config, seed: int, run: Run, transcript
         return pd.concat(parts, ignore_index=True)
 
     counts = {
-        "rejected": len(rejected), "too_long": int((~fits).sum()), "repeated_first_piece": int(completions["repeated"].sum()),
-        "empty": int((completions["text"] == "").sum()), "completions": len(completions),
-    }  # fmt: skip
+        "rejected": len(rejected),
+        "too_long": int((~fits).sum()),
+        "repeated_first_piece": int(completions["repeated"].sum()),
+        "empty": int((completions["text"] == "").sum()),
+        "completions": len(completions),
+    }
     return Evidence(instances, overlaps, run.table("matches", judged), counts)
 
 
@@ -275,12 +293,19 @@ def truth(task: Any, arm: str, seed: int, verdicts: pd.DataFrame) -> dict[str, f
 CLAIMS = {
     "C1": ("Counting matches agrees with what is known of a partition", "92 to 100 % of partitions, humans as truth"),
     "C2": ("Overlap tests are weaker than counting", "right of 28: counting 27, paired ROUGE-L 20, paired BLEURT 20"),
-    "C3": ("GPT-4 is contaminated with AG News, WNLI and XSum", "by humans 7 of 14 partitions; of GPT-3.5 XSum test alone"),
-    "C4": ("Naming the data set raises overlap where it is contaminated",
-           "GPT-4, ROUGE-L: WNLI +.33 and +.28, AG News +.18 and +.21, Yelp test and IMDB test .00"),
-    "C5": ("Overlap tests raise false alarms on named but unseen data",
-           "GPT-3.5, ROUGE-L: AG News, WNLI and Yelp are significant, humans say no"),
-}  # fmt: skip
+    "C3": (
+        "GPT-4 is contaminated with AG News, WNLI and XSum",
+        "by humans 7 of 14 partitions; of GPT-3.5 XSum test alone",
+    ),
+    "C4": (
+        "Naming the data set raises overlap where it is contaminated",
+        "GPT-4, ROUGE-L: WNLI +.33 and +.28, AG News +.18 and +.21, Yelp test and IMDB test .00",
+    ),
+    "C5": (
+        "Overlap tests raise false alarms on named but unseen data",
+        "GPT-3.5, ROUGE-L: AG News, WNLI and Yelp are significant, humans say no",
+    ),
+}
 # Counts and gains of the specification, from the released scores: (right of 14 by method), mean ROUGE-L gain of GPT-4.
 PUBLISHED_RIGHT = {
     "gpt4": {"judge": 14, "rougeL": 13, "bleurt": 11, "rougeL_unpaired": 10, "bleurt_unpaired": 11},
@@ -328,18 +353,30 @@ def claims(experiment: Experiment, results: Sequence[Result]) -> Claims:
     right = sum(n_right(result, "planted", MATCHER) for result in results)
     flagged = sum(n_false(result, "clean", MATCHER) for result in results)
     claim(
-        "C1", "matches in contaminated partitions minus clean ones", measured=counted, unit="matches",
-        control=on_general, control_is="matches counted on general completions", test="randomisation", null=drawn,
+        "C1",
+        "matches in contaminated partitions minus clean ones",
+        measured=counted,
+        unit="matches",
+        control=on_general,
+        control_is="matches counted on general completions",
+        test="randomisation",
+        null=drawn,
         control_null=drawn_on_general,
-        also={f"{right} of {partitions} right, 22 of 24 needed": right >= ENOUGH_RIGHT * partitions,
-              f"{flagged} of {partitions} flagged in the clean run, 2 of 24 allowed": flagged <= MOST_FALSE * partitions},
-    )  # fmt: skip
+        also={
+            f"{right} of {partitions} right, 22 of 24 needed": right >= ENOUGH_RIGHT * partitions,
+            f"{flagged} of {partitions} flagged in the clean run, 2 of 24 allowed": flagged <= MOST_FALSE * partitions,
+        },
+    )
     claim(
-        "C2", "partitions that counting gets right more than the ROUGE-L test", unit="partitions",
+        "C2",
+        "partitions that counting gets right more than the ROUGE-L test",
+        unit="partitions",
         measured=[n_right(r, "planted", MATCHER) - n_right(r, "planted", "rougeL") for r in results],
-        control=[n_right(r, "planted", f"{MATCHER}_on_general") - n_right(r, "planted", "rougeL_itself") for r in results],
+        control=[
+            n_right(r, "planted", f"{MATCHER}_on_general") - n_right(r, "planted", "rougeL_itself") for r in results
+        ],
         control_is="without the name: general completions counted, guided ones tested against themselves",
-    )  # fmt: skip
+    )
     found.needs_full_scale(
         "C3", *CLAIMS["C3"], "needs GPT-4 and real data sets; the released scores go in by `dataset`"
     )
@@ -347,17 +384,22 @@ def claims(experiment: Experiment, results: Sequence[Result]) -> Claims:
     order: Any = spearmanr(list(gaps), list(gaps.values())) if len(set(gaps.values())) > 1 else None
     rho = float(order.statistic) if order else 0.0
     claim(
-        "C4", "mean ROUGE-L gap of contaminated partitions", unit="ROUGE-L", control_is="the same partitions in the clean run",
+        "C4",
+        "mean ROUGE-L gap of contaminated partitions",
+        unit="ROUGE-L",
+        control_is="the same partitions in the clean run",
         measured=[by_truth(r, "planted", "rougeL")[0].mean() for r in results],
         control=[by_truth(r, "clean", "rougeL", "planted")[0].mean() for r in results],
         also={f"gap grows with copies, Spearman {rho:.2f} > 0.8": rho > 0.8},
-    )  # fmt: skip
+    )
     claim(
-        "C5", "clean partitions that the ROUGE-L test flags and counting does not", unit="partitions",
+        "C5",
+        "clean partitions that the ROUGE-L test flags and counting does not",
+        unit="partitions",
         measured=[sum(n_false(r, arm, "rougeL") - n_false(r, arm, MATCHER) for arm in task.arms) for r in results],
         control=[sum(n_false(r, arm, "rougeL_itself") for arm in task.arms) for r in results],
         control_is="guided completions tested against themselves",
-    )  # fmt: skip
+    )
     return found
 
 
@@ -383,9 +425,10 @@ def recorded_claims(found: Claims, result: Result) -> Claims:
     total = {m: sum(n_right(result, model, m) for model in HUMANS_SAY) for m in ("judge", "rougeL", "bleurt")}
     rederive("C1", figures=right(["judge"]))
     rederive(
-        "C2", figures=right(["rougeL", "bleurt", "rougeL_unpaired", "bleurt_unpaired"]),
+        "C2",
+        figures=right(["rougeL", "bleurt", "rougeL_unpaired", "bleurt_unpaired"]),
         also={"both overlap tests are right less often": max(total["rougeL"], total["bleurt"]) < total["judge"]},
-    )  # fmt: skip
+    )
     seen = {
         model: {name for name, is_seen in result["arms"][model]["truth"].items() if is_seen} for model in HUMANS_SAY
     }
@@ -394,15 +437,25 @@ def recorded_claims(found: Claims, result: Result) -> Claims:
     )
     ours = gains("gpt4")
     rederive(
-        "C4", figures={name: (ours[name], gain) for name, gain in PUBLISHED_GAINS.items()}, tolerance=0.005 + 1e-9,
-        also={"contaminated ones gain more than clean ones": min(ours[n] for n in PUBLISHED_GAINS if n in HUMANS_SAY["gpt4"])
-              > max(ours[n] for n in PUBLISHED_GAINS if n not in HUMANS_SAY["gpt4"])},
-    )  # fmt: skip
+        "C4",
+        figures={name: (ours[name], gain) for name, gain in PUBLISHED_GAINS.items()},
+        tolerance=0.005 + 1e-9,
+        also={
+            "contaminated ones gain more than clean ones": (
+                min(ours[n] for n in PUBLISHED_GAINS if n in HUMANS_SAY["gpt4"])
+                > max(ours[n] for n in PUBLISHED_GAINS if n not in HUMANS_SAY["gpt4"])
+            )
+        },
+    )
     alarms = flagged("gpt3.5", "rougeL") - seen["gpt3.5"]
     rederive(
         "C5",
-        also={"AG News, WNLI and Yelp are false alarms": {name.split("/")[0] for name in alarms} >= {"ag_news", "wnli", "yelp"},
-              "more of them than by the judge": len(alarms) > len(flagged("gpt3.5", "judge") - seen["gpt3.5"])},
+        also={
+            "AG News, WNLI and Yelp are false alarms": (
+                {name.split("/")[0] for name in alarms} >= {"ag_news", "wnli", "yelp"}
+            ),
+            "more of them than by the judge": len(alarms) > len(flagged("gpt3.5", "judge") - seen["gpt3.5"]),
+        },
         note=f"{len(alarms)} partitions of GPT-3.5",
-    )  # fmt: skip
+    )
     return found
