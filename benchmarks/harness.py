@@ -1,8 +1,5 @@
 """The harness of the benchmarks: a contest of sides, one process a side, rounds in turn.
 
-What may live here: processes, clocks, memory, agreement. What may not: tables, plots and files (`results`), anything of
-one benchmark.
-
 How a contest is fair:
 - every side has a process of its own that stays alive, so imports, patches and allocators of one side touch no other;
 - all use one thread; inside a round every side runs once, in random order, so a busy moment falls on all of them;

@@ -1,7 +1,4 @@
-"""Results of the benchmarks: tables, plots and files, and what their figures depend on.
-
-What may live here: how a benchmark shows and stores what it measured. What may not: measuring (`harness`).
-"""
+"""Results of the benchmarks: tables, plots and files, and what their figures depend on."""
 
 from __future__ import annotations
 

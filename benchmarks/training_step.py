@@ -146,7 +146,9 @@ def workbench_side(case: dict, *, route: str = "auto", sabotage: float = 0.0) ->
 
     from workbench.kernels import Group
     from workbench.models import Policy
-    from workbench.training import PairRow, TrainConfig, preference_step, reference_logps, train
+    from workbench.training.loop import TrainConfig, train
+    from workbench.training.reference import PairRow, reference_logps
+    from workbench.training.steps import preference_step
 
     policy = Policy(make_model(case), make_tokenizer(case))
     groups = [Group(*group) for group in make_groups(case)]

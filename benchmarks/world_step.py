@@ -40,7 +40,10 @@ def make_round(given: argparse.Namespace) -> tuple[Any, Any]:
 
     from workbench import objectives
     from workbench.kernels import sample
-    from workbench.training import Round, TrainConfig, pair_rows, preference_step
+    from workbench.training.loop import TrainConfig
+    from workbench.training.reference import pair_rows
+    from workbench.training.rounds import Round
+    from workbench.training.steps import preference_step
     from workbench.worlds.planted_chain import PlantedChain
 
     steps = 2 if given.size == "smoke" else 20
@@ -63,8 +66,9 @@ def main() -> None:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from workbench.runs import Run
-    from workbench.training import check_start, train
+    from workbench.runs.run import Run
+    from workbench.training.loop import train
+    from workbench.training.rounds import check_start
 
     torch.set_num_threads(1)
     policy, round_ = make_round(given)

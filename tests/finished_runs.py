@@ -1,7 +1,4 @@
-"""Run folders as finished runs leave them, for tests of pages, the scoreboard and what is sent.
-
-What may live here: what more than one test file needs to make such folders, and to read the pages made from them.
-"""
+"""Run folders as finished runs leave them, for tests of pages, the scoreboard and what is sent."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""An OpenAI-compatible server on loopback whose replies and faults are planted.
-
-What may live here: the server that tests of endpoints and of the command line share.
-"""
+"""An OpenAI-compatible server on loopback whose replies and faults are planted."""
 
 import json
 import threading

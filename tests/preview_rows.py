@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from workbench.models import Policy, new_llama
-from workbench.worlds.language import bpe_tokenizer
+from workbench.models import Policy, bpe_tokenizer, new_llama
 
 HOSTILE = "<img src=x onerror='window.pwned=1'></script><script>window.pwned=2</script>"
 TEXT = "the quick brown fox jumps over lazy dog while a small cat sleeps near warm fire and dreams of fish"

@@ -13,7 +13,8 @@ import nbformat
 import pytest
 from toy_notebooks import claim_records, stored
 
-from workbench import cli, methods, reproduce, runs
+from workbench import cli, methods, runs
+from workbench.batch import reproduce
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_the_four_steps_work(runs_root, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(found["objective"] + found["method"], module.__dict__)  # our own page, not a model's text
     monkeypatch.setitem(methods.REGISTRY, "toy", eval(found["registry"], vars(methods)))
-    monkeypatch.setattr("workbench.runs.code_hash", lambda name: "toy")
+    monkeypatch.setattr("workbench.runs.code.code_hash", lambda name: "toy")
     small = {"pretrain_steps": 20, "sft_epochs": 1, "test_draws": 50}
     monkeypatch.setattr(module, "PlantedChain", lambda **options: _world(**options, **small))
     experiment = methods.Experiment("toy", scale="smoke", seeds=[0, 1, 2])

@@ -8,7 +8,7 @@ import pytest
 
 from workbench import figures
 from workbench.claims import Claims
-from workbench.widgets import self_play
+from workbench.methods.align.spin import view
 
 SEEDS = [0, 1, 2]
 
@@ -73,7 +73,7 @@ def test_pairs_come_worst_first():
 def test_slider_moves_the_exact_round():
     """At lambda = 1 the bars of the policy are those of the data; below they are sharper."""
     law = np.array([0.4, 0.3, 0.2, 0.1])
-    display = self_play.overshoot_figure(np.full(4, 0.25), law, list("abcd"))
+    display = view.overshoot_figure(np.full(4, 0.25), law, list("abcd"))
     (slider,) = display.figure().layout.sliders
     heights = {step.label: step.args[0]["y"][0] for step in slider.steps}
     assert heights["1"] == pytest.approx(law)
@@ -81,5 +81,5 @@ def test_slider_moves_the_exact_round():
 
 
 def test_rounds_figure_says_what_it_found():
-    title = self_play.rounds_figure(tidy(), "quality").figure().layout.title.text
+    title = view.rounds_figure(tidy(), "quality").figure().layout.title.text
     assert title == "SPIN: quality 0.010 after 0 rounds, 0.210 after 2"

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.models import Policy, new_llama, pick_device
-from workbench.worlds.language import bpe_tokenizer, word_tokenizer
+from workbench.models import Policy, bpe_tokenizer, new_llama, pick_device
+from workbench.worlds.language import word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_save_and_load_round_trip(policy, tmp_path):
 
 
 def test_lora_trains_only_the_adapter_and_can_be_switched_off(policy, tmp_path):
-    from workbench.training import reference_logps
+    from workbench.training.reference import reference_logps
 
     policy.save(tmp_path)
     adapted = Policy.load(tmp_path, device="cpu", lora={"r": 2})

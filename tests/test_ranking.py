@@ -12,8 +12,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit
 
-from workbench import bradley_terry_fit as inside
 from workbench import ranking
+from workbench.stats import bradley_terry as inside
 
 
 def simulate(n, games, seed=0, ties=0.0, position=0.0):

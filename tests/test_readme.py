@@ -79,8 +79,7 @@ def test_links_lead_somewhere():
 
 def test_python_examples_run(tmp_path, monkeypatch):
     """The Python blocks of README, on a small random model, a small data set and a run folder that is written to."""
-    from workbench.models import Policy, new_llama
-    from workbench.worlds.language import bpe_tokenizer
+    from workbench.models import Policy, bpe_tokenizer, new_llama
 
     tokenizer = bpe_tokenizer(["Name a river in Peru. The Ucayali is one. 2+2? 4 5"] * 3, vocab_size=300)
     model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=128, seed=0)

@@ -21,11 +21,12 @@ import torch
 
 from workbench import objectives
 from workbench.kernels import Group, sample, score
-from workbench.models import Policy, add_lora, new_llama
-from workbench.reference import pair_rows, reference_logps
-from workbench.runs import Run
-from workbench.training import Round, TrainConfig, check_start, preference_step, supervised_step, train
-from workbench.worlds.language import bpe_tokenizer
+from workbench.models import Policy, add_lora, bpe_tokenizer, new_llama
+from workbench.runs.run import Run
+from workbench.training.loop import TrainConfig, train
+from workbench.training.reference import pair_rows, reference_logps
+from workbench.training.rounds import Round, check_start
+from workbench.training.steps import preference_step, supervised_step
 
 TEXT = "the quick brown fox jumps over the lazy dog, then the slow grey cat sleeps under the warm red roof. "
 DPO = preference_step(objectives.dpo, beta=0.1)

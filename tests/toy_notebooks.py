@@ -1,7 +1,4 @@
-"""A toy method with a toy notebook, for tests of pages, batches and recovery: no model, no torch.
-
-What may live here: what more than one test file needs to make and run a notebook in a temporary folder.
-"""
+"""A toy method with a toy notebook, for tests of pages, batches and recovery: no model, no torch."""
 
 from __future__ import annotations
 
@@ -152,7 +149,8 @@ def batch(root: Path, *notebooks: Path, executor: str = "local", **variables: st
     names = {path.stem: str(path) for path in notebooks}
     driver = f"""import pathlib, sys
 from toy_notebooks import toy
-from workbench import methods, reproduce
+from workbench import methods
+from workbench.batch import reproduce
 methods.REGISTRY = {{name: toy(name, pathlib.Path(path)) for name, path in {names!r}.items()}}
 try:
     jobs = reproduce.reproduce({list(names)!r}, root=pathlib.Path({str(root)!r}), executor={executor!r})

@@ -34,9 +34,8 @@ KINDS = ("plain", "lora", "tied")
 
 
 def new_policy(kind):
-    from test_training import word_tokenizer
-
     from workbench.models import Policy, add_lora, new_llama
+    from workbench.worlds.language import word_tokenizer
 
     tokenizer = word_tokenizer([f"s{i}" for i in range(21)])  # 23 words: shards of unequal size
     model = new_llama(tokenizer, width=16, layers=2, heads=2, max_length=32, seed=0)
@@ -50,11 +49,11 @@ def new_policy(kind):
 
 def play(kind, folder, *, n_rows=21, step=None, **changes):
     """9 steps of 8, 8 and 5 rows, in micro-batches of about 40 tokens on a process."""
-    from test_training import SPIN, groups
+    from test_loop import SPIN, groups
 
-    from workbench.reference import pair_rows
-    from workbench.runs import Run
-    from workbench.training import TrainConfig, train
+    from workbench.runs.run import Run
+    from workbench.training.loop import TrainConfig, train
+    from workbench.training.reference import pair_rows
 
     policy = new_policy(kind)
     rows = pair_rows(policy, [f"row {i}" for i in range(n_rows)], groups(n_rows))
@@ -66,7 +65,7 @@ def play(kind, folder, *, n_rows=21, step=None, **changes):
 def train_all(folder):
     """Every kind of model; what each process held inside a step, and the whole weights afterwards."""
     from safetensors.torch import save_file
-    from test_training import SPIN
+    from test_loop import SPIN
     from torch.distributed.tensor import DTensor
 
     for kind in KINDS:
@@ -94,10 +93,10 @@ def train_all(folder):
 
 def refuse(folder):
     """A NaN in a row that only one process holds, in each step that has one: both must say so, with the same words."""
-    from test_training import SPIN, groups
+    from test_loop import SPIN, groups
 
-    from workbench.reference import pair_rows
-    from workbench.training import TrainConfig, train
+    from workbench.training.loop import TrainConfig, train
+    from workbench.training.reference import pair_rows
 
     policy = new_policy("plain")
     rows = pair_rows(policy, [f"row {i}" for i in range(8)], groups(8))
@@ -115,7 +114,7 @@ def refuse(folder):
 
 def killed(folder, steps):
     """Both processes kill themselves in optimiser step number `steps`."""
-    from test_training import SPIN
+    from test_loop import SPIN
 
     folder = Path(folder)
 
@@ -192,7 +191,7 @@ def head(folder):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "training")]
     torch.set_num_threads(1)
     globals()[sys.argv[1]](*sys.argv[2:])
     if dist.is_initialized():

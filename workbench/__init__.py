@@ -9,23 +9,26 @@ from importlib import import_module as _import_module
 __version__ = "0.1.0"
 
 _SUBMODULES = [
+    "batch",
     "claims",
     "cli",
+    "config",
     "data",
     "feedback",
     "figures",
     "kernels",
-    "leaderboard",
     "methods",
     "metrics",
     "models",
     "objectives",
-    "pages",
     "ranking",
-    "reproduce",
     "runs",
+    "share",
+    "stats",
+    "studies",
     "tasks",
     "training",
+    "widgets",
     "worlds",
 ]
 

@@ -1,7 +1,6 @@
 """Claims: a paper's statement, what was measured, what the negative control measured, the test, and the verdict.
 
-What may live here: the statistics that turn measurements per seed into a verdict, and the table that shows them.
-What may not: anything that produces measurements. A verdict is computed here and nowhere else; nobody types one.
+A verdict is computed here and nowhere else; nobody types one.
 
 The rule. A claim is *shown* when (1) its one-sided test is significant at 5 % after Holm's correction over all tested
 claims of the notebook, (2) the same test on the negative control is not significant (at 5 %, or at the level that the

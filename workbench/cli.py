@@ -1,7 +1,6 @@
 """The `workbench` command.
 
-What may live here: reading of command lines, and printing. What may not: anything that another program would want to
-call; that is in the module which a command names. Heavy modules load inside the commands, so that `--help` is quick.
+Heavy modules load inside the commands, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ def reproduce(
     - `workbench reproduce dpo --dataset my/pairs.jsonl.gz --model my/folder --device cuda` takes your own input
     - `RAY_ADDRESS=10.0.0.1:6379 workbench reproduce all --executor ray --workers 16` uses the nodes of a cluster
     """
-    from workbench.reproduce import reproduce
+    from workbench.batch.reproduce import reproduce
 
     overrides, sweep = _overrides(parameter or ())
     jobs = reproduce(
@@ -134,7 +133,7 @@ def rerun(
     - `workbench rerun my/runs/dpo/tiny-0f3a52c1b7de --anyway` takes the data set as it is now
     """
     from workbench.batch.rerun import rerun
-    from workbench.run_names import find_run
+    from workbench.runs.names import find_run
 
     if rerun(find_run(run), anyway=anyway, executor=executor, timeout_s=timeout).comparison is None:
         raise typer.Exit(1)
@@ -156,7 +155,7 @@ def compare(
     from rich.console import Console
 
     from workbench.batch import comparison
-    from workbench.run_names import find_run
+    from workbench.runs.names import find_run
 
     found = comparison.compare(find_run(a), find_run(b))
     if as_json:
@@ -198,7 +197,7 @@ def confidence(
     from rich.markup import escape
     from rich.table import Column, Table
 
-    from workbench import confidence_report
+    from workbench.batch import confidence_report
 
     kinds: dict[str, confidence_report.How] = {
         "random": "random_opponents",
@@ -245,7 +244,7 @@ def new_model(
     Tokenizer and model are saved in the hub's format, so that `--model` takes the folder. The rows that methods hold
     out are left out of its training. Example: `workbench new-model --dataset my.jsonl --output my-model`
     """
-    from workbench.from_scratch import new_model
+    from workbench.training.from_scratch import new_model
 
     if output.exists():
         raise ValueError(f"{output} exists already; name a new folder or delete it")
@@ -314,8 +313,8 @@ def report(
       machine
     - `workbench report dpo/tiny-0f3a --to figures --format svg,csv` writes every figure and its data
     """
-    from workbench import pages, run_names
-    from workbench.share import exports, published
+    from workbench.runs import names as run_names
+    from workbench.share import exports, pages, published
 
     if to not in ("page", "notebook", "figures"):
         raise ValueError(f"--to must be page, notebook or figures; got {to!r}")
@@ -347,7 +346,7 @@ def serve_pages(port: Annotated[int, typer.Option(help="0 takes a free one.")] =
     """Serve runs/ on this machine only, for a browser that cannot open files."""
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-    from workbench import pages
+    from workbench.share import pages
 
     root = pages.index().parent
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(root))
@@ -395,7 +394,7 @@ def doctor(
     """
     import itertools
 
-    from workbench import doctor
+    from workbench.batch import doctor
 
     tests = () if no_self_test else doctor.self_test()
     found = []

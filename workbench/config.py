@@ -1,21 +1,26 @@
-"""Strict, frozen configurations with one preset a scale.
+"""Strict, frozen configurations: one preset a scale, blocks of fields that methods share, and what of them is in a key.
 
-What may live here: the decorator and the base class that every `Config` is made with. What may not: any field of any
-method. A wrong name, type or range fails here, before anything is loaded; nothing is converted silently.
+A wrong name, type or range fails here, before anything is loaded; nothing is converted silently. Beside each default
+stands its source: the paper's place, the official code, or `ours`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, dataclass_transform, get_type_hints
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-__all__ = ["Field", "Presets", "listed", "strict"]
+__all__ = ["Field", "Judged", "Presets", "Sampling", "Source", "Training", "listed", "neutral", "strict"]
 
 T = TypeVar("T")
+_NAMES_A_SOURCE = "a model, judge, checker, scorer or data file"
+Source = Annotated[str, _NAMES_A_SOURCE]  # a folder, a file, a hub id or an address; "" for none
+FILES = (".jsonl", ".json", ".gz", ".parquet", ".csv")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
@@ -32,14 +37,36 @@ def listed(*values: Any) -> Any:
     return Field(default_factory=lambda: list(values))
 
 
+def neutral(value: Any, **limits: Any) -> Any:
+    """A default at which all is as it was before the field existed: at this value the field is not part of a key."""
+    return Field(default=value, json_schema_extra={"neutral": value}, **limits)
+
+
 class Presets:
     """Gives a strict configuration `at(scale, **overrides)`; the class lists what differs from its defaults.
 
-    `PRESETS` is for the embedded world; `ON_TEXT` replaces the preset of a scale on the user's own model and data.
+    `PRESETS` is for the embedded world; `ON_TEXT` replaces the preset of a scale on the user's own model and data;
+    `ARMS` says what each name in a field `arms` stands for. A system's `experiment.py` sets them, by `presets`.
     """
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"smoke": {}, "tiny": {}, "full": {}}
-    ON_TEXT: ClassVar[dict[str, dict[str, Any]]] = {}
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {}, "tiny": {}, "full": {}}
+    ON_TEXT: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    ARMS: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def presets(
+        cls,
+        *,
+        arms: Mapping[str, Any] | None = None,
+        on_text: Mapping[str, Mapping[str, Any]] | None = None,
+        **scales: Mapping[str, Any],
+    ) -> None:
+        """Sets what the scales change, and the arms."""
+        cls.PRESETS, cls.ON_TEXT, cls.ARMS = scales, on_text or {}, arms or {}
+
+    def __post_init__(self):
+        if unknown := [arm for arm in getattr(self, "arms", ()) if self.ARMS and arm not in self.ARMS]:
+            raise ValueError(f"unknown arms {unknown}; known: {', '.join(self.ARMS)}")
 
     @classmethod
     def at(cls, scale: str, on_text: bool = False, /, **overrides: Any) -> Self:
@@ -60,4 +87,98 @@ class Presets:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             known = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
-            raise ValueError(f"{name} = {first['input']!r}: {first['msg']}. Fields: {known}") from None
+            at = f"{name} = {first['input']!r}: " if name else ""
+            raise ValueError(f"{at}{first['msg']}. Fields: {known}") from None
+
+
+# ------------------------------------------------------------------------------------- blocks of fields that are shared
+@strict
+class Training:
+    """How weights move; `TrainConfig.of(config)` reads it. A method repeats a field only where its paper has a
+    value."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)  # peak
+    epochs: int = Field(default=1, ge=1)  # over the rows of a round
+    max_steps: int = Field(default=0, ge=0)  # optimiser steps a round; 0: all epochs
+    batch_size: int = Field(default=64, ge=1)  # rows an optimiser step
+    optimizer: Literal["rmsprop", "adamw"] = "rmsprop"
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)  # share of all steps
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    micro_batch_size: int = Field(default=0, ge=0)  # rows held at once; 0: cut by tokens
+    checkpoint_every: int = Field(default=0, ge=0)  # optimiser steps; 0: after each round only
+    lora_rank: int = Field(default=0, ge=0)  # 0: all weights
+    precision: Literal["no", "bf16"] = "no"  # autocast
+    # how it is computed and not what: at these values nothing else is built yet
+    processes: Literal[1] = neutral(1)
+    micro_batch_tokens: Literal[0] = neutral(0)  # tokens held at once; 0: as many as the device takes well
+    activation_checkpointing: Literal[False] = neutral(False)
+
+    @property
+    def lora(self) -> dict[str, Any] | None:
+        """Options of the adapter that is trained; None where all weights are."""
+        return {"r": self.lora_rank, "lora_alpha": 2 * self.lora_rank} if self.lora_rank else None
+
+
+@strict
+class Sampling:
+    """How responses are drawn from the policy."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=512, ge=1)
+    # who draws: other engines and servers are not built yet
+    engine: Literal["workbench"] = neutral("workbench")
+    server: Literal[""] = neutral("")
+
+
+@strict
+class Judged:
+    """Who says which of two responses is better, on real text."""
+
+    judge: Source = ""  # folder or hub id
+    judge_kind: Literal["reward", "chat"] = "reward"  # a sequence-classification model, or one that is asked in words
+
+
+# ------------------------------------------------------------------------------------------------ what a key is made of
+def keyed(config: Any) -> dict[str, Any]:
+    """Every field's value but those at their neutral one, and the arms that are named, as far as they differ from the
+    method: what a run key holds of a configuration."""
+    values = dataclasses.asdict(config)
+    for field in dataclasses.fields(config):
+        extra = getattr(field.default, "json_schema_extra", None) or {}
+        if "neutral" in extra and values[field.name] == extra["neutral"]:
+            del values[field.name]
+    arms = {name: config.ARMS[name] for name in values.get("arms", ()) if name in config.ARMS}
+    return values | ({"arms": {name: _arm_values(arm) for name, arm in arms.items()}} if arms else {})
+
+
+def _arm_values(arm: Any) -> Any:
+    """What an arm changes; a title and a colour are for the reader."""
+    if not dataclasses.is_dataclass(arm):
+        return str(arm)
+    shown = ("title", "colour")
+    fields = [field for field in dataclasses.fields(arm) if field.name not in shown]
+    return {f.name: getattr(arm, f.name) for f in fields if getattr(arm, f.name) != f.default}
+
+
+@cache
+def source_fields(cls: type) -> tuple[str, ...]:
+    """Fields of a configuration that name a model, judge, checker, scorer or data file."""
+    hints = get_type_hints(cls, include_extras=True)
+    return tuple(
+        f.name for f in dataclasses.fields(cls) if _NAMES_A_SOURCE in getattr(hints[f.name], "__metadata__", ())
+    )
+
+
+def located(source: str) -> str:
+    """A local path as an absolute one, because a notebook runs in a folder of its own; a hub id or an address as it is.
+
+    Raises:
+        FileNotFoundError: it is written as a path and nothing is there.
+    """
+    path = Path(source).expanduser()
+    if source and "://" not in source and path.exists():
+        return str(path.resolve())
+    if source.startswith((".", "/", "~")) or ("://" not in source and path.suffix in FILES):
+        raise FileNotFoundError(f"no file or folder {source!r}; give one that exists, or the id of a hub repository")
+    return source

@@ -1,8 +1,5 @@
 """Data: loading from a hub id, a folder or a file, the column conventions, and checks that name row and column.
 
-What may live here: everything between a source of rows and plain rows with the project's column names. What may not:
-tokenisation (`models`), tasks and metrics.
-
 Rows are dicts. Kinds of rows and their columns:
 
 - prompt: `prompt` alone, for methods that write the answers themselves
@@ -295,3 +292,13 @@ def held_out(rows: Sequence[Row], *, test_size: int, seed: int = 0) -> tuple[lis
     train = [row for row in rows if rank(row) not in wanted]
     test = [row for key in ordered if key in wanted for row in chosen[key]]
     return train, test
+
+
+def prompt_of(written: str) -> Any:
+    """A prompt as it was before `draw_samples` wrote it: a chat from its JSON, any other text as it is."""
+    if written.startswith('[{"'):
+        try:
+            return json.loads(written)
+        except json.JSONDecodeError:
+            return written
+    return written

@@ -1,24 +1,23 @@
 """Plotly figures that several methods share, each a tidy table plus the drawing made from that table alone.
 
-What may live here: `Display`, the one template, the one colour per arm or method, and builders used by two methods or
-more. What may not: statistics (they live in `metrics`, `ranking`, `claims`), and figures of one method only, which
-stay in the method's own file. Text of models and data is escaped before it reaches a figure.
+Text of models and data is escaped before it reaches a figure.
 """
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
-
-from workbench import figure_images
 
 # Okabe and Ito's colours: told apart by all common kinds of colour blindness. One colour an arm in the whole project.
 COLOURS = {
@@ -162,7 +161,7 @@ class Display:
         """
         folder = Path(folder)
         spec = json.loads(self.drawing.to_json() or "{}")
-        images = iter(figure_images.draw([(spec, ending) for ending in endings if ending != "csv"]))
+        images = iter(draw([(spec, ending) for ending in endings if ending != "csv"]))
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{name}.{ending}" for ending in endings]
         for path in paths:
@@ -186,8 +185,23 @@ class Note(str):
         return f"<p>{plain(self)}</p>"
 
 
+class Look(NamedTuple):
+    """How something is called and coloured in figures. A method's `Arm` has both fields and serves as one."""
+
+    title: str
+    colour: str = ""
+
+
+def look_of(name: str, looks: Mapping[str, Any] | None) -> Look:
+    """What `looks` says of `name`: an `Arm`, a `Look` or a plain title; its own name and a colour by its letters
+    else."""
+    found = (looks or {}).get(name, name)
+    title = found if isinstance(found, str) else found.title
+    return Look(title, getattr(found, "colour", "") or colour(name))
+
+
 def colour(name: str) -> str:
-    """The colour of an arm or method; unnamed ones get a fixed place in the cycle by their letters."""
+    """The colour of what names none: a fixed place in the cycle by its letters."""
     return COLOURS.get(name, _CYCLE[sum(map(ord, name)) % len(_CYCLE)])
 
 
@@ -212,18 +226,18 @@ def lines_over_rounds(
     title: str,
     x_title: str,
     y_title: str,
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, Any] | None = None,
 ) -> Display:
     """One line an arm with a band: mean over seeds and its 95 % t interval.
 
     Args:
         table: tidy rows with columns `arm`, `seed`, `x` and `y`.
-        labels: how to call the arms in the legend.
+        labels: how to call and colour the arms, see `look_of`: the `ARMS` of a method will do.
     """
     summary = summarise(table, ["arm", x], y)
     figure = blank(title, x_title, y_title)
     for arm, rows in summary.groupby("arm", sort=False):
-        figure.add_traces(_band_and_line(rows.sort_values(x), x, str(arm), (labels or {}).get(str(arm), str(arm))))
+        figure.add_traces(_band_and_line(rows.sort_values(x), x, str(arm), look_of(str(arm), labels)))
     figure.update_xaxes(dtick=1)
     return Display(summary, figure)
 
@@ -237,21 +251,21 @@ def lines_in_panels(
     title: str,
     x_title: str,
     y_title: str,
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, Any] | None = None,
 ) -> Display:
     """One panel for each value of `panel`, in it one line an arm with a band: mean over seeds and its 95 % t interval.
 
     Args:
         table: tidy rows with columns `panel`, `arm`, `seed`, `x` and `y`.
-        labels: how to call panels and arms.
+        labels: how to call and colour panels and arms, see `look_of`.
     """
-    summary, labels = summarise(table, [panel, "arm", x], y), labels or {}
+    summary = summarise(table, [panel, "arm", x], y)
     panels = [str(name) for name in dict.fromkeys(summary[panel])]
-    figure = _panels([labels.get(name, name) for name in panels], title, x_title, y_title)
+    figure = _panels([look_of(name, labels).title for name in panels], title, x_title, y_title)
     for column, name in enumerate(panels, start=1):
         for arm, rows in summary.loc[summary[panel] == name].groupby("arm", sort=False):
-            label = labels.get(str(arm), str(arm))
-            traces = _band_and_line(rows.sort_values(x), x, str(arm), label, in_legend=column == 1)
+            look = look_of(str(arm), labels)
+            traces = _band_and_line(rows.sort_values(x), x, str(arm), look, in_legend=column == 1)
             figure.add_traces(traces, rows=1, cols=column)
     return Display(summary, figure)
 
@@ -263,7 +277,7 @@ def dots_in_panels(
     y: str,
     title: str,
     x_title: str,
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, Any] | None = None,
     lines: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Display:
     """One panel for each value of `panel`, in it one dot an arm with its bar: mean over seeds and its 95 % t interval.
@@ -272,19 +286,19 @@ def dots_in_panels(
         table: tidy rows with columns `panel`, `arm`, `seed` and the measured `y`.
         lines: for each panel, vertical reference lines by name.
     """
-    summary, labels = summarise(table, [panel, "arm"], y), labels or {}
+    summary = summarise(table, [panel, "arm"], y)
     panels = [str(name) for name in dict.fromkeys(summary[panel])]
-    figure = _panels([labels.get(name, name) for name in panels], title, x_title, "")
+    figure = _panels([look_of(name, labels).title for name in panels], title, x_title, "")
     for column, name in enumerate(panels, start=1):
         rows = summary[summary[panel] == name]
         arms = [str(arm) for arm in rows["arm"]]
         figure.add_trace(
             go.Scatter(
                 x=rows["mean"],
-                y=[plain(labels.get(arm, arm)) for arm in arms],
+                y=[plain(look_of(arm, labels).title) for arm in arms],
                 mode="markers",
                 showlegend=False,
-                marker={"size": 9, "color": [colour(arm) for arm in arms]},
+                marker={"size": 9, "color": [look_of(arm, labels).colour for arm in arms]},
                 customdata=rows[["lower", "upper", "n"]],
                 error_x={"array": rows.upper - rows["mean"], "arrayminus": rows["mean"] - rows.lower, "color": "#666"},
                 hovertemplate=(
@@ -304,14 +318,14 @@ def dots_in_panels(
     return Display(summary, figure)
 
 
-def _band_and_line(rows: pd.DataFrame, x: str, arm: str, label: str, *, in_legend: bool = True) -> list[go.Scatter]:
+def _band_and_line(rows: pd.DataFrame, x: str, arm: str, look: Look, *, in_legend: bool = True) -> list[go.Scatter]:
     """The interval as a band and the mean as a line, from rows of `summarise` in the order of `x`."""
-    label = plain(label)
+    label = plain(look.title)
     band = go.Scatter(
         x=[*rows[x], *rows[x][::-1]],
         y=[*rows.upper, *rows.lower[::-1]],
         fill="toself",
-        fillcolor=colour(arm),
+        fillcolor=look.colour,
         mode="lines",
         opacity=0.15,
         line={"width": 0},
@@ -324,7 +338,7 @@ def _band_and_line(rows: pd.DataFrame, x: str, arm: str, label: str, *, in_legen
         y=rows["mean"],
         name=label,
         mode="lines+markers",
-        line={"color": colour(arm)},
+        line={"color": look.colour},
         legendgroup=arm,
         marker={"size": 5},
         showlegend=in_legend,
@@ -436,3 +450,63 @@ def claims_forest(records: Sequence[Mapping[str, Any]]) -> Display:
     figure.add_vline(x=0, line={"color": "#444", "width": 1})
     figure.update_yaxes(autorange="reversed")
     return Display(table, figure)
+
+
+def browser() -> str:
+    """The Chromium that draws images, or "" where there is none (or no kaleido)."""
+    try:
+        from choreographer.browsers.chromium import Chromium
+    except ImportError:
+        return ""
+    return Chromium.find_browser(skip_local=False) or ""
+
+
+def draw(wanted: Sequence[tuple[dict[str, Any], str]], *, scale: float = 0) -> list[bytes]:
+    """Images of figures, (specification, format) each, all drawn by one browser: its start takes most of the time.
+
+    Args:
+        scale: pixels a unit; 0 takes 2 for png and 1 for the others.
+
+    Raises:
+        RuntimeError: no browser, no kaleido, or the browser could not draw a figure.
+    """
+    if not wanted:
+        return []
+    if not browser():
+        raise RuntimeError(
+            "images are drawn by kaleido in a Chromium, and this machine lacks one of them: install chromium and the"
+            " extra [lab], or ask for --format csv"
+        )
+    # in a thread of its own, because a notebook has a loop running already
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, _drawn(wanted, scale)).result()
+
+
+async def _drawn(wanted: Sequence[tuple[dict[str, Any], str]], scale: float) -> list[bytes]:
+    import kaleido
+
+    images = []
+    # no MathJax: kaleido would fetch it from the network
+    async with kaleido.Kaleido(n=1, mathjax=False) as server:
+        for spec, ending in wanted:
+            layout = dict(spec.get("layout") or {})
+            # a picture from the network in a figure would be fetched; one that the figure carries stays
+            layout["images"] = [i for i in layout.get("images") or [] if str(i.get("source", "")).startswith("data:")]
+            options: Any = {
+                "format": ending,
+                "scale": scale or (2 if ending == "png" else 1),
+                "width": layout.get("width") or 820,
+                "height": layout.get("height") or 420,
+            }
+            try:
+                images.append(await server.calc_fig({"data": spec.get("data") or [], "layout": layout}, opts=options))
+            except Exception as error:  # kaleido's errors share no base class
+                raise RuntimeError(f"the browser could not draw {title_of(spec) or 'a figure'!r}: {error}") from error
+    return images
+
+
+def title_of(spec: dict[str, Any]) -> str:
+    """A figure's title as plain text."""
+    title = (spec.get("layout") or {}).get("title") or ""
+    text = title.get("text") or "" if isinstance(title, dict) else title
+    return html.unescape(re.sub(r"<[^<>]*>", " ", str(text)))

@@ -1,8 +1,5 @@
 """Metrics of answers that carry a confidence, and of preferences: how good is the order, how honest are the numbers?
 
-May live here: pure numpy functions from scores and labels to numbers or small tables. May not: models, files, figures,
-randomness.
-
 Conventions: `confidence` [n], higher is surer; `correct` [n], 1 right and 0 wrong. Ranking metrics take scores on any
 scale; calibration metrics only probabilities. Source of the definitions: Shrivastava, Kumar and Liang, arXiv
 2502.01126, step 9; get_selective_stats in p-lambda/verified_calibration (no ties); Guo et al. 2017 (calibration error).

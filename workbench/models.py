@@ -1,8 +1,5 @@
 """Policy: a causal language model, its tokenizer, and the one way in which text becomes tokens and back.
 
-What may live here: loading, saving and copying of policies, LoRA adapters, chat templates, truncation. What may not:
-losses, decoding loops, training.
-
 Text becomes tokens in one way everywhere: the prompt goes through the tokenizer's chat template (plain text where it
 has none), the response is tokenised apart and joined as ids, so no token merges across the border; a response that
 ended has exactly one end token, and that token is scored.
@@ -14,7 +11,7 @@ import copy
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -293,3 +290,33 @@ def new_llama(tokenizer: Any, *, width: int, layers: int, heads: int, max_length
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config)
+
+
+BOS, EOS = "<s>", "</s>"
+
+
+def bpe_tokenizer(texts: Iterable[str], *, vocab_size: int):
+    """A byte-level BPE tokenizer trained on `texts`: any text can be written with it, with no unknown token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    special = [BOS, EOS, "<|user|>", "<|assistant|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=EOS, extra_special_tokens=special[2:]
+    )
+    fast.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    return fast

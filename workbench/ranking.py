@@ -1,8 +1,5 @@
 """Rating systems: what strengths, and how surely, do many comparisons imply?
 
-May live here: the estimators, their intervals, checks of the match table. May not: prompts, models, judges,
-figures, files.
-
 A match is a row (left, right, outcome for left), outcome 1, 0 or 0.5 for a tie; players are 0 ... n_players - 1.
 Sources: Shrivastava, Kumar and Liang, arXiv 2502.01126, and what it builds on: Bradley and Terry 1952, Rao and
 Kupper 1967, Davidson 1970, Elo 1978, Herbrich, Minka and Graepel 2006 (TrueSkill).
@@ -21,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import coo_array
 from scipy.special import erfcx, expit, ndtr, ndtri
 
-from workbench.bradley_terry_fit import Cells, Ties, check_exists, check_options, fit, sandwich
+from workbench.stats.bradley_terry import Cells, Ties, check_exists, check_options, fit, sandwich
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from toy_notebooks import claim_records
 
 from workbench import cli, runs
 from workbench.batch import comparison
-from workbench.runs import Run
+from workbench.runs.run import Run
 
 
 def make(folder: Path, *, results=None, claims=None, **manifest) -> Run:

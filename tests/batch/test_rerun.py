@@ -9,8 +9,10 @@ import pytest
 from rich.console import Console
 from toy_notebooks import CLAIM, OPEN, toy, write_notebook
 
-from workbench import cli, methods, provenance, reproduce, runs
+from workbench import cli, methods, runs
+from workbench.batch import reproduce
 from workbench.batch.rerun import changed_inputs, rerun
+from workbench.runs import provenance
 
 NUMBERS = """import random
 for seed in seeds:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from workbench import pages
+from workbench.share import pages
 from workbench.widgets.confidence_ranking import ConfidenceRanking
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

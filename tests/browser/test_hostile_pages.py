@@ -14,8 +14,8 @@ from finished_runs import finished
 from nbformat.v4 import new_output
 from toy_notebooks import claim_records, display, stdout, stored
 
-from workbench import claims, figures, pages, runs
-from workbench.share import page_frame
+from workbench import claims, figures, runs
+from workbench.share import page_frame, pages
 from workbench.widgets.confidence_ranking import ConfidenceRanking
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from toy_notebooks import OPEN, claim_records, write_notebook
 
-from workbench.runs import write_json
+from workbench.runs.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
@@ -98,8 +98,8 @@ TOY = """import pathlib, sys
 sys.path.insert(0, {tests!r})
 from toy_notebooks import toy
 from workbench import methods
-from workbench.widgets import launches
-from workbench.widgets.launcher import Launcher
+from workbench.batch import launches
+from workbench.batch.launcher import Launcher
 methods.REGISTRY = {{"toy": toy("toy", pathlib.Path({book!r}))}}
 launches.COMMAND = [sys.executable, {program!r}]
 Launcher({root!r})"""

@@ -28,9 +28,8 @@ def test_a_slider_moved_in_the_browser_is_seen_by_python(lab, barriers, dark):
 
 
 PREVIEW = """import ipywidgets
-from workbench.models import Policy, new_llama
-from workbench.widgets import training_preview
-from workbench.worlds.language import bpe_tokenizer
+from workbench.models import Policy, bpe_tokenizer, new_llama
+from workbench.widgets.training_preview import preview
 words = "the quick brown fox jumps over a lazy dog near warm fires".split()
 tokenizer = bpe_tokenizer([" ".join(words) * 9], vocab_size=330)
 policy = Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=200, seed=0), tokenizer)
@@ -39,8 +38,8 @@ rows = [
     for i in range(60)
 ]
 rows[5]["rejected"] = rows[5]["chosen"]
-training_preview.CARRIED = 2_000
-shown = training_preview.TrainingPreview.of_rows(policy, rows).widget()
+preview.CARRIED = 2_000
+shown = preview.TrainingPreview.of_rows(policy, rows).widget()
 seen, jump = ipywidgets.HTML("nothing yet"), ipywidgets.Button(description="jump")
 shown.observe(lambda change: setattr(seen, "value", f"python saw row {change.new}"), "chosen")
 jump.on_click(lambda _: setattr(shown, "warning", "identical"))
@@ -66,7 +65,7 @@ def test_training_preview_fetches_tokens_and_follows_python(lab, barriers, dark)
     assert barriers(page, ".wb-preview") == []
 
 
-BROWSER = """from workbench.widgets.preference_browser import PreferenceBrowser
+BROWSER = """from workbench.widgets.preference_browser.browser import PreferenceBrowser
 rows = [{"prompt": f"question {i}", "chosen": f"answer {i} " + 90 * "long ", "rejected": f"no {i} " + 90 * "tall ",
          "margin": i % 7 - 3.0} for i in range(100_000)]
 browser = PreferenceBrowser(rows, name="many", page_limit=100_000)
@@ -127,7 +126,7 @@ WATCHED = [
     """import subprocess, sys, time
 import ipywidgets
 from workbench.runs import Run
-from workbench.widgets.training_monitor import TrainingMonitor
+from workbench.widgets.training_monitor.monitor import TrainingMonitor
 run = Run(__import__("pathlib").Path("watched").resolve())
 run.update_manifest(status="running")
 monitor = TrainingMonitor(run)

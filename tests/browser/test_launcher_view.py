@@ -6,10 +6,12 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from toy_notebooks import OPEN, claim_records, toy, write_notebook
 
-from workbench import methods, pages
-from workbench.runs import Run, write_json
-from workbench.widgets import launcher as module
-from workbench.widgets.launcher import Launcher
+from workbench import methods
+from workbench.batch import launcher as module
+from workbench.batch.launcher import Launcher
+from workbench.runs.files import write_json
+from workbench.runs.run import Run
+from workbench.share import pages
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

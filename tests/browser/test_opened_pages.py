@@ -9,7 +9,8 @@ import pytest
 from nbformat.v4 import new_output
 from toy_notebooks import claim_records, display, stdout, stored
 
-from workbench import claims, pages, runs
+from workbench import claims, runs
+from workbench.share import pages
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

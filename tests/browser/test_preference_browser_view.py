@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from workbench import pages
-from workbench.widgets import preference_labels, preference_rows, scripted
-from workbench.widgets.preference_browser import PreferenceBrowser
+from workbench.share import pages
+from workbench.widgets import scripted
+from workbench.widgets.preference_browser import labels
+from workbench.widgets.preference_browser import rows as preference_rows
+from workbench.widgets.preference_browser.browser import PreferenceBrowser
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -366,9 +368,9 @@ def test_a_label_means_the_same_in_both(script):
     ]
     mine = [
         [
-            preference_labels.relabelled(browser.rows.raw[i], v),
-            preference_labels.preferred(browser.rows.raw[i], v),
-            preference_labels.preferred(browser.rows.raw[i]),
+            labels.relabelled(browser.rows.raw[i], v),
+            labels.preferred(browser.rows.raw[i], v),
+            labels.preferred(browser.rows.raw[i]),
         ]
         for i, v in asked
     ]

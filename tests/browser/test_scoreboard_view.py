@@ -5,7 +5,7 @@ import pytest
 from finished_runs import finished
 from toy_notebooks import claim_records
 
-from workbench import pages
+from workbench.share import pages
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -13,8 +13,8 @@ from nbformat.v4 import new_output
 from plotly.subplots import make_subplots
 from toy_notebooks import claim_records, display, stdout, stored
 
-from workbench import claims, figures, pages
-from workbench.share import page_frame
+from workbench import claims, figures
+from workbench.share import page_frame, pages
 from workbench.widgets.confidence_ranking import ConfidenceRanking
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -5,7 +5,7 @@ from pathlib import Path
 import papermill
 import pytest
 
-from workbench import pages
+from workbench.share import pages
 
 ROOT = Path(__file__).resolve().parents[2]
 

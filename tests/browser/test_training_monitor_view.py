@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from workbench import pages
-from workbench.probes import SAMPLES, SCORES
-from workbench.runs import Run, write_json
-from workbench.widgets.training_monitor import TrainingMonitor
+from workbench.runs.files import write_json
+from workbench.runs.run import Run
+from workbench.share import pages
+from workbench.training.probes import SAMPLES, SCORES
+from workbench.widgets.training_monitor.monitor import TrainingMonitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

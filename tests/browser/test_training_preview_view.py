@@ -6,9 +6,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from preview_rows import HIDDEN, HOSTILE, WORDS, clean, faulty, policy
 
-from workbench import pages
-from workbench.widgets import training_preview
-from workbench.widgets.training_preview import TrainingPreview
+from workbench.share import pages
+from workbench.widgets.training_preview import preview
+from workbench.widgets.training_preview.preview import TrainingPreview
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 VIEW = ".wb-preview"
@@ -179,7 +179,7 @@ def test_a_very_long_row_and_rows_that_were_left_out(tmp_path, visit, monkeypatc
     rows = clean(40)
     start = " ".join(WORDS * 370)
     rows[3]["chosen"], rows[3]["rejected"] = f"{start} fish", f"{start} dog"
-    monkeypatch.setattr(training_preview, "CARRIED", 115_000)
+    monkeypatch.setattr(preview, "CARRIED", 115_000)
     page = visit(rendered(tmp_path, TrainingPreview.of_rows(policy(20_000), rows))).page
     page.wait_for_selector(f"{VIEW} .row")
     chosen = page.locator(f"{VIEW} .tokens").nth(1)

@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.feedback import chat
-from workbench.feedback.chat import Reply, Request, SimulatedModel, Transcript, user
+from workbench.feedback import replies as replies_
+from workbench.feedback import transcript
+from workbench.feedback.chat import Reply, Request, user
+from workbench.feedback.simulated import Noise, SimulatedModel
+from workbench.feedback.transcript import Transcript
 
 
 # ---- reading replies
@@ -32,7 +35,7 @@ from workbench.feedback.chat import Reply, Request, SimulatedModel, Transcript, 
     ],
 )
 def test_confidence_is_the_last_number_of_the_last_line(text, value):
-    assert chat.confidence(text) == pytest.approx(value)
+    assert replies_.confidence(text) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,7 @@ def test_confidence_is_the_last_number_of_the_last_line(text, value):
     ],
 )
 def test_a_confidence_outside_the_range_or_in_words_is_unread_never_zero(text):
-    assert math.isnan(chat.confidence(text))
+    assert math.isnan(replies_.confidence(text))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_a_confidence_outside_the_range_or_in_words_is_unread_never_zero(text):
     ],
 )
 def test_choice(text, index):
-    assert chat.choice(text, 4) == index
+    assert replies_.choice(text, 4) == index
 
 
 @pytest.mark.parametrize(
@@ -92,21 +95,21 @@ def test_choice(text, index):
     ],
 )
 def test_preference(text, outcome, status):
-    assert chat.preference(text, "More confident") == (outcome, status)
+    assert replies_.preference(text, "More confident") == (outcome, status)
 
 
 @given(st.text())
 def test_readers_take_any_text(text):
-    value = chat.confidence("Confidence:" + text)
+    value = replies_.confidence("Confidence:" + text)
     assert math.isnan(value) or 0 <= value <= 1
-    assert chat.choice("Answer:" + text, 3) in (None, 0, 1, 2)
-    outcome, status = chat.preference("Winner:" + text, "Winner")
+    assert replies_.choice("Answer:" + text, 3) in (None, 0, 1, 2)
+    outcome, status = replies_.preference("Winner:" + text, "Winner")
     assert (outcome == 0.5) == (status != "ok")
 
 
 @given(st.text(), st.floats(0, 1).map(lambda x: round(x, 4)))
 def test_the_last_line_wins_over_whatever_came_before(text, value):
-    assert chat.confidence(f"{text}\nConfidence: {value}") == value
+    assert replies_.confidence(f"{text}\nConfidence: {value}") == value
 
 
 # ---- planted models
@@ -133,17 +136,17 @@ def test_the_planted_share_of_replies_is_garbled():
     broken = SimulatedModel("m", lambda prompt, t, noise: "More confident: 1", garbled=0.1).ask(requests(3000))
     share = sum(reply.text != "More confident: 1" for reply in broken) / 3000
     assert share == pytest.approx(0.1, abs=0.02)
-    assert {chat.preference(reply.text, "More confident").status for reply in broken} == {"ok", "unparsed"}
+    assert {replies_.preference(reply.text, "More confident").status for reply in broken} == {"ok", "unparsed"}
 
 
 def test_noise_has_the_distributions_it_names():
     from scipy import stats
 
-    noise = [chat.Noise(str(i)) for i in range(4000)]
+    noise = [Noise(str(i)) for i in range(4000)]
     assert stats.kstest([n.uniform() for n in noise], "uniform").pvalue > 0.01
     assert stats.kstest([n.normal() for n in noise], "norm").pvalue > 0.01
     assert stats.kstest([n.logistic() for n in noise], "logistic").pvalue > 0.01
-    one = chat.Noise("x")
+    one = Noise("x")
     assert len({one.uniform() for _ in range(100)}) == 100  # more than one hash block
 
 
@@ -209,7 +212,9 @@ def test_a_sigkill_leaves_a_log_that_can_be_read(tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
-from workbench.feedback.chat import Request, SimulatedModel, Transcript, user
+from workbench.feedback.chat import Request, user
+from workbench.feedback.simulated import SimulatedModel
+from workbench.feedback.transcript import Transcript
 model = SimulatedModel("m", lambda prompt, t, noise: prompt)
 class Dies:
     name, left = model.name, 4
@@ -262,7 +267,7 @@ def test_a_full_disk_keeps_the_whole_lines(tmp_path, monkeypatch):
             raise OSError(28, os.strerror(28))
 
     with monkeypatch.context() as patch:
-        patch.setattr(chat, "open", lambda path, mode: Full(Path(path).open(mode)), raising=False)  # noqa: SIM115
+        patch.setattr(transcript, "open", lambda path, mode: Full(Path(path).open(mode)), raising=False)  # noqa: SIM115
         with pytest.raises(OSError, match="No space left on device; its whole lines were kept"):
             log.ask(Counting(), asked)
     assert path.read_bytes() == before

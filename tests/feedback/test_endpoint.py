@@ -12,8 +12,10 @@ import urllib.request
 import pytest
 from loopback import Server, completion
 
-from workbench.feedback.chat import Reply, Request, Transcript, open_model, user
+from workbench.feedback.chat import Reply, Request, user
 from workbench.feedback.endpoint import Address, EndpointModel
+from workbench.feedback.open_model import open_model
+from workbench.feedback.transcript import Transcript
 
 KEY = "sk-secret-0123456789"
 
@@ -147,8 +149,7 @@ def test_what_fits_is_what_the_server_says(serve):
 def test_the_server_of_transformers_killed_half_way(tmp_path, monkeypatch):
     """A real model behind `transformers serve`: killed by SIGKILL while it answers, started again, nothing asked
     twice."""
-    from workbench.models import new_llama
-    from workbench.worlds.language import bpe_tokenizer
+    from workbench.models import bpe_tokenizer, new_llama
 
     tokenizer = bpe_tokenizer(["which of two colours is it? blue or red"] * 50, vocab_size=300)
     model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=256, seed=0)

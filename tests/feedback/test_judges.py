@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from workbench.feedback.chat import SimulatedModel
 from workbench.feedback.judges import ChatJudge, as_text, read_points, rubric_prompt
+from workbench.feedback.simulated import SimulatedModel
 
 
 def longer(text, temperature, noise):

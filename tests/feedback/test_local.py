@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from workbench.feedback.chat import Request, Transcript, user
+from workbench.feedback.chat import Request, user
+from workbench.feedback.transcript import Transcript
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from workbench.models import Policy, new_llama
-    from workbench.worlds.language import bpe_tokenizer
+    from workbench.models import Policy, bpe_tokenizer, new_llama
 
     tokenizer = bpe_tokenizer(["Answer: B\nConfidence: 0.8"] * 3, vocab_size=300)
     model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=96, seed=0)

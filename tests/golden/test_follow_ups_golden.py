@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from workbench.feedback.follow_ups import FollowUps, Scored, raw_logits
 from workbench.kernels import token_logps
+from workbench.methods.reward.flr.follow_ups import FollowUps, Scored, raw_logits
 
 
 def test_both_statistics(golden):

@@ -8,11 +8,11 @@ is the threshold to nine digits, and by no others.
 import numpy as np
 import pytest
 
-from workbench import selective
-from workbench.feedback.name_lists import overlap_percent
-from workbench.feedback.recorded_references import RecordedScores, expert_agreement
-from workbench.feedback.reference_scores import THRESHOLDS, combined
-from workbench.feedback.references import yes_share
+from workbench.methods.confidence.hallucinated_references.names import overlap_percent
+from workbench.methods.confidence.hallucinated_references.recorded import RecordedScores, expert_agreement
+from workbench.methods.confidence.hallucinated_references.references import yes_share
+from workbench.methods.confidence.hallucinated_references.scores import THRESHOLDS, combined
+from workbench.stats import selective
 
 FILE = "real_hallucinated_references.json"
 NOT_BUILT_YET = {"arena_verdict", "two_game_scores", "dilemma_action"}  # parsers of other systems

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workbench import objectives
-from workbench.feedback.positions import covering_starts
+from workbench.methods.align.logo.positions import covering_starts
 
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}
 

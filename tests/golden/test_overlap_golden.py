@@ -6,10 +6,10 @@ Left out: the stemmed half of `rouge.json`. The method scores without a stemmer,
 import numpy as np
 import pytest
 
-from workbench.feedback.partitions import LABEL_NAMES, RecordedScores
-from workbench.partition_tests import Rule, found_by, n_right, overlap_test, verdict_table
-from workbench.resampling import bootstrap_p, gap_test, gaps
-from workbench.text_overlap import rouge_l, rouge_l_sum, rouge_n
+from workbench.methods.confidence.time_travel.partitions import LABEL_NAMES, RecordedScores
+from workbench.methods.confidence.time_travel.verdicts import Rule, found_by, n_right, overlap_test, verdict_table
+from workbench.stats.bootstrap import bootstrap_p, gap_test, gaps
+from workbench.stats.text_overlap import rouge_l, rouge_l_sum, rouge_n
 
 NOT_OURS = {"stem"}
 

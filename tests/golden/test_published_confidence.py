@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from workbench import published_confidence as published
 from workbench.claims import Claims
+from workbench.methods.confidence.relative_confidence import published as published
 
 
 @pytest.fixture

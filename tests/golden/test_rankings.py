@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from workbench import metrics, ranking
-from workbench.bradley_terry_fit import Cells, fit, sandwich
+from workbench.stats.bradley_terry import Cells, fit, sandwich
 
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}  # the files print ten digits
 COMMENTS = {"name", "notes", "note", "about", "true_theta", "invariant", "tolerance", "leaderbot_total_nll"}

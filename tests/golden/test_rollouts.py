@@ -7,7 +7,7 @@ import torch
 from test_objectives import TIGHT, cases, tensor
 
 from workbench import objectives
-from workbench.methods.align.dr_po import reset_lengths
+from workbench.methods.align.dr_po.method import reset_lengths
 
 
 def matrix(values, **options):

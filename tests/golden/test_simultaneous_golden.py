@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from workbench import objectives
-from workbench.latency import latency
+from workbench.stats.latency import latency
 
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}
 

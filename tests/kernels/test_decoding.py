@@ -9,7 +9,7 @@ from workbench.kernels.drawing import Law
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from workbench.worlds.language import bpe_tokenizer
+    from workbench.models import bpe_tokenizer
 
     return bpe_tokenizer(["The answer is 42.\nNext question"] * 3, vocab_size=290)
 

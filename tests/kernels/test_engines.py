@@ -70,8 +70,7 @@ def test_generate_keeps_seed_prefix_ends_and_generator(tiny_llama):
 
 
 def test_generate_stops_at_texts():
-    from workbench.models import Policy, new_llama
-    from workbench.worlds.language import bpe_tokenizer
+    from workbench.models import Policy, bpe_tokenizer, new_llama
 
     tokenizer = bpe_tokenizer(["abc"], vocab_size=262)
     policy = Policy(new_llama(tokenizer, width=8, layers=1, heads=2, max_length=64, seed=0), tokenizer)

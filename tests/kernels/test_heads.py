@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from workbench.kernels import token_logps, token_scores
-from workbench.kernels.heads import PLAIN, Finish
+from workbench.kernels.finish import PLAIN, Finish
 
 FINISHES = st.sampled_from([PLAIN, Finish(0.3), Finish(1.0, 2.0), Finish(0.5, 4.0)])
 

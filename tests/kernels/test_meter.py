@@ -3,7 +3,8 @@
 import pytest
 
 from workbench.kernels import Group, metered, sample, unmetered
-from workbench.training import TrainConfig, supervised_step, train
+from workbench.training.loop import TrainConfig, train
+from workbench.training.steps import supervised_step
 from workbench.worlds.planted_chain import PlantedChain
 
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workbench import reference
 from workbench.kernels import Group, score, scoring
 from workbench.models import Policy, new_llama
+from workbench.training import reference
 from workbench.worlds.language import word_tokenizer
 
 LAYOUTS = ["padded", "segments", "blocks"]

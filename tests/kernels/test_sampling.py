@@ -178,8 +178,7 @@ def test_stop_tokens_end_beside_all_end_tokens(tiny_llama, monkeypatch):
 @pytest.fixture(scope="module")
 def policy():
     """A byte-level policy that writes its prompt's letters at random."""
-    from workbench.models import Policy, new_llama
-    from workbench.worlds.language import bpe_tokenizer
+    from workbench.models import Policy, bpe_tokenizer, new_llama
 
     tokenizer = bpe_tokenizer(["abc"], vocab_size=270)
     model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=96, seed=0).double()

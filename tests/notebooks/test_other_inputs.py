@@ -9,7 +9,8 @@ import pytest
 from loopback import Server
 from rich.console import Console
 
-from workbench import reproduce, runs
+from workbench import runs
+from workbench.batch import reproduce
 
 pytestmark = pytest.mark.slow
 

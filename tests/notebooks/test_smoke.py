@@ -6,7 +6,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from workbench import methods, reproduce, runs
+from workbench import methods, runs
+from workbench.batch import reproduce
 
 
 @pytest.mark.slow

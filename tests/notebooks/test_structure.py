@@ -8,7 +8,8 @@ import nbformat
 import pytest
 from toy_notebooks import CLAIM, OPEN, write_notebook
 
-from workbench import methods, pages
+from workbench import methods
+from workbench.share import pages
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path.relative_to(ROOT) for path in (ROOT / "notebooks").glob("**/[!.]*.ipynb"))

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench import games
 from workbench.objectives import dno, dpo, sppo
+from workbench.stats import games
 
 RATES = {"chosen_probs_win": 0.74, "chosen_probs_lose": 0.21, "chosen_probs": 0.92}
 

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from toy_notebooks import CLAIM, FIRST, OPEN, toy, write_notebook
 
-from workbench import methods, reproduce, runs
-from workbench.batch import notebook_job
+from workbench import methods, runs
+from workbench.batch import notebook_job, reproduce
 
 pytestmark = pytest.mark.slow
 

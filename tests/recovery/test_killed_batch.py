@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from toy_notebooks import HALVES, OPEN, appears, batch, ends, finish, toy, write_notebook
 
-from workbench import pages, reproduce, runs
-from workbench.batch import notebook_job
+from workbench import runs
+from workbench.batch import notebook_job, reproduce
+from workbench.share import pages
 
 
 @pytest.fixture(scope="module")

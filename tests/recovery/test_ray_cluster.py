@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 from toy_notebooks import HALVES, OPEN, batch, ends, finish, toy, write_notebook
 
-from workbench import methods, pages, reproduce, runs
-from workbench.batch import executors
+from workbench import methods, runs
+from workbench.batch import executors, reproduce
+from workbench.share import pages
 
 pytestmark = pytest.mark.slow
 

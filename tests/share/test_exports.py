@@ -12,7 +12,7 @@ from finished_runs import finished
 from nbformat.v4 import new_code_cell, new_notebook
 from toy_notebooks import display, stdout, stored
 
-from workbench import cli, figure_images, runs
+from workbench import cli, figures, runs
 from workbench.share import exports, sendable
 
 PLOTLY = "application_vnd.plotly.v1+json"
@@ -32,7 +32,7 @@ def run_with(root: Path, *outputs, name: str = "a", **options) -> runs.Run:
 
 @pytest.fixture
 def no_browser(monkeypatch):
-    monkeypatch.setattr(figure_images, "browser", lambda: "")
+    monkeypatch.setattr(figures, "browser", lambda: "")
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def pretended(monkeypatch):
         starts.append([ending for _, ending in wanted])
         return [f"{ending} of {len(spec['data'])}".encode() for spec, ending in wanted]
 
-    monkeypatch.setattr(figure_images, "browser", lambda: "chromium")
-    monkeypatch.setattr(figure_images, "draw", draw)
+    monkeypatch.setattr(figures, "browser", lambda: "chromium")
+    monkeypatch.setattr(figures, "draw", draw)
     return starts
 
 
@@ -203,7 +203,7 @@ def test_a_failed_run_gets_its_page_again(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.browser
 def test_images_are_drawn_by_one_browser_and_ask_for_nothing(tmp_path):
-    if not figure_images.browser():
+    if not figures.browser():
         pytest.skip("no chromium on this machine: nothing was drawn")
     run = run_with(tmp_path, plot(), plot(title="second"))
     svg, png, again, second = exports.figures(run, tmp_path / "out", ["svg", "png"])
@@ -214,4 +214,4 @@ def test_images_are_drawn_by_one_browser_and_ask_for_nothing(tmp_path):
     assert second.stat().st_size > 3000
     book = nbformat.read(exports.notebook(run, tmp_path / "x.ipynb"), as_version=4)
     assert len(book.cells[1].outputs[0].data["image/png"]) > 3000
-    assert shutil.which("chromium") is None or "chrom" in figure_images.browser()
+    assert shutil.which("chromium") is None or "chrom" in figures.browser()

@@ -9,7 +9,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from toy_notebooks import write_notebook
 
 from workbench import methods
-from workbench.runs import PACKAGE
+from workbench.runs.files import PACKAGE
 from workbench.share import formulas, notebook_story
 
 

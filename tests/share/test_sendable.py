@@ -19,7 +19,7 @@ CHECKOUT, HOME = str(runs.PACKAGE.parent), str(Path.home())
 @pytest.mark.parametrize(
     ("text", "left"),
     [
-        (f"{CHECKOUT}/workbench/training.py:12", "…/workbench/training.py:12"),
+        (f"{CHECKOUT}/workbench/training/loop.py:12", "…/workbench/training/loop.py:12"),
         (f"'{CHECKOUT}'", "'…'"),
         (f"see {CHECKOUT}.", "see …."),
         (f"\x1b[32m{CHECKOUT}/x.py\x1b[39m", "\x1b[32m…/x.py\x1b[39m"),

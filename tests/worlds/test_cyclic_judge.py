@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from workbench import games
-from workbench.training import reference_logps
+from workbench.stats import games
+from workbench.training.reference import reference_logps
 from workbench.worlds.cyclic_judge import OUTSIDE, PROMPTS, QUALITY, RESPONSES, CyclicJudge
 
 WORLD = CyclicJudge(start_steps=10)

@@ -1,6 +1,5 @@
 """Comparison of two runs: what differs in parameters, in what they were made with, and in what came out.
 
-What may live here: two run folders in, tables out, and their printing. What may not: verdicts, and running anything.
 NaN equals NaN here: a run that gives NaN twice gave the same twice. Manifests may come from anywhere, so nothing in
 them is taken for markup or reaches the terminal as a control character.
 """
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workbench import run_names, runs
+from workbench import runs
+from workbench.runs import names as run_names
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,7 +163,8 @@ def _asked_and_made(run: runs.Run) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = run.manifest
     parameters = dict(manifest.get("parameters") or {})
     asked = {"system": manifest.get("system"), "scale": manifest.get("scale"), **parameters}
-    asked.pop("inputs", None)
+    for name in ("inputs", "sources"):
+        asked.pop(name, None)
     code = dict(manifest.get("code") or {})
     if code.pop("diff", ""):
         path = run.folder / runs.DIFF

@@ -1,8 +1,5 @@
 """Executors: where the child processes of a batch run, on this machine or on a Ray cluster.
 
-What may live here: starting, polling and stopping a child whose job file is written. What may not: which jobs there
-are, what they mean, and how they ended; that is read from the run folder (`reproduce`).
-
 Both start the same child, `python -m workbench.batch.notebook_job job.json`, in a process group of its own, so a
 notebook's numbers do not depend on where it ran. A Ray cluster must see the runs folder, the same code and the same
 packages on every node; that is asked before anything starts.
@@ -23,8 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from workbench import provenance, runs
+from workbench import runs
 from workbench.batch.notebook_job import source_hash
+from workbench.runs import provenance
 
 NAMES = ("local", "ray")
 GRACE_S = 10.0  # a kernel gets this long to shut down before it is killed

@@ -1,8 +1,5 @@
 """One notebook of a batch, executed in its run folder: the body of a child process.
 
-What may live here: papermill, and what is left behind when a notebook ends, fails or is killed. What may not: which
-notebooks are run, where, and how many at once (`reproduce`, `executors`); any number, any verdict.
-
 `python -m workbench.batch.notebook_job <job.json>` needs only the job file: it locks the run folder, executes the
 notebook, renames it into place when whole and renders its page. It ends when its parent is gone, and its kernel when it
 is gone itself, so a SIGKILL leaves nothing running.
@@ -25,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import runs
-from workbench.seeds import exit_with
+from workbench.runs.seeds import exit_with
 
 START_AGAIN_S = 2.0  # kernels that start in the same moment can pick the same port (papermill issue 511)
 LET_GO_S = 4.0  # a child whose worker was killed lets go of the folder, and its kernel ends, within this time
@@ -54,7 +51,7 @@ def run_job(path: Path) -> int:
     """
     from nbclient.exceptions import DeadKernelError
 
-    from workbench import pages
+    from workbench.share import pages
 
     try:
         job = runs.read_json(path)
@@ -100,7 +97,7 @@ def keep_failure(run: runs.Run, root: Path, reason: str) -> None:
 
 def _keep(run: runs.Run, root: Path, reason: str) -> None:
     """Marks the run failed and keeps the notebook as far as it came; a full disk must not hide why."""
-    from workbench import pages
+    from workbench.share import pages
 
     with suppress(OSError, ValueError):
         if run.manifest:

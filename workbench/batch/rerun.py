@@ -1,8 +1,4 @@
-"""Rerun: a finished run once more, from what its manifest recorded, and whether the same comes out.
-
-What may live here: from a manifest to a planned job, and what to say about code and inputs that changed since. What may
-not: how notebooks run (`reproduce`), how runs are compared (`comparison`).
-"""
+"""Rerun: a finished run once more, from what its manifest recorded, and whether the same comes out."""
 
 from __future__ import annotations
 
@@ -11,10 +7,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workbench import methods, provenance, run_names, runs
+from workbench import methods, runs
 from workbench.batch import comparison
 from workbench.batch.notebook_job import source_hash
-from workbench.reproduce import Job, plan, run_jobs
+from workbench.batch.reproduce import Job, plan, run_jobs
+from workbench.runs import names, provenance
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +51,7 @@ def rerun(
     from rich.text import Text
 
     root = (root or runs.default_root()).expanduser().resolve()
-    name, manifest = run_names.name_of(run, root), run.manifest
+    name, manifest = names.name_of(run, root), run.manifest
     method, given = _recorded(name, run, manifest)
     changed = changed_inputs(manifest)
     if changed and not anyway:
@@ -83,8 +80,11 @@ def changed_inputs(manifest: dict[str, Any]) -> list[str]:
     parameters = manifest["parameters"]
     revisions = {item["kind"]: item.get("revision", "") for item in manifest.get("inputs") or []}
     changed = []
-    for kind, mark in zip(provenance.INPUTS, parameters.get("inputs") or (), strict=False):
-        source = parameters.get(kind) or ""
+    marks = parameters.get("inputs") or ("", "")
+    given = [(kind, parameters.get(kind), mark) for kind, mark in zip(provenance.INPUTS, marks, strict=True)]
+    given += [(kind, parameters["config"].get(kind), mark) for kind, mark in (parameters.get("sources") or {}).items()]
+    for kind, source, mark in given:
+        source = source or ""
         shown = provenance.public(source)
         if not source:
             continue

@@ -1,8 +1,5 @@
 """EndpointModel: any OpenAI-compatible server as a chat model, through the `openai` client.
 
-What may live here: the bridge from `feedback.chat` to a server. What may not: prompts, parsing, caching of replies (the
-transcript does that, so a killed run pays for nothing twice).
-
 The key is read from `$OPENAI_API_KEY` when a request is sent. It is part of no name, no message, no file.
 """
 

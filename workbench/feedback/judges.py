@@ -1,7 +1,6 @@
 """A chat model as a judge: pairwise in both orders, and points from 0 to 6 for several answers side by side.
 
-What may live here: the prompts of these two judges and the readers of their replies. What may not: rules that pick
-pairs (`pairs`), reward models, training. A reply that cannot be read is counted; it never becomes a 0 or a tie.
+A reply that cannot be read is counted; it never becomes a 0 or a tie.
 """
 
 from __future__ import annotations
@@ -9,11 +8,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
-from workbench.feedback.chat import LETTERS, ChatModel, Request, last_field, preference, user
+from workbench.feedback.chat import LETTERS, ChatModel, Request, user
+from workbench.feedback.open_model import open_model
+from workbench.feedback.replies import last_field, preference
 
 POINTS = 6  # of the rubric below
 
@@ -89,6 +92,61 @@ class ChatJudge:
                 self.counts["unparsed"] += found[i] is None
         self.counts["dropped"] += sum(points is None for points in found)
         return found
+
+
+@dataclass
+class RealJudge:
+    """A judge of real text, loaded when it is first asked; what is loaded does not travel to other processes.
+
+    Attributes:
+        source: folder, hub id or address.
+        kind: "reward", a sequence-classification model, P(a better) = sigma(score a - score b); "chat", a model that is
+            asked in words, in both orders.
+    """
+
+    source: str
+    kind: Literal["reward", "chat"] = "reward"
+    device: str = "auto"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_loaded"}
+
+    @cached_property
+    def _loaded(self) -> Any:
+        if self.kind == "chat":
+            return ChatJudge(open_model(self.source, device=self.device))
+        from workbench.training.reward_model import RewardModel  # torch loads here, not before
+
+        return RewardModel.load(self.source, device=self.device)
+
+    def score(self, prompts: Sequence, responses: Sequence[str]) -> np.ndarray:
+        """The reward model's score of each response, [n].
+
+        Raises:
+            ValueError: it is a chat model.
+        """
+        if self.kind != "reward":
+            raise ValueError(
+                f"judge={self.source!r}, judge_kind={self.kind!r}: scores need a reward model; give the folder or hub id "
+                "of a sequence-classification model with one label as judge"
+            )
+        return self._loaded.score(prompts, responses)
+
+    def prefer(self, prompts: Sequence, a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+        """P(a is better than b) for each row; NaN where a chat model could not be read in either order."""
+        if self.kind == "chat":
+            return self._loaded.prefer(prompts, a, b)
+        scores = self.score([*prompts, *prompts], [*a, *b])
+        return 1 / (1 + np.exp(np.clip(scores[len(a) :] - scores[: len(a)], -500, 500)))
+
+    def rate(self, prompts: Sequence, candidates: Sequence[Sequence[str]]) -> list[list[int] | None] | None:
+        """The chat model's points, 0 to 6, for all candidates of a prompt side by side; None for a reward model."""
+        return self._loaded.rate(prompts, candidates) if self.kind == "chat" else None
+
+
+def open_judge(source: str, kind: Literal["reward", "chat"] = "reward", *, device: str = "auto") -> RealJudge:
+    """The judge that a text names: a folder, a hub id, or (kind "chat") the address of a server."""
+    return RealJudge(source, kind, device)
 
 
 def rubric_prompt(prompt: Any, answers: Sequence[str]) -> str:

@@ -1,8 +1,4 @@
-"""LocalModel: a transformers model as a chat model, text in and text out.
-
-What may live here: the bridge from `feedback.chat` to `models` and `kernels`. What may not: prompts, parsing, caching
-of replies (the transcript does that).
-"""
+"""LocalModel: a transformers model as a chat model, text in and text out."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ import torch
 from workbench.feedback.chat import Reply, Request
 from workbench.kernels import Group, sample, score
 from workbench.models import Policy, Prompt
-from workbench.runs import fingerprint
+from workbench.runs.code import fingerprint
 
 LABELLED = 16  # requests scored at once
 

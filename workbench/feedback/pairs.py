@@ -1,8 +1,5 @@
 """From judged samples to preference rows: who beats whom, win rates, which pairs to keep.
 
-What may live here: rules that turn a preference matrix or scores of K responses into pairs, and the checks of both.
-What may not: judges (`judges`, `reward_model`), sampling, training.
-
 A preference matrix of K responses to one prompt has P(response i beats response j) in row i, column j; its diagonal is
 one half and P_ij + P_ji = 1. It need not come from scores: A may beat B, B beat C and C beat A.
 """

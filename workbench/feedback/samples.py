@@ -1,8 +1,4 @@
-"""A round of self-play begins here: prompts of the round, K samples each, and who beats whom among them.
-
-What may live here: sampling that can be resumed, and asking a task's judge about all pairs of samples. What may not:
-rules that pick training pairs (`pairs`), training, methods.
-"""
+"""A round of self-play begins here: prompts of the round, K samples each, and who beats whom among them."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ import pandas as pd
 
 from workbench.kernels import sample
 from workbench.models import Policy
-from workbench.runs import Run
+from workbench.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +21,12 @@ SHARD = 5_000  # prompts answered between two writes; minutes of a GPU
 
 
 def prompts_of_round(
-    task: Any, seed: int, t: int, *, rounds: int, n_prompts: int, copies: int, may_overlap: bool = False
+    task: Any, seed: int, t: int, *, rounds: int, n_prompts: int, prompt_repeats: int, may_overlap: bool = False
 ) -> list:
-    """The prompts of round t: a part of its own, or with `copies` all prompts that often in every round.
+    """The prompts of round t: a part of its own, or with `prompt_repeats` all prompts that often in every round.
 
     Args:
-        copies: 0 gives every round a part that shares no prompt with the others; a small world that has too few prompts
+        prompt_repeats: 0 gives every round a part that shares no prompt with the others; a small world that has too few prompts
             for that repeats all of them.
         n_prompts: at most so many of a part; 0 for all.
         may_overlap: warn of parts that share prompts instead of refusing them.
@@ -38,8 +34,8 @@ def prompts_of_round(
     Raises:
         ValueError: parts that should be disjoint share prompts; says how many.
     """
-    if copies:
-        return list(task.prompts("train", seed)) * copies
+    if prompt_repeats:
+        return list(task.prompts("train", seed)) * prompt_repeats
     parts = [task.prompts("train", seed, part=part, parts=rounds) for part in range(rounds)]
     keys = [{json.dumps(prompt) for prompt in part} for part in parts]
     shared = sum(map(len, keys)) - len(set().union(*keys))
@@ -52,7 +48,7 @@ def prompts_of_round(
     elif shared:
         raise ValueError(
             f"the prompt parts of {rounds} rounds overlap in {shared} prompts; remove repeated prompts from the data,"
-            " or set copies=1 to use all prompts in every round"
+            " or set prompt_repeats=1 to use all prompts in every round"
         )
     if not parts[t]:
         raise ValueError(f"round {t} has no prompts: {sum(map(len, parts))} prompts in {rounds} parts; lower rounds")
@@ -133,13 +129,3 @@ def readable(matrices: np.ndarray) -> np.ndarray:
         dropped = int(np.sum(~fine))
         log.warning("%d of %d prompts dropped: the judge could not be read on some pair", dropped, fine.size)
     return np.asarray(fine)
-
-
-def prompt_of(written: str) -> Any:
-    """A prompt as it was before `draw_samples` wrote it: a chat from its JSON, any other text as it is."""
-    if written.startswith('[{"'):
-        try:
-            return json.loads(written)
-        except json.JSONDecodeError:
-            return written
-    return written

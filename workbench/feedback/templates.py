@@ -1,7 +1,4 @@
-"""Templates: a prompt as text with named slots and a version that is stored beside whatever the prompt brought back.
-
-What may live here: the type. What may not: the wording of any prompt (it belongs to the method that asks).
-"""
+"""Templates: a prompt as text with named slots and a version that is stored beside whatever the prompt brought back."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
 """Attention in layouts of our own, inside any transformers model that calls its attention through the library's
 registry.
 
-What may live here: the one door through which a kernel replaces a model's attention for the length of a call. What may
-not: layouts themselves (`trees` for scoring, `slots` for sampling).
-
 A layout travels as a keyword argument of the model's forward pass down to every attention layer. So it is there again
 when gradient checkpointing runs a layer a second time.
 """

@@ -1,8 +1,4 @@
-"""Decoding: rows of text that grow token by token until each ends, and the textbook loop that grows them.
-
-What may live here: what a row is, when it ends, the model as a loop sees it, the plain loop. What may not: prompts as
-text, options and their checks, results (see `sampling`); distributions (`drawing`); the fast loop (`slots`).
-"""
+"""Decoding: rows of text that grow token by token until each ends, and the textbook loop that grows them."""
 
 from __future__ import annotations
 
@@ -18,7 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from workbench.kernels.drawing import Law, draw, logps_of
-from workbench.kernels.heads import body_and_head, logit_finish
+from workbench.kernels.finish import logit_finish
+from workbench.kernels.heads import body_and_head
 
 GIVEN_TOKENS = 256  # of a given beginning that pass the head at once
 

@@ -1,8 +1,4 @@
-"""Drawing: next tokens from logits, by inverting the cumulative distribution at given uniforms.
-
-What may live here: what temperature, top-k and top-p do to a distribution, and how a token is drawn from it. What may
-not: models, caches, loops over tokens, a random number generator (uniforms come from the caller).
-"""
+"""Drawing: next tokens from logits, by inverting the cumulative distribution at given uniforms."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Engines: other programs that draw responses, behind the same call as our own loops.
 
-What may live here: one function an engine that turns stems into tokens. What may not: decoding loops of our own (see
-`slots`). vLLM reads models from folders, so this module may write one, which is temporary.
+vLLM reads models from folders, so this module may write one, which is temporary.
 
 The numbers of every engine mean the same: log-probs under the policy come from a pass of the policy itself over the
 finished responses, as `score` would give them, because an engine's own differ (other kernels, other precision). Engines

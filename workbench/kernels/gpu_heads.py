@@ -1,8 +1,5 @@
 """The output head on GPUs: kernels in which logits live in a chip's fast memory alone.
 
-What may live here: forward passes from hidden states to log-probs that need a GPU. What may not: the head in torch
-(`heads`), which is their reference, runs anywhere, and computes the backward pass of the kernel here.
-
 `head_kernel` says which one a head on a GPU takes. No figures of a GPU stand behind the choice yet: cut-cross-entropy
 is taken for half-precision weights where it is installed, because its authors measured it there; our own kernel has to
 be asked for, with `WORKBENCH_HEAD=triton`, until `benchmarks/scoring_memory.py --device cuda` has shown where it wins.

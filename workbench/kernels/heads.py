@@ -1,8 +1,5 @@
 """The output head: log-probabilities of given tokens from hidden states, without a [tokens, vocabulary] tensor.
 
-What may live here: what happens between the last hidden state and the log-probability of a token. What may not: the
-transformer body, batching and padding (see `scoring`).
-
 Two backward passes, for d logp_i = g_i (e_y - p_i) J_i, where p_i is the softmax of token i and J_i the slope of a
 soft cap, if the model has one:
 - frozen head (LoRA): the forward pass keeps u_i = W[y_i] - sum_v p_iv W_v, one [tokens, d_model] tensor; the gradient
@@ -20,31 +17,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from workbench.kernels.finish import PLAIN, TILE, Finish
 from workbench.kernels.gpu_heads import cce_logps, head_kernel, triton_logps
 
-# Logits held at once: 2**22 numbers are 16 MiB in float32, small beside any model and large enough to keep cores busy.
-TILE = 2**22
 # Probabilities kept for the backward pass of a trained head; more are computed again, at a fourth product with the
 # head.
 KEEP = 2**24
-
-
-class Finish(NamedTuple):
-    """What a model does to its logits after the head: z -> cap·tanh(scale·z / cap), or scale·z where `cap` is 0."""
-
-    scale: float = 1.0
-    cap: float = 0.0
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        logits = logits if self.scale == 1.0 else logits * self.scale
-        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
-
-    def slope(self, finished: Tensor) -> Tensor | float:
-        """d finished / d logits, from the finished logits."""
-        return self.scale * (1 - (finished / self.cap) ** 2) if self.cap else self.scale
-
-
-PLAIN = Finish()
 
 
 class TokenScores(NamedTuple):
@@ -299,14 +277,3 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
             f"{type(causal).__name__} has no output embedding; scoring and sampling need a causal language model"
         )
     return causal.base_model, head  # type: ignore[return-value]
-
-
-def logit_finish(config) -> Finish:
-    """What this architecture does to its logits after the head, read from its configuration.
-
-    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma 2 caps by c·tanh(z/c).
-    """
-    config = config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0
-    scale /= getattr(config, "logits_scaling", None) or 1.0
-    return Finish(float(scale), float(getattr(config, "final_logit_softcapping", None) or 0.0))

@@ -1,7 +1,4 @@
-"""What a piece of work spent, counted where it is spent.
-
-What may live here: counters. What may not: times (they depend on the machine), anything that changes a result.
-"""
+"""What a piece of work spent, counted where it is spent."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """Sampling: K responses to each prompt, with their log-probabilities.
 
-What may live here: what a user calls, its options and their checks, and the result. What may not: decoding loops (see
-`slots` and `decoding`), other engines (`engines`), training, judging, files. Every response has a random stream of its
-own, so its text does not depend on what else is in the batch.
+Every response has a random stream of its own, so its text does not depend on what else is in the batch.
 """
 
 from __future__ import annotations

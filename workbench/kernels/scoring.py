@@ -1,8 +1,7 @@
 """Scoring: how likely does a policy find given responses? Groups of a prompt with K responses in, log-probs out.
 
-What may live here: routes from token ids to log-probabilities per response token, and the choice between them. What may
-not: tokenisation, losses, files; the attention of trees (`trees`). The `padded` route is the textbook against which
-every other route is tested, and against which a fast route tests itself before it is trusted with a model.
+The `padded` route is the textbook against which every other route is tested, and against which a fast route tests
+itself before it is trusted with a model.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from workbench.kernels.attention import Unsupported, own_attention
-from workbench.kernels.heads import Finish, body_and_head, logit_finish, token_logps
+from workbench.kernels.finish import Finish, logit_finish
+from workbench.kernels.heads import body_and_head, token_logps
 from workbench.kernels.trees import Blocks, Flex, Packed, Segments, pack
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,5 @@
 """The output head when its matrix lies in pieces on several processes: log-probs without ever gathering the matrix.
 
-What may live here: the arithmetic of a head sharded over its vocabulary, forward and backward. What may not: how a
-model is cut into shards (`distributed`), heads that are whole (`heads`).
-
 Hidden states are far smaller than the matrix, so they travel and the matrix stays: every process computes the logits of
 all tokens over its own words, and two numbers a token (log-sum-exp and target logit) make them one distribution.
 """
@@ -15,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from workbench.kernels.heads import TILE, Finish
+from workbench.kernels.finish import TILE, Finish
 
 
 def sharded_token_logps(

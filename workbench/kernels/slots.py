@@ -1,8 +1,5 @@
 """Slots: the fast decoding loop. A row that ends leaves its place to one that waits.
 
-What may live here: the cache with a slot a row, attention over it, the loop. What may not: what a row is and when it
-ends (see `decoding`), distributions (see `drawing`).
-
 Keys and values are written into blocks that are allocated ahead. Those of a prompt with several responses are computed
 once and held once: a row attends to its prompt's block, in one product for all rows of the prompt, and to its own slot;
 the two parts of the softmax are merged by their normalisers. Models whose attention is more than softmax(q·k) refuse.

@@ -1,8 +1,5 @@
 """Trees: a prompt once, its K responses as branches, all groups of a batch packed into one row without padding.
 
-What may live here: the packed row, the attention that keeps branches apart, what it costs. What may not: the head,
-losses, choosing between routes (see `scoring`).
-
 A branch sees its prompt and itself, and its positions go on from the prompt's end, so each response gets the numbers
 that it gets alone. Everything but attention runs once over the packed tokens, P + R_1 + ... + R_K a group where rows of
 prompt and response have K·P + R_1 + ... + R_K. Attention is computed by one of three layouts:

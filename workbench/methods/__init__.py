@@ -1,25 +1,16 @@
-"""The registry of methods and studies, and `Experiment`: one method, one task, several seeds, one run folder.
+"""The registry of methods and studies: what is known about each of them without loading it.
 
-What may live here: what is known about every method without loading it. What may not: any algorithm; a method is one
-file in `align/`, `reward/`, `confidence/`, `audit/` or `prompt/`, and no method imports another.
-
-A method's module offers four names: `Config` (strict, frozen, with `Config.at(scale, **overrides)`), `open_task(...)`,
-`run(task, config, seed, run)` and `claims(experiment, results)`; and `run_arm(task, config, arm, seed, run)` if its
-`Config` has arms that can run side by side.
+A system is a folder in `align/`, `reward/`, `confidence/`, `audit/` or `prompt/`, whose files always have the same
+names; no system imports another. `Experiment` (`methods.experiment`) runs one of them.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-from workbench import runs
-from workbench.seeds import over_seeds
 
 SCALES = ("smoke", "tiny", "full")
 DEVICES = ("auto", "cpu", "cuda")
@@ -53,11 +44,16 @@ class Method:
 
     @property
     def module(self) -> str:
-        return f"workbench.methods.{self.group}.{self.name}" if self.group else f"workbench.{self.name}"
+        return f"workbench.methods.{self.group}.{self.name}" if self.group else f"workbench.studies.{self.name}"
 
     @property
     def notebook(self) -> Path:
         return Path("notebooks", self.group, f"{self.name}.ipynb")
+
+    @property
+    def code(self) -> str:
+        """The module whose code, with all that it stands on, is part of a run's key."""
+        return f"{self.module}.method" if self.group else self.module
 
     def load(self) -> Any:
         return import_module(self.module)
@@ -174,7 +170,7 @@ REGISTRY: dict[str, Method] = {
         Method(
             "flr",
             "FLR: follow-up likelihood as reward",
-            "align",
+            "reward",
             "arXiv 2409.13948",
             ("rewards", "feedback"),
             cost="4 min",
@@ -256,102 +252,6 @@ def find(names: Sequence[str]) -> list[Method]:
     return list(found.values())
 
 
-class Experiment:
-    """One method on one task over several seeds, in one run folder: the object that a notebook drives.
-
-    Args:
-        name: registry name.
-        scale: "smoke", "tiny" or "full": which preset of `Config` the overrides start from.
-        model: hub id or folder of the starting model; "" takes the embedded world's own.
-        dataset: hub id, folder or JSONL/JSONL.gz/Parquet file; "" takes the embedded world.
-        seeds: one run each.
-        device: "auto", "cpu" or "cuda".
-        overrides: fields of the method's `Config`, checked strictly.
-        output: run folder; "" computes one from all of the above and the code.
-
-    Raises:
-        ValueError: an unknown scale, device or `Config` field, or a value of the wrong type; nothing was loaded yet.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        scale: str = "tiny",
-        model: str = "",
-        dataset: str = "",
-        seeds: Sequence[int] = (),
-        device: str = "auto",
-        overrides: Mapping[str, Any] | None = None,
-        output: str = "",
-    ):
-        (self.method,) = find([name])
-        for what, value, known in (("scale", scale, SCALES), ("device", device, DEVICES)):
-            if value not in known:
-                raise ValueError(f"{what} must be one of {', '.join(known)}; got {value!r}")
-        self.scale, self.model, self.dataset, self.device = scale, model, dataset, device
-        self.seeds = [int(seed) for seed in (seeds or default_seeds(self.method, scale))]
-        self.config = self.method.load().Config.at(scale, bool(model or dataset), **(overrides or {}))
-        self.parameters = {
-            "config": dataclasses.asdict(self.config),
-            "model": model,
-            "dataset": dataset,
-            "device": device,
-            "seeds": self.seeds,
-            "inputs": [runs.fingerprint(path) for path in (model, dataset)],
-        }
-        self.output = output
-
-    @property
-    def folder(self) -> Path:
-        """Where this experiment's run lives, whether it was run yet or not."""
-        computed = runs.run_folder(self.method.name, self.method.module, self.scale, self.parameters)
-        return Path(self.output) if self.output else computed
-
-    @cached_property
-    def run(self) -> runs.Run:
-        return runs.open_run(self.method.name, self.method.module, self.scale, self.parameters, str(self.folder))
-
-    @cached_property
-    def task(self) -> Any:
-        return self.method.load().open_task(self.config, model=self.model, dataset=self.dataset, device=self.device)
-
-    def results(self, *, workers: int = 0) -> list[Any]:
-        """Runs every seed that has no stored result and returns all results in the order of the seeds.
-
-        Args:
-            workers: seeds side by side; 0 takes one for each core in the embedded world; one alone with a model of the
-                user's, which may be too large to be held twice, and at "smoke", where starting a process costs more
-                than a seed.
-        """
-        workers = workers or (1 if self.model or self.scale == "smoke" else 0)
-        module = self.method.load()
-        by_arm = {"run_arm": module.run_arm, "arms": self.config.arms} if hasattr(module, "run_arm") else {}
-        return over_seeds(
-            module.run,
-            self.task,
-            self.config,
-            self.seeds,
-            self.run,
-            workers=workers,
-            all_threads=bool(self.model),
-            **by_arm,
-        )
-
-
-def evaluations(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Any:
-    """Tidy table of results that hold `{"arms": {arm: [numbers after 0, 1, ... rounds]}}`: arm, seed, round,
-    numbers."""
-    import pandas as pd
-
-    return pd.DataFrame(
-        {"arm": arm, "seed": seed, "round": t, **numbers}
-        for seed, result in zip(experiment.seeds, results, strict=True)
-        for arm, rounds in result["arms"].items()
-        for t, numbers in enumerate(rounds)
-    )
-
-
 def default_seeds(method: Method, scale: str) -> list[int]:
     """As many seeds as the specification asks; two at "smoke", where nothing is decided."""
     return list(range(2 if scale == "smoke" else method.n_seeds))
@@ -363,3 +263,9 @@ def overview() -> Any:
 
     rows = [(m.name, m.title, m.paper, str(m.notebook), m.cost) for m in REGISTRY.values()]
     return pd.DataFrame(rows, columns=["name", "title", "paper", "notebook", "cost (two cores)"])
+
+
+def __getattr__(name: str) -> Any:  # on first use: the driver needs numpy, the registry nothing
+    if name in ("Experiment", "Results", "evaluations"):
+        return getattr(import_module("workbench.methods.experiment"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

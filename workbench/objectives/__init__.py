@@ -1,14 +1,10 @@
-"""Objectives as pure functions: log-probabilities in, one loss an example and a dict of logged tensors out.
-
-What may live here: the formulas of the papers. What may not: models, reductions over the batch, devices, randomness,
-logging, files.
-"""
+"""Objectives as pure functions: log-probabilities in, one loss an example and a dict of logged tensors out."""
 
 from workbench.objectives.evidence import anchor, js_divergence, mdpo, vdpo
 from workbench.objectives.long_context import longpo
 from workbench.objectives.pairwise import DPO_LOSSES, SPIN_LOSSES, dpo, spin
 from workbench.objectives.policy_gradient import gae, ppo, token_rewards, truncate, whiten
-from workbench.objectives.ranking import pro, rrhf
+from workbench.objectives.ranked_lists import pro, rrhf
 from workbench.objectives.reference_free import LOGO_LOSSES, logo, orpo, simpo
 from workbench.objectives.reward import bradley_terry
 from workbench.objectives.self_play import SPPO_LOSSES, dno, sppo

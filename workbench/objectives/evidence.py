@@ -1,8 +1,4 @@
-"""Objectives that compare one response under two inputs: VDPO and mDPO; and the divergence between answers.
-
-What may live here: formulas over log-probabilities of the same response under original and altered evidence. What may
-not: how evidence is altered or selected (`workbench.evidence`), models.
-"""
+"""Objectives that compare one response under two inputs: VDPO and mDPO; and the divergence between answers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Objectives for text that is longer than what the reference can read: LongPO.
-
-What may live here: losses whose policy and reference see different prompts. What may not: losses in which both see the
-same (`pairwise`).
-"""
+"""Objectives for text that is longer than what the reference can read: LongPO."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Objectives over a chosen and a rejected response: the DPO family and SPIN.
 
-What may live here: losses of pairs of summed (or averaged, where stated) log-probabilities. What may not: rankings of
-more than two responses (`listwise`), reward heads (`reward`), anything with advantages (`policy_gradient`).
-
 Notation: the log-ratio of a response is log p_policy(y|x) - log p_reference(y|x); the margin h is the log-ratio of
 the chosen response minus that of the rejected one. Rewards are beta times the log-ratio, in nats, detached.
 """

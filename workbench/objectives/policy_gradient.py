@@ -1,7 +1,5 @@
 """Policy gradients with a critic: token rewards, generalised advantages, and PPO's clipped losses.
 
-What may live here: formulas over positions of responses. What may not: rollouts, optimisers, models (`workbench.ppo`).
-
 Notation: one row a response, one column a position. A mask's name says what True means; None takes every position,
 which is what Cornell-RL/drpo does (there, positions behind the end token are ordinary ones). With a mask, what lies
 outside it has no part in any mean, variance, advantage or loss.

@@ -1,8 +1,4 @@
-"""Objectives over a chosen and rejected responses that need no reference model: SimPO, ORPO and LOGO.
-
-What may live here: losses of log-probabilities averaged over the tokens of a response. What may not: losses that
-compare with a reference (`pairwise`).
-"""
+"""Objectives over a chosen and rejected responses that need no reference model: SimPO, ORPO and LOGO."""
 
 from __future__ import annotations
 

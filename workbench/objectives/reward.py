@@ -1,8 +1,4 @@
-"""Objectives of reward heads: losses of scalar scores of responses.
-
-What may live here: losses that a scalar head is trained with. What may not: log-probabilities of tokens (`pairwise`),
-advantages (`policy_gradient`), models.
-"""
+"""Objectives of reward heads: losses of scalar scores of responses."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Objectives that fit a policy to win rates against itself: SPPO and soft DNO.
 
-What may live here: losses of two summed log-probabilities and of what a judge said about both responses. What may not:
-losses that know no more than which response was chosen (`pairwise`).
-
 Notation: the log-ratio of a response is log p_policy(y|x) - log p_reference(y|x), nats; the reference is the policy at
 the start of the round. The two papers use the letter eta for inverse things: SPPO's eta multiplies a win rate, DNO's
 eta divides it. Here `beta` is 1/eta for SPPO (its code does so) and `eta` is DNO's.

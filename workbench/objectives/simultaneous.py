@@ -1,8 +1,5 @@
 """Objectives of simultaneous translation: confidence of read/write states, expected delay, latency-aware preferences.
 
-What may live here: losses over the states (i, j) of a translator that has written i - 1 target tokens and read j source
-words. What may not: networks, decoding, delays that were observed (`latency`).
-
 `simul_dpo` is a reconstruction: the paper's equation was not available. What is certain is that SimulPL puts latency
 into the preference objective; the form here follows from maximising E[reward - alpha latency] under a KL penalty, which
 separates into the DPO term on the tokens and an explicit term on the read/write head.

@@ -1,1 +1,1 @@
-"""Share: what pages, the scoreboard and exports are made of; the page of one run itself is `workbench.pages`."""
+"""Share: what pages, the scoreboard and exports are made of; the page of one run itself is `workbench.share.pages`."""

@@ -1,7 +1,4 @@
-"""What a run can be sent as, beside its page: the executed notebook as one file, and its figures as images and tables.
-
-What may live here: copying out of run folders. What may not: changing one, the page of a run (`pages`), any number.
-"""
+"""What a run can be sent as, beside its page: the executed notebook in one file, its figures as images and tables."""
 
 from __future__ import annotations
 
@@ -12,9 +9,10 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workbench import figure_images, pages, runs
-from workbench.pages import PLOTLY_MIME, read_notebook
-from workbench.share import sendable
+from workbench import figures as figure_images
+from workbench import runs
+from workbench.share import pages, sendable
+from workbench.share.pages import PLOTLY_MIME, read_notebook
 from workbench.widgets import scripted
 
 if TYPE_CHECKING:

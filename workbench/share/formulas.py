@@ -1,7 +1,4 @@
-"""Formulas: TeX as MathML, which browsers draw without a script.
-
-What may live here: the conversion. What may not: where a formula stands (`notebook_story`, `pages`).
-"""
+"""Formulas: TeX as MathML, which browsers draw without a script."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """What a notebook says before it is run: its question, what it is about, the method in one equation.
 
-What may live here: reading of markdown cells into plain pieces. What may not: running anything, drawing, HTML. A piece
-is `[kind, content]` with kind "text", "strong", "em", "code", "math" or "display"; a formula's content is
+A piece is `[kind, content]` with kind "text", "strong", "em", "code", "math" or "display"; a formula's content is
 `formulas.tree`'s lists, or the TeX itself where that cannot be drawn (kind "code"). So a view inserts every word as
 text.
 """

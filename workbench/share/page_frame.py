@@ -1,7 +1,5 @@
 """The frame of every page: head with the security policy, style, header line, footer, and the page's own scripts.
 
-What may live here: what a run's page and the scoreboard have in common. What may not: what either of them shows.
-
 The policy lets a page ask for nothing and run nothing but scripts that carry the page's own random nonce. What it
 cannot stop, such as a page that sends its reader elsewhere by itself, `defused` takes out of the markup; the two stand
 alone.
@@ -18,7 +16,7 @@ from typing import Any
 
 from workbench.widgets import scripted
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 # a tag begins with "<" and a letter, nothing between; `meta` may redirect, `link` may look hosts up, `base` moves every
 # link; the rest is read by rules of its own
 _ACTIVE = re.compile(

@@ -1,7 +1,4 @@
-"""What README shows: the newest finished tiny run of each system, written to one file, and the table made from it.
-
-What may live here: choosing those runs, and README's table. What may not: any other page, any verdict.
-"""
+"""What README shows: the newest finished tiny run of each system, written to one file, and the table made from it."""
 
 from __future__ import annotations
 

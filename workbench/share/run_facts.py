@@ -1,7 +1,6 @@
 """What a run's manifest tells a reader: its header line, and the provenance at the end of its page.
 
-What may live here: words and tables made from a manifest. What may not: markup (templates), and anything that reads
-results. A manifest of an older version may lack any of the later keys; what is not known is left out, never guessed.
+A manifest of an older version may lack any of the later keys; what is not known is left out, never guessed.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from workbench import methods, run_names, runs
+from workbench import methods, runs
+from workbench.runs import names
 from workbench.share import sendable
 
 DIFF_LINES, DIFF_CHARACTERS = 400, 40_000  # of a diff, on a page
@@ -84,7 +84,7 @@ def provenance(run: runs.Run, manifest: Mapping[str, Any], root: Path, asked: Co
     """
     given, known = manifest.get("parameters", {}), manifest.get("provenance", {})
     config = given.get("config", {})
-    name = run_names.name_of(run, root)
+    name = names.name_of(run, root)
     others = {key: value for key, value in given.items() if key not in ("config", "inputs", "model", "dataset")}
     return {
         "command": "" if Path(name).is_absolute() else f"workbench rerun {name}",

@@ -1,9 +1,4 @@
-"""The scoreboard: one page over all runs, with filters, and what each claim's verdict was in every run before.
-
-What may live here: choosing and ordering what runs left on disk, and `index.html` and `index.json` made from it. What
-may
-not: the page of one run, any verdict.
-"""
+"""The scoreboard: one page over all runs, with filters, and what each claim's verdict was in every run before."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """What leaves this machine: texts and notebooks without the folders of this machine and without keys.
 
-What may live here: finding and replacing such parts. What may not: anything about what a text or a notebook means.
-
-A folder is replaced by "…", what stands behind it stays: "…/workbench/training.py". A key that an environment variable
+A folder is replaced by "…", what stands behind it stays: "…/workbench/training/loop.py". A key that an environment variable
 holds, or that looks like one, is replaced by a note.
 """
 

@@ -1,8 +1,5 @@
 """ConfidenceRanking: which answers to trust, from strengths with intervals down to single judgments.
 
-What may live here: the inspector over plain tables of answers, scores and judgments, from any method. What may not:
-figures of one method's results (`confidence_figures.py`), measurements, rating systems.
-
 Three faces: alive in JupyterLab, the same view in a rendered page without a kernel (`js/ranking.js` draws both), and
 `frame()`, `figure()`, `above()`, `export()` for scripts. Text of models and data goes into the view as text only.
 """

@@ -1,7 +1,4 @@
-"""Paging: things that are looked at one by one, live with a slider and in a rendered page the first few.
-
-What may live here: the frame of such a view. What may not: what one page shows (each widget's own `html`).
-"""
+"""Paging: things that are looked at one by one, live with a slider and in a rendered page the first few."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Scripted views: one drawing routine in JavaScript, alive in JupyterLab and in a rendered page without a kernel.
 
-What may live here: the frame of such a view. What may not: what a view shows (each widget's own data and
-`js/<name>.js`). Every view may use what `js/base.js` and `js/base.css` hold: nodes, lists of any length, files to save,
-the colours of both themes.
+Every view may use what `js/base.js` and `js/base.css` hold: nodes, lists of any length, files to save, the colours of
+both themes.
 
 In JupyterLab anywidget runs the script. A rendered page refuses every script that an output brings, so there the output
 is data under a type of its own, and the page's own script draws it with the same routine.

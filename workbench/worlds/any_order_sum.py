@@ -1,8 +1,5 @@
 """Any-order sums with misconceptions: steps that can be checked and a start that can correct itself. Step-DPO, SPHERE.
 
-What may live here: this world as a task for every kind of method, and its starting checkpoints. What may not: facts and
-checks (`sum_facts`), algorithms.
-
 The start learned from solutions that show each misconception 60 % of the time. So greedy decoding is wrong on those
 facts and sampling is right 40 % of the time: the model can be corrected by itself. One demonstration in a hundred is
 written in letters. With `retry_share`, some show a wrong solution, the word RETRY and a right solution.
@@ -19,7 +16,8 @@ from workbench import runs
 from workbench.data import Row
 from workbench.kernels import Group, sample
 from workbench.models import Policy, new_llama, pick_device
-from workbench.training import TrainConfig, supervised_step, train
+from workbench.training.loop import TrainConfig, train
+from workbench.training.steps import supervised_step
 from workbench.worlds import sum_facts
 from workbench.worlds.language import word_tokenizer
 from workbench.worlds.sum_facts import DIGITS, LETTERS, SumVerifier, bands, chains, in_letters, written

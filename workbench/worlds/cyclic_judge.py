@@ -1,7 +1,5 @@
 """Cyclic judge: rock, paper, scissors over responses that can all be listed. Used by SPPO and DNO.
 
-What may live here: this world's truth, its starting checkpoint and its measurements.
-
 A prompt is two of 12 symbols (144 prompts), a response three of 6 symbols (216 responses, no end token). A response's
 class is (sum of its symbols + first prompt symbol) mod 3; each class beats the next one, as in rock, paper, scissors.
 Its quality is the number of distinct symbols over 3. The judge: P(y beats y') = clip(1/2 + 0.35 cycle + 0.3 (q - q'),
@@ -22,11 +20,13 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from workbench import games, runs
+from workbench import runs
 from workbench.data import Row
 from workbench.kernels import Group
 from workbench.models import Policy, new_llama, pick_device
-from workbench.training import TrainConfig, supervised_step, train
+from workbench.stats import games
+from workbench.training.loop import TrainConfig, train
+from workbench.training.steps import supervised_step
 from workbench.worlds.language import draw, word_tokenizer
 
 PROMPT_SYMBOLS, SYMBOLS, LENGTH, CLASSES = 12, 6, 3, 3

@@ -1,15 +1,13 @@
-"""What every world is built from: a word-level tokenizer and a small real model, in the hub's formats.
-
-What may live here: parts that two worlds share. What may not: the truth of any world.
-"""
+"""What every world is built from: a word-level tokenizer and a small real model, in the hub's formats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-BOS, EOS = "<s>", "</s>"
+from workbench.models import BOS, EOS
+
 # The prompt is everything before the response; no role words, since the smallest worlds have no room for them.
 CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %} {{ message['content'] }}{% endfor %}"
 
@@ -24,33 +22,6 @@ def word_tokenizer(words: Sequence[str]):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=EOS)
     fast.chat_template = CHAT_TEMPLATE
-    return fast
-
-
-def bpe_tokenizer(texts: Iterable[str], *, vocab_size: int):
-    """A byte-level BPE tokenizer trained on `texts`: any text can be written with it, with no unknown token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    special = [BOS, EOS, "<|user|>", "<|assistant|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=EOS, extra_special_tokens=special[2:]
-    )
-    fast.chat_template = (
-        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
-        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
     return fast
 
 

@@ -1,8 +1,6 @@
 """A Llama that sees the two tokens before each token: looking things up in a text is learned in seconds instead of
 hours.
 
-What may live here: this one model class. What may not: worlds.
-
 A small transformer needs long to find out that a key and the value behind it belong together. Here the embedding of
 every
 token has three parts: of the token itself, and what it adds to the next token and to the one after that. The first

@@ -1,7 +1,5 @@
 """Planted chain: responses are random walks whose law is known exactly. Used by SPIN and DPO.
 
-What may live here: this world's truth, its starting checkpoints and its measurements.
-
 A prompt names one of 8 topics. A response is 10 of 16 symbols: after each symbol (and at the start) 4 of the 16 may
 follow, with probabilities .4, .3, .2, .1, and which 4 depends on the topic. So log p_data of any response is known, a
 *defect* (a symbol that cannot follow, or is missing) is certain, and KL(p_data || p_theta) is a mean of known terms.
@@ -21,7 +19,9 @@ from workbench import runs
 from workbench.data import Row
 from workbench.kernels import Group, sample
 from workbench.models import Policy, new_llama, pick_device
-from workbench.training import TrainConfig, reference_logps, supervised_step, train
+from workbench.training.loop import TrainConfig, train
+from workbench.training.reference import reference_logps
+from workbench.training.steps import supervised_step
 from workbench.worlds.language import draw, word_tokenizer
 
 TOPICS, SYMBOLS, LENGTH = 8, 16, 10

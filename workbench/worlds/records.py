@@ -1,8 +1,5 @@
 """Records: a document is a list of keys with values, a question asks for some of them. Used by LOGO and LongPO.
 
-What may live here: this world's truth, its starting checkpoints, its documents and its measurements. What may not: the
-model class (`look_back`), positions and other parts of a method.
-
 `k7 v3 k60 v11 ...` is a document with distinct keys; `Q k60 k7 A` asks for two of them, and `v11 v3` is the answer. So
 the
 evidence that a question needs is known: the records of its keys. The model is trained on documents of 2 to 6 records
@@ -25,7 +22,7 @@ from workbench import runs
 from workbench.data import Row
 from workbench.kernels import Group, sample, score
 from workbench.models import Policy, pick_device
-from workbench.training import TrainConfig, train
+from workbench.training.loop import TrainConfig, train
 from workbench.worlds.language import word_tokenizer
 from workbench.worlds.look_back import LookBackConfig, LookBackForCausalLM
 

@@ -1,7 +1,5 @@
 """Sums in any order: the facts, the misconceptions, who is right, and how hard a problem is. Used by `any_order_sum`.
 
-What may live here: the truth of that world and the reading of its texts. What may not: models, training, tasks.
-
 A problem is K numbers mod 16, "7 3 12". A step picks any number n that is not used yet and writes "n w ;" with
 w = v + n mod 16, where v is the running value (0 at first). When all are used comes "A v". So there are many right
 solutions, one right answer, and every step can be checked. A quarter of the 256 facts (v, n) have a *misconception*: a

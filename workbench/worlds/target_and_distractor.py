@@ -1,8 +1,5 @@
 """Target and distractor: every prompt has one right answer and a fixed popular mistake. Used by PRO and FLR.
 
-What may live here: this world's truth, its starting checkpoints and its measurements; `Listener` is the same world with
-someone who says what they think of a response.
-
 A prompt is two numbers a, b. The right answer is t_1 t_2 ..., sums of a, b and the place, modulo the number of symbols.
 A response of quality q keeps each right symbol with probability q and writes the fixed *distractor* 5 t + 7 instead.
 The corpus has q ~ U(0, q_max) with a low q_max, so the distractor is the popular habit and imitation has a ceiling. The
@@ -20,11 +17,12 @@ import numpy as np
 import torch
 
 from workbench import runs
-from workbench.bleu import bleu
 from workbench.data import Row
 from workbench.kernels import Group, sample
 from workbench.models import Policy, new_llama, pick_device
-from workbench.training import TrainConfig, supervised_step, train
+from workbench.stats.text_overlap import bleu
+from workbench.training.loop import TrainConfig, train
+from workbench.training.steps import supervised_step
 from workbench.worlds.language import word_tokenizer
 
 TEMPLATE = (

@@ -1,0 +1,40 @@
+"""What a model does to its logits behind the output embedding: scale, soft cap."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Logits held at once: 2**22 numbers are 16 MiB in float32, small beside any model and large enough to keep cores busy.
+TILE = 2**22
+
+
+class Finish(NamedTuple):
+    """What a model does to its logits after the head: z -> cap·tanh(scale·z / cap), or scale·z where `cap` is 0."""
+
+    scale: float = 1.0
+    cap: float = 0.0
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits if self.scale == 1.0 else logits * self.scale
+        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+
+    def slope(self, finished: Tensor) -> Tensor | float:
+        """d finished / d logits, from the finished logits."""
+        return self.scale * (1 - (finished / self.cap) ** 2) if self.cap else self.scale
+
+
+PLAIN = Finish()
+
+
+def logit_finish(config) -> Finish:
+    """What this architecture does to its logits after the head, read from its configuration.
+
+    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma 2 caps by c·tanh(z/c).
+    """
+    config = config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    return Finish(float(scale), float(getattr(config, "final_logit_softcapping", None) or 0.0))

@@ -1,0 +1,36 @@
+"""Held-out pairs: how well a policy tells chosen from rejected, before and after, and which pairs it gets wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from workbench.figures import Display, blank, colour
+from workbench.methods.align.dpo.method import ARMS
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds of every number, before and after, for each arm."""
+    numbers = [name for name in table.columns if name not in ("arm", "seed", "round")]
+    means: Any = table.groupby(["arm", "round"], sort=False)[numbers].mean()
+    return means.round(4).rename(index={0: "before", 1: "after"}, level="round")
+
+
+def accuracy_figure(table: pd.DataFrame) -> Display:
+    """Held-out accuracy by reward after training, for each arm and seed, beside the rule that looks at length alone."""
+    rows: Any = table[table["round"] == 1][["arm", "seed", "reward_accuracy", "longer_is_chosen"]]
+    mean = rows[rows.arm == "dpo"].reward_accuracy.mean()
+    figure = blank(
+        f"DPO gives the chosen response the higher reward in {mean:.0%} of held-out pairs",
+        "",
+        "accuracy on held-out pairs",
+    )
+    for arm, part in rows.groupby("arm", sort=False):
+        figure.add_box(y=part.reward_accuracy, name=ARMS[str(arm)], boxpoints="all", marker_color=colour(str(arm)))
+    figure.add_hline(y=0.5, line={"color": "#444", "width": 1})
+    figure.add_hline(
+        y=rows.longer_is_chosen.iloc[0], line={"dash": "dot", "color": "#888"}, annotation_text="longer is chosen"
+    )
+    figure.update_layout(showlegend=False)
+    return Display(rows, figure)

@@ -1,0 +1,193 @@
+"""The needle map: what a model finds by length and depth, how positions were spread, and curves of LOGO.
+
+All text is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.figures import TEMPLATE, Display, blank, colour, lines_in_panels, plain
+from workbench.methods.align.logo.method import ARMS
+from workbench.runs.run import Run
+from workbench.widgets.preference_browser.browser import PreferenceBrowser
+
+TITLES = {name: arm.title for name, arm in ARMS.items()}
+PARTS = {"start": "from a clean start", "misaligned": "from a start that finds and does not tell"}
+DEPTHS = 4  # columns of the map
+
+
+def lengths_figure(table: pd.DataFrame, part: str = "start") -> Display | str:
+    """Retrieval and recall by document length, one line an arm; the start is a line of its own.
+
+    Args:
+        part: "start" or "misaligned", which arms.
+    """
+    arms = [arm for arm in TITLES if arm in set(table["arm"]) and ARMS[arm].start == part]
+    columns = [name for name in table if re.fullmatch(r"(retrieval|recall)_\d+", str(name))]
+    if not arms or not columns:
+        return f"This run has no arm {PARTS[part]}, or no accuracy by length."
+    rows: Any = table[table["arm"].isin(arms)]
+    start = rows[(rows["round"] == 0) & (rows["arm"] == arms[0])].assign(arm="start")
+    rows = pd.concat([start, rows[rows["round"] == 1]]).melt(["arm", "seed"], columns, "what", "value")
+    rows["measure"] = rows["what"].str.replace(r"_\d+", "", regex=True)
+    rows["length"] = rows["what"].str.replace(r"\D+", "", regex=True).astype(int)
+    labels = {
+        **TITLES,
+        "start": "start",
+        "retrieval": "retrieval (likeliest value)",
+        "recall": "recall (value drawn at temperature 1)",
+    }
+    return lines_in_panels(
+        rows,
+        panel="measure",
+        x="length",
+        y="value",
+        labels=labels,
+        x_title="records of the document",
+        y_title="right values (share)",
+        title=f"What is found and what is told, {PARTS[part]}",
+    )
+
+
+def needle_map(experiment: Any, *, arm: str = "logo") -> Display | str:
+    """Greedy accuracy by length and depth before and after, over all seeds: a heat map each and their difference."""
+    parts = []
+    for seed in experiment.seeds:
+        for when in (0, 1):
+            path = experiment.run.folder / f"seed-{seed}" / arm / f"needles-{when}.parquet"
+            if path.is_file():
+                parts.append(pd.read_parquet(path).assign(when=when))
+    if not parts:
+        return f"This run has no accuracy by depth for {arm}."
+    table = pd.concat(parts)
+    table["depth"] = np.minimum((table["depth"] * DEPTHS).astype(int), DEPTHS - 1)
+    shares: Any = table.groupby(["when", "length", "depth"], as_index=False)["right"].agg(["mean", "size"])
+    grids = [shares[shares["when"] == when].pivot(index="length", columns="depth", values="mean") for when in (0, 1)]
+    figure = _three_panels(["before", "after", "difference"])
+    for column, grid in enumerate([*grids, grids[1] - grids[0]], start=1):
+        is_change = column == 3
+        figure.add_trace(
+            go.Heatmap(
+                z=grid.to_numpy(),
+                x=[f"{100 * d // DEPTHS}-{100 * (d + 1) // DEPTHS} %" for d in grid.columns],
+                xgap=1,
+                ygap=1,
+                y=[str(length) for length in grid.index],
+                zmin=-0.5 if is_change else 0,
+                zmax=0.5 if is_change else 1,
+                colorscale="RdBu" if is_change else "Viridis",
+                showscale=column > 1,
+                texttemplate="%{z:.2f}",
+                colorbar={"x": 1.0 if is_change else 0.63, "thickness": 10},
+                hovertemplate="%{y} records, depth %{x}: %{z:.3f}<extra></extra>",
+            ),
+            row=1,
+            col=column,
+        )
+    longest = grids[0].index.max()
+    change = [float(grid.loc[longest].mean()) for grid in grids]
+    figure.update_layout(
+        title={"text": f"Documents of {longest} records: {change[0]:.0%} found before, {change[1]:.0%} after"}
+    )
+    return Display(shares, figure)
+
+
+def _three_panels(names: Sequence[str]) -> go.Figure:
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(1, len(names), subplot_titles=list(names), shared_yaxes=True, horizontal_spacing=0.1)
+    figure.update_layout(template=TEMPLATE, height=380)
+    figure.update_xaxes(title="depth of the first record asked for")
+    figure.update_yaxes(type="category")
+    figure.update_yaxes(title="records of the document", col=1)
+    return figure
+
+
+def position_map(experiment: Any, *, seed: int | None = None) -> Display | str:
+    """Position against token for some variants of the first rows: what the model is told about where it is."""
+    table = _pairs_table(experiment, seed, "positions")
+    if table is None:
+        return "This run spread no positions."
+    rows: Any = table.explode("positions").rename(columns={"positions": "position"})
+    rows["token"] = rows.groupby("row").cumcount()
+    rows["position"] = rows["position"].astype(int)
+    reach = int(rows["position"].max()) + 1
+    n_tokens = int(rows["token"].max()) + 1
+    figure = blank(
+        f"{n_tokens} tokens of a prompt, spread over {reach} positions", "token of the prompt", "position index"
+    )
+    for number, (name, part) in enumerate(rows.groupby("row", sort=False)):
+        figure.add_scatter(
+            x=part["token"],
+            y=part["position"],
+            mode="markers",
+            name=plain(str(name)),
+            marker={"size": 5, "symbol": number},
+        )
+    figure.add_scatter(
+        x=[0, n_tokens - 1], y=[0, n_tokens - 1], mode="lines", name="as it is", line={"dash": "dot", "color": "#888"}
+    )
+    return Display(rows, figure)
+
+
+def margins_figure(experiment: Any, arms: Sequence[str] = ("b_one", "b_logo", "b_swapped")) -> Display | str:
+    """Held-out margins (log p a token of chosen minus rejected) before and after, by number of rejected answers, first
+    seed."""
+    folder = experiment.run.folder / f"seed-{experiment.seeds[0]}"
+    parts = []
+    for arm in arms:
+        for when in (0, 1):
+            path = folder / arm / f"margins-{when}.parquet"
+            if path.is_file() and (when or not parts):
+                name = TITLES[arm] if when else "start"
+                parts.append(
+                    pd.read_parquet(path)[["question", "margin"]].assign(arm=arm if when else "start", when=name)
+                )
+    if not parts:
+        return "This run has none of these arms."
+    table = pd.concat(parts, ignore_index=True)
+    figure = blank(
+        "Held-out margins: right of 0 the chosen answer is likelier",
+        "log p a token, chosen minus rejected (nats)",
+        "held-out rows",
+        barmode="overlay",
+    )
+    for name, rows in table.groupby("when", sort=False):
+        figure.add_histogram(
+            x=rows["margin"],
+            name=plain(str(name)),
+            opacity=0.55,
+            nbinsx=40,
+            marker_color=colour(str(rows["arm"].iloc[0])),
+        )
+    figure.add_vline(x=0, line={"color": "#444", "width": 1})
+    return Display(table, figure)
+
+
+def rows_made(experiment: Any, *, seed: int | None = None) -> PreferenceBrowser | str:
+    """Training rows of one seed: question, answer from all evidence, answers from less, and the overlap of every
+    chunk."""
+    table = _pairs_table(experiment, seed, "train-rows")
+    if table is None:
+        return "This run made no rows."
+    columns: Any = table[["question", "chosen", "rejected", "scores"]]
+    return PreferenceBrowser(columns, name="rows")
+
+
+def synthesis(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:
+    """What was made and dropped, and how far the positions reach beyond the real tokens, one line a seed."""
+    rows = [{"seed": seed, **result["counts"]} for seed, result in zip(experiment.seeds, results, strict=True)]
+    return pd.DataFrame(rows).fillna(0).round(2).set_index("seed").T
+
+
+def _pairs_table(experiment: Any, seed: int | None, name: str) -> pd.DataFrame | None:
+    part: Run = experiment.run.child(f"seed-{experiment.seeds[0] if seed is None else seed}").child("pairs")
+    path = part.folder / f"{name}.parquet"
+    return pd.read_parquet(path) if path.is_file() else None

@@ -1,0 +1,138 @@
+"""Short and long: scores on short and on long text by round, log-ratio margins over training, and both answers side by
+side.
+
+All text is escaped, in tables by pandas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from workbench.figures import Display, blank, colour, dots_in_panels, lines_over_rounds, plain
+from workbench.methods.align.longpo.method import ARMS
+
+TITLES = {name: arm.title for name, arm in ARMS.items()}
+KL = "short_to_long_kl"
+
+
+def _measures(table: pd.DataFrame) -> dict[str, str]:
+    """What was measured on short and on long text, by column: titles of panels."""
+    lengths = sorted(int(str(name).removeprefix("retrieval_")) for name in table if str(name).startswith("retrieval_"))
+    if lengths:
+        named = {f"retrieval_{n}": f"{n} records" for n in lengths}
+        return {**named, **({"second_task": "second task"} if "second_task" in table else {})}
+    names = {"short_nll": "NLL behind the short text", "long_nll": "NLL behind the document"}
+    return {key: title for key, title in names.items() if key in table}
+
+
+def scores_figure(table: pd.DataFrame) -> Display:
+    """Short-context and long-context scores after the first round, one dot an arm; the dotted line is the start."""
+    measures = _measures(table)
+    ends: Any = table[table["round"] == 1]
+    rows = ends.melt(["arm", "seed"], list(measures), "measure", "value")
+    starts: Any = table[table["round"] == 0]
+    lines = {key: {"start": float(starts[key].mean())} for key in measures}
+    longer = list(measures)[-2 if "second_task" in measures else -1]
+    mean = float(ends[ends["arm"] == "longpo"][longer].mean())
+    title = f"LongPO, {measures[longer]}: {mean:.2f}, from {lines[longer]['start']:.2f} at the start"
+    return dots_in_panels(
+        rows,
+        panel="measure",
+        y="value",
+        title=title,
+        x_title="nats a token" if "long_nll" in measures else "right (share)",
+        labels={**TITLES, **measures},
+        lines=lines,
+    )
+
+
+def rounds_figure(table: pd.DataFrame, what: str = "") -> Display | str:
+    """One line an arm of several rounds, each on longer documents than the one before.
+
+    Args:
+        what: a column of the table; "" takes the longest documents.
+    """
+    measures = [key for key in _measures(table) if key != "second_task"]
+    what = what or measures[-1]
+    arms = [arm for arm in TITLES if arm in set(table["arm"]) and ARMS[arm].rounds > 1]
+    if not arms:
+        return "This run has no arm of several rounds."
+    rows: Any = table[table["arm"].isin(arms)]
+    measure = _measures(table).get(what, what)
+    label = f"right values, {measure} (share)" if what.startswith("retrieval") else f"{measure}, nats a token"
+    return lines_over_rounds(
+        rows,
+        x="round",
+        y=what,
+        title="What a second round on longer documents adds",
+        x_title="rounds finished",
+        y_title=label,
+        labels=TITLES,
+    )
+
+
+def kl_figure(table: pd.DataFrame) -> Display:
+    """How far the policy on the long text is from the model on the short one, after the first round."""
+    ends: Any = table[table["round"] == 1].assign(measure=KL)
+    starts: Any = table[table["round"] == 0]
+    start = float(starts[KL].mean())
+    mean = float(ends[ends["arm"] == "longpo"][KL].mean())
+    return dots_in_panels(
+        ends[["arm", "seed", "measure", KL]],
+        panel="measure",
+        y=KL,
+        x_title="nats a token",
+        lines={KL: {"start": start}},
+        title=f"KL from long to short: {start:.2f} before, {mean:.2f} after LongPO",
+        labels={**TITLES, KL: "KL(policy on long text || reference on short text)"},
+    )
+
+
+def margins_figure(experiment: Any, arms: Sequence[str] = ("longpo", "lam1", "swapped")) -> Display | str:
+    """Log-ratio margins of the training batches over the first round, first seed: chosen minus rejected, nats a
+    document."""
+    rows: list[dict[str, Any]] = []
+    for arm in arms:
+        part = experiment.run.child(f"seed-{experiment.seeds[0]}").child(arm).child("round-1")
+        sign = -1 if ARMS[arm].labels == "swapped" else 1  # always of the answer from the short text
+        rows += [
+            {"arm": arm, "step": row["step"], "margin": sign * row["margins"] / experiment.config.beta}
+            for row in part.metrics()
+            if "margins" in row
+        ]
+    if not rows:
+        return "This run has none of these arms."
+    table = pd.DataFrame(rows)
+    figure = blank(
+        "Log-ratio margins over training: policy on the long text, reference on the short one",
+        "optimiser step",
+        "log-ratio margin (nats a document)",
+    )
+    for arm, part in table.groupby("arm", sort=False):
+        name = str(arm)
+        figure.add_scatter(
+            x=part["step"], y=part["margin"], mode="lines", name=plain(TITLES[name]), line={"color": colour(name)}
+        )
+    figure.add_hline(y=0, line={"color": "#444", "width": 1})
+    return Display(table, figure)
+
+
+def answers(experiment: Any, *, seed: int | None = None, arm: str = "longpo") -> pd.DataFrame:
+    """Held-out turns of one seed: what the start answers from the short text (`chosen`) and from the long one
+    (`rejected`), and the log-ratios of their documents after the last round."""
+    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
+    last = sorted(folder.glob("ratios-*.parquet"))[-1]
+    table: Any = pd.read_parquet(last)
+    rows = table.assign(margin=table["chosen_ratio"] - table["rejected_ratio"]).explode(
+        ["questions", "chosen", "rejected"]
+    )
+    return rows.rename(columns={"questions": "prompt"}).reset_index(drop=True).round(3)
+
+
+def made(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:
+    """Documents, turns, and what was dropped, one column a seed."""
+    rows = [{"seed": seed, **result["counts"]} for seed, result in zip(experiment.seeds, results, strict=True)]
+    return pd.DataFrame(rows).fillna(0).set_index("seed").T.astype(int)

@@ -1,0 +1,182 @@
+"""Clip bags: a clip beside its altered versions, with closeness, divergence and weight; and what each arm ends with.
+
+All text is escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from workbench.figures import Display, blank, dots_in_panels, plain
+from workbench.methods.align.pami_vdpo.method import ARMS
+from workbench.widgets.paging import Paged
+
+TITLES = {name: arm.title for name, arm in ARMS.items()}
+MEASURES = {
+    "HAS against": "HAS, against the habit",
+    "EARLY against": "EARLY, against the habit",
+    "paired": "both of a pair right",
+    "with": "with the habit",
+    "yes_bias": "yes-bias",
+    "evidence_nats": "nats that the evidence adds",
+    "quality": "quality",
+}
+
+
+def accuracy_figure(table: pd.DataFrame) -> Display:
+    """What every arm ends with, one panel a measure; the dotted line is the start."""
+    ends, starts = table[table["round"] == 1], table[table["round"] == 0]
+    measures = [key for key in MEASURES if key in table and (key != "quality" or "paired" not in table)]
+    rows: Any = ends.melt(["arm", "seed"], measures, "measure", "value")
+    means: Any = starts[measures].mean()
+    lines = {key: {"start": float(means[key])} for key in measures}
+    main: Any = ends[ends["arm"] == "pami"]
+    title = "What every arm ends with"
+    if len(main) and "paired" in measures:
+        title = (
+            f"PaMi-VDPO answers {main['paired'].mean():.0%} of question pairs right, from"
+            f" {lines['paired']['start']:.0%}"
+        )
+    labels = {**TITLES, **MEASURES}
+    display = dots_in_panels(rows, panel="measure", y="value", title=title, x_title="share", labels=labels, lines=lines)
+    display.figure().update_xaxes(matches=None)
+    return display
+
+
+def rejections(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:
+    """Share of false rejections by arm, question and alteration, with what was left out; means over seeds."""
+    rows = []
+    for result in results:
+        for arm, rates in result["selection"].items():
+            if rates:
+                parts = {
+                    f"{name}": value for group in ("by_question", "by_kind") for name, value in rates[group].items()
+                }
+                counted = {
+                    name: rates[name]
+                    for name in ("false_rejections", "far", "close", "weight", "fell_back", "identical")
+                }
+                rows.append({"arm": TITLES[arm], **counted, **parts})
+    means: Any = pd.DataFrame(rows).groupby("arm", sort=False).mean()
+    return means.round(3)
+
+
+def likelihood(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean log-probability of the training responses before and after: it may fall although the margin grows."""
+    means: Any = table.groupby(["arm", "round"], sort=False)["chosen_logp"].mean()
+    return means.unstack("round").rename(columns={0: "before", 1: "after"}, index=TITLES).round(3)
+
+
+def bags(experiment: Any, *, arm: str = "pami", seed: int | None = None) -> ClipBags:
+    """The view of one arm: candidates as its start selects them, and answers before and after training."""
+    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
+    return ClipBags(pd.read_parquet(folder / "selection.parquet"), answers=pd.read_parquet(folder / "answers.parquet"))
+
+
+class ClipBags(Paged):
+    """Sample by sample: the clip and its altered versions as strips of frames, the selected one marked.
+
+    A frame is a square whose colour is a function of its name (a blank one is white), or its text where that is long.
+    Live it has a slider and a button on either side; without a kernel it shows the first samples below each other.
+
+    Args:
+        table: the candidates of one arm, as `selection.parquet` in its run folder holds them.
+        shown: samples on the static face.
+        answers: optional probabilities of the response under the original and each altered clip: columns `sample`, `k`
+            (-1 is the original), `p_before`, `p_after`.
+    """
+
+    noun = "sample"
+
+    def __init__(self, table: pd.DataFrame, *, shown: int = 4, answers: pd.DataFrame | None = None):
+        if table.empty:
+            raise ValueError("no candidates to show; take an arm that rejects clips")
+        self.table, self.shown = table, shown
+        self.answers: Any = answers
+        self.samples = [int(number) for number in dict.fromkeys(table["sample"])]
+
+    @property
+    def n_pages(self) -> int:
+        return len(self.samples)
+
+    def frame(self) -> pd.DataFrame:
+        return self.table
+
+    def figure(self):
+        """Closeness and divergence of all candidates, false rejections in another colour, selected ones filled."""
+        false: Any = self.table[self.table["weight"] > 0]["is_false"]
+        share = float(false.mean())
+        title = (
+            "What is rejected" if math.isnan(share) else f"{share:.0%} of what is rejected has the same right answer"
+        )
+        figure = blank(title, "closeness (cosine)", "divergence of the answer (nats)")
+        table = self.table.assign(picked=self.table["weight"] > 0)
+        for key, rows in table.groupby(["is_false", "picked"], dropna=False):
+            is_false, picked = tuple(key)  # type: ignore[arg-type]
+            texts = [plain(f"{prompt}: {kind}") for prompt, kind in zip(rows["prompt"], rows["candidate"], strict=True)]
+            name = f"{'false' if is_false == 1 else 'true'} rejection{', selected' if picked else ''}"
+            figure.add_scatter(
+                x=rows["close"],
+                y=rows["far"],
+                mode="markers",
+                name=name,
+                text=texts,
+                marker={
+                    "color": "#D55E00" if is_false == 1 else "#0072B2",
+                    "symbol": "circle" if picked else "circle-open",
+                    "size": 6,
+                },
+                hovertemplate="%{text}<br>%{x:.2f}, %{y:.3f} nats<extra></extra>",
+            )
+        figure.add_hline(y=math.log(2), line={"dash": "dot", "color": "#888"}, annotation_text="log 2, the largest")
+        return figure
+
+    def html(self, index: int) -> str:
+        """One bag as HTML; a pure function of its number."""
+        number = self.samples[index]
+        rows: Any = self.table[self.table["sample"] == number]
+        first = rows.iloc[0]
+        answers = (
+            {}
+            if self.answers is None
+            else {int(r["k"]): r for r in self.answers[self.answers["sample"] == number].to_dict("records")}
+        )
+        lines = [_line("original", first["evidence"], "", "", "", answers.get(-1), False)]
+        for k, row in enumerate(rows.to_dict("records")):
+            mark = "" if math.isnan(row["is_false"]) else (" (same right answer)" if row["is_false"] else "")
+            cells = (f"{row['close']:.2f}", f"{row['far']:.3f}", f"{row['weight']:.2f}")
+            lines.append(_line(f"{row['candidate']}{mark}", row["altered"], *cells, answers.get(k), row["weight"] > 0))
+        head = "".join(
+            f"<th>{name}</th>"
+            for name in ("clip", "frames", "close", "far (nats)", "weight", "p(response) before, after")
+        )
+        asked = f"{html.escape(str(first['prompt']))} &rarr; {html.escape(str(first['response']))}"
+        title = f"<b>{index + 1} of {len(self.samples)}: {asked}</b>"
+        return f'<div class="clip-bag">{title}<table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _line(name: str, frames: Sequence[str], close: str, far: str, weight: str, answer: Any, selected: bool) -> str:
+    style = "background:#fff3d6" if selected else ""
+    strip = "".join(_square(str(frame)) for frame in frames)
+    p = "" if answer is None else f"{answer['p_before']:.2f}, {answer['p_after']:.2f}"
+    cells = "".join(f"<td>{value}</td>" for value in (close, far, weight, p))
+    return (
+        f'<tr style="{style}"><td>{html.escape(name)}{" &#9664;" if selected else ""}</td><td>{strip}</td>{cells}</tr>'
+    )
+
+
+def _square(frame: str) -> str:
+    is_blank = frame in ("", "-")
+    hue = zlib.crc32(frame.encode()) % 360
+    colour = "#fff" if is_blank else f"hsl({hue},60%,70%)"
+    return (
+        "<span"
+        ' style="display:inline-block;min-width:26px;height:24px;max-width:180px;overflow:hidden;margin:1px;padding:0'
+        f' 3px;border:1px solid #999;background:{colour};text-align:center;font-size:12px">{html.escape(frame)}</span>'
+    )

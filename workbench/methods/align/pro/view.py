@@ -1,0 +1,210 @@
+"""Ranked lists: where each answer stands under the policy before and after training, beside its score; and curves of
+PRO.
+
+All text is escaped.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import pandas as pd
+
+from workbench.figures import Display, blank, dots_in_panels, lines_in_panels, plain
+from workbench.methods.align.pro.lists import as_lists, rank_rows
+from workbench.methods.align.pro.method import ARMS
+from workbench.runs.run import Run
+from workbench.widgets.paging import Paged
+from workbench.widgets.training_preview.preview import TrainingPreview
+
+TITLES = {name: arm.title for name, arm in ARMS.items()}
+MEASURES = {
+    "quality": "reward of samples",
+    "greedy": "reward of greedy answers",
+    "agreement": "rank agreement",
+    "token_nll": "nats a token",
+}
+STAGES = {"before": "policy before", "after": "policy after", "score": "score"}
+
+
+def rewards_figure(table: pd.DataFrame) -> Display:
+    """What every arm ends with, one panel a measure; the dotted line is the start."""
+    measures = [key for key in MEASURES if key in table]
+    ends: Any = table[table["round"] == 1]
+    starts: Any = table[table["round"] == 0]
+    lines = {key: {"start": float(starts[key].mean())} for key in measures}
+    mean = ends.groupby("arm")["quality"].mean()
+    first, other = next(
+        (pair for pair in (("pro_2", "sft_2"), ("pro", "bon")) if set(pair) <= set(mean.index)), (mean.index[0],) * 2
+    )
+    title = f"{TITLES[first]} ends at {mean[first]:+.2f}, {TITLES[other]} at {mean[other]:+.2f}"
+    rows = ends.melt(["arm", "seed"], measures, "measure", "value")
+    display = dots_in_panels(
+        rows, panel="measure", y="value", title=title, x_title="", labels={**TITLES, **MEASURES}, lines=lines
+    )
+    display.figure().update_xaxes(matches=None)
+    return display
+
+
+def bleu_figure(table: pd.DataFrame) -> Display | str:
+    """Greedy reward beside BLEU by characters and by words, one line an arm: does BLEU follow reward?"""
+    if "bleu_characters" not in table:
+        return "This run computed no BLEU: on real text it needs an evaluation_judge."
+    names = ["bleu_characters", "bleu_words", "greedy" if "greedy" in table else "quality"]
+    ends: Any = table[table["round"] == 1]
+    rows = ends.melt(["arm", "seed"], names[2:] + names[:2], "measure", "value")
+    labels = {**TITLES, **MEASURES, **{name: name.replace("bleu_", "BLEU by ") for name in names[:2]}}
+    display = dots_in_panels(
+        rows, panel="measure", y="value", title="Reward, and BLEU against the chosen answer", x_title="", labels=labels
+    )
+    display.figure().update_xaxes(matches=None)
+    return display
+
+
+def training_figure(experiment: Any, arm: str = "pro_5") -> Display | str:
+    """The loss of every rank over training: rank 1 is the best answer against all others."""
+    rows = []
+    for seed in experiment.seeds:
+        part = Run(experiment.run.folder / f"seed-{seed}" / arm / "round-1")
+        rows += [
+            {
+                "measure": "term of the loss",
+                "arm": f"rank {name.removeprefix('rank_')}",
+                "seed": seed,
+                "step": row["step"] // 5 * 5,
+                "value": value,
+            }
+            for row in part.metrics()
+            for name, value in row.items()
+            if name.startswith("rank_")
+        ]
+    if not rows:
+        return f"This run has no arm {arm!r} with ranks; it has {', '.join(experiment.config.arms)}."
+    steps: Any = pd.DataFrame(rows).groupby(["measure", "arm", "seed", "step"])["value"].mean()
+    table = steps.reset_index()
+    return lines_in_panels(
+        table,
+        panel="measure",
+        x="step",
+        y="value",
+        title=f"{TITLES[arm]}: the loss of each rank",
+        x_title="step",
+        y_title="nats",
+    )
+
+
+def preview(experiment: Any, *, arm: str = "") -> TrainingPreview:
+    """What an arm that ranks (the first one) will be trained on, of the first seed: its lists, ordered and cut to
+    length."""
+    config, seed = experiment.config, experiment.seeds[0]
+    rule = ARMS[arm or next((arm for arm in config.arms if ARMS[arm].learns in ("lists", "hinge")), config.arms[0])]
+    lists, _ = as_lists(experiment.task.rankings("train", seed), n=rule.n, strict=config.strict)
+    policy = experiment.task.start(seed)
+    return TrainingPreview(
+        policy, rank_rows(policy, lists, max_length=config.max_length, answer_room=config.answer_room)
+    )
+
+
+def counts(experiment: Any) -> pd.DataFrame:
+    """Training lists of the first seed and arm by arm what was mended or left out of them."""
+    rows = []
+    for arm in experiment.config.arms:
+        path = experiment.run.folder / f"seed-{experiment.seeds[0]}" / arm / "counts.json"
+        rows += [{"arm": TITLES[arm], **pd.read_json(path, typ="series").to_dict()}] if path.is_file() else []
+    return pd.DataFrame(rows).fillna(0)
+
+
+def held_out(experiment: Any, *, seed: int | None = None, arm: str = "") -> pd.DataFrame:
+    """Held-out lists of one seed and one arm (the first by default): columns list, prompt, response, score, before,
+    after."""
+    arm = arm or experiment.config.arms[0]
+    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
+    return pd.read_parquet(folder / "held_out_lists.parquet")
+
+
+class ListBrowser(Paged):
+    """List by list: a slope chart of the answers' positions under the policy before and after, and by score.
+
+    Live, a slider that the arrow keys move goes through the lists; without a kernel the first lists stand below each
+    other.
+
+    Args:
+        table: see `held_out`; `before` and `after` are mean log-probabilities a token.
+        shown: lists on the static face.
+    """
+
+    def __init__(self, table: pd.DataFrame, *, shown: int = 3):
+        if table.empty:
+            raise ValueError("no lists to show; train an arm first")
+        self.lists: list[Any] = [rows.reset_index(drop=True) for _, rows in table.groupby("list", sort=False)]
+        self.shown = shown
+
+    def positions(self, index: int) -> pd.DataFrame:
+        """Position 1 is the best; equal values share their mean position."""
+        rows = self.lists[index]
+        places = {stage: rows[stage].rank(ascending=False) for stage in STAGES}
+        return rows.assign(**{f"{stage}_position": place for stage, place in places.items()})
+
+    @property
+    def n_pages(self) -> int:
+        return len(self.lists)
+
+    def frame(self) -> pd.DataFrame:
+        return pd.concat([self.positions(i) for i in range(len(self.lists))], ignore_index=True)
+
+    def figure(self, index: int = 0):
+        """One line an answer: its position before training, after it, and by score."""
+        rows = self.positions(index)
+        figure = blank(f"{plain(str(rows['prompt'][0])[:70])}: positions of its answers", "", "position, 1 is the best")
+        for row in rows.itertuples():
+            line: Any = row
+            figure.add_scatter(
+                x=list(STAGES.values()),
+                y=[line.before_position, line.after_position, line.score_position],
+                mode="lines+markers",
+                name=plain(str(line.response)[:40]),
+                hovertext=[f"{value:.3f}" for value in (line.before, line.after, line.score)],
+            )
+        figure.update_yaxes(autorange="reversed", dtick=1)
+        return figure
+
+    def html(self, index: int) -> str:
+        """One list as a table in the order of its scores; a pure function of its number."""
+        rows = self.positions(index).sort_values("score_position")
+        cells = "".join(
+            f"<tr><td>{r['score']:+.2f}</td><td>{r['before_position']:g}"
+            f" ({r['before']:.2f})</td><td>{r['after_position']:g} "
+            f"({r['after']:.2f})</td><td"
+            f' style="text-align:left;white-space:pre-wrap">{html.escape(str(r["response"]))}</td></tr>'
+            for r in rows.to_dict("records")
+        )
+        head = "<tr><th>score</th><th>position before (nats a token)</th><th>position after</th><th>answer</th></tr>"
+        prompt = html.escape(str(rows["prompt"].iloc[0]))
+        return (
+            f'<div class="ranked-list"><b>{index + 1} of {len(self.lists)}:'
+            f" {prompt}</b><table>{head}{cells}</table></div>"
+        )
+
+    def widget(self):
+        """Live face: a slider (arrow keys), the table and the slope chart."""
+        import ipywidgets as w
+        import plotly.graph_objects as go
+
+        slider = w.IntSlider(value=0, min=0, max=len(self.lists) - 1, description="list")
+        view, chart = w.HTML(self.html(0)), w.Output()
+
+        def show(change: Any) -> None:
+            view.value = self.html(change["new"])
+            chart.outputs = (_as_output(go.Figure(self.figure(change["new"]))),)
+
+        chart.outputs = (_as_output(self.figure(0)),)
+        slider.observe(show, names="value")
+        return w.VBox([slider, view, chart])
+
+
+def _as_output(figure: Any) -> dict[str, Any]:
+    import json
+
+    data = {"application/vnd.plotly.v1+json": json.loads(figure.to_json())}
+    return {"output_type": "display_data", "data": data, "metadata": {}}

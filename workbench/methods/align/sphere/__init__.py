@@ -1,0 +1,41 @@
+"""SPHERE: preference data for reasoning from a pruned search, without annotators."""
+
+from workbench.methods.align.sphere.method import (
+    KINDS,
+    SHARD,
+    Arm,
+    Config,
+    claims,
+    counted,
+    judge_of,
+    make_pairs,
+    open_task,
+    play,
+    prm_name,
+    prm_of,
+    random_rows,
+    run,
+    run_arm,
+    searched,
+    stage_pairs,
+)
+
+__all__ = [
+    "KINDS",
+    "SHARD",
+    "Arm",
+    "Config",
+    "claims",
+    "counted",
+    "judge_of",
+    "make_pairs",
+    "open_task",
+    "play",
+    "prm_name",
+    "prm_of",
+    "random_rows",
+    "run",
+    "run_arm",
+    "searched",
+    "stage_pairs",
+]

@@ -1,0 +1,295 @@
+"""Pruned search over steps: two chains a problem, always the best and always the worst of a few candidate steps.
+
+All problems of a call are searched side by side, depth by depth. At every depth each chain gets E candidates; the "max"
+chain goes on with the one of the highest reward, the "min" chain with the one of the lowest. At depth 0 both choose
+among the same candidates. So a problem costs at most 2 E D short samples, where a whole tree has E^D leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from workbench.kernels import sample
+from workbench.tasks.reasoning.process_reward import Scores, check_scores
+from workbench.tasks.reasoning.step_pairs import Drawing
+
+log = logging.getLogger(__name__)
+
+SHOWN = 12  # problems of a call whose whole trees are kept for the eye
+Reward = Literal["progress", "score"]
+
+
+@dataclass
+class Chain:
+    """One chain of one problem while it grows."""
+
+    side: str  # "max" or "min"
+    steps: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    ended: bool = False
+    collapsed: int = 0  # depths at which all candidates were the same
+
+    @property
+    def text(self) -> str:
+        return "".join(self.steps)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search leaves: one row a problem, and one row a candidate of the first problems."""
+
+    chains: pd.DataFrame
+    nodes: pd.DataFrame
+
+
+def search(
+    how: Drawing,
+    asked: Sequence[str],
+    problems: Sequence[str],
+    scores: Scores,
+    *,
+    width: int,
+    depth: int,
+    stop: Sequence[str],
+    judge: Callable[[str, str], bool | None],
+    reward: Reward = "progress",
+    offset: int = 0,
+) -> Found:
+    """Searches every problem.
+
+    Args:
+        how: the policy and how it draws; `max_new_tokens` is of one step.
+        asked: what the policy is given (the problem, or a request to correct); one seed each, so that a problem's
+            chains do not depend on which other problems are searched beside it.
+        problems: what steps are scored and answers judged against.
+        scores: process rewards of the steps of a chain, each given all earlier ones.
+        stop: texts that end a step; a line break with the label of the next step is not kept.
+        judge: whether a final answer is right; None where that cannot be said.
+        reward: "progress" is R = s_t + (s_t - s_(t-1)), "score" is R = s_t. Within a chain s_(t-1) is the same for all
+            candidates, so both pick the same step; they differ in the numbers kept.
+        offset: number of the first problem, for the seeds.
+
+    Returns:
+        Chains with columns number, problem, sol_max, sol_min (lists of steps), prm_max, prm_min, correct_max,
+        correct_min ("right", "wrong", "unsure"), truncated_max, truncated_min, collapsed, depth, samples, tokens.
+    """
+    chains = [[Chain("max"), Chain("min")] for _ in problems]
+    samples, tokens = np.zeros(len(problems), int), np.zeros(len(problems), int)
+    nodes: list[dict] = []
+    for t in range(depth):
+        # at depth 0 the two chains are the same, and share their candidates
+        live = [(i, c) for i, both in enumerate(chains) for c in range(2 if t else 1) if not both[c].ended]
+        if not live:
+            break
+        drawn = sample(
+            how.policy,
+            [asked[i] for i, _ in live],
+            n=width,
+            max_new_tokens=how.max_new_tokens,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            stop=list(stop),
+            seed=[_seed(how.seed, offset + i, t, c) for i, c in live],
+            prefix=[how.policy.encode_part(chains[i][c].text) for i, c in live],
+        )
+        for place, (i, c) in enumerate(live):
+            chain = chains[i][c]
+            given = len(how.policy.encode_part(chain.text))
+            samples[i] += width
+            tokens[i] += sum(len(ids) - given for ids in drawn.tokens[place])
+            texts = drawn.texts[place]
+            ends = [ids[-1] == how.policy.tokenizer.eos_token_id for ids in drawn.tokens[place]]
+            offered = list(
+                dict.fromkeys((_step(text, chain.text, stop), end) for text, end in zip(texts, ends, strict=True))
+            )
+            values = [
+                check_scores(problems[i], [*chain.steps, s], scores(problems[i], [*chain.steps, s]))[-1]
+                for s, _ in offered
+            ]
+            sides = chains[i] if t == 0 else [chain]
+            for one in sides:
+                before = one.scores[-1] if one.scores else None
+                gains = [_reward(value, before, reward) for value in values]
+                pick = _pick(one, [step for step, _ in offered], gains)
+                if i < SHOWN:
+                    nodes += [
+                        {
+                            "number": offset + i,
+                            "problem": problems[i],
+                            "depth": t,
+                            "chain": one.side,
+                            "step": step,
+                            "score": value,
+                            "reward": gain,
+                            "picked": k == pick,
+                        }
+                        for k, ((step, _), value, gain) in enumerate(zip(offered, values, gains, strict=True))
+                    ]
+                one.collapsed += len(offered) == 1
+                one.steps.append(offered[pick][0])
+                one.scores.append(values[pick])
+                one.ended = offered[pick][1]
+    rows = []
+    for i, (best, worst) in enumerate(chains):
+        verdicts = [verdict(judge, problems[i], chain.text, chain.ended) for chain in (best, worst)]
+        rows.append(
+            {
+                "number": offset + i,
+                "problem": problems[i],
+                "sol_max": best.steps,
+                "sol_min": worst.steps,
+                "prm_max": best.scores,
+                "prm_min": worst.scores,
+                "correct_max": verdicts[0],
+                "correct_min": verdicts[1],
+                "truncated_max": not best.ended,
+                "truncated_min": not worst.ended,
+                "collapsed": best.collapsed == len(best.steps),
+                "depth": max(len(best.steps), len(worst.steps)),
+                "samples": int(samples[i]),
+                "tokens": int(tokens[i]),
+            }
+        )
+    table = pd.DataFrame(rows)
+    _warn(table, stop)
+    return Found(
+        table, pd.DataFrame(nodes, columns=["number", "problem", "depth", "chain", "step", "score", "reward", "picked"])
+    )
+
+
+def verdict(judge: Callable[[str, str], bool | None], problem: str, text: str, ended: bool) -> str:
+    """ "right", "wrong" (or cut off), or "unsure" where the answers cannot be compared: then the problem is set
+    aside."""
+    return {True: "right", False: "wrong", None: "unsure"}[judge(problem, text) if ended else False]
+
+
+def _reward(score: float, before: float | None, reward: Reward) -> float:
+    return score if before is None or reward == "score" else score + (score - before)
+
+
+def _pick(chain: Chain, steps: Sequence[str], rewards: Sequence[float]) -> int:
+    """The best candidate; or the worst that is plausible: it says something and repeats no earlier step."""
+    if chain.side == "max":
+        return int(np.argmax(rewards))
+    said = {step.strip() for step in chain.steps}
+    plausible = [k for k, step in enumerate(steps) if step.strip() and step.strip() not in said] or range(len(steps))
+    return min(plausible, key=lambda k: rewards[k])
+
+
+def _step(text: str, before: str, stop: Sequence[str]) -> str:
+    """The new part of a text; the beginning of the next step's label, where that ended the step, goes."""
+    new = text[len(before) :] if text.startswith(before) else text
+    for ending in stop:
+        if ending.strip() and ending.startswith("\n") and new.endswith(ending):
+            new = new.removesuffix(ending)
+    return new
+
+
+def _seed(seed: int, number: int, depth: int, chain: int) -> int:
+    return ((seed * 1_000_003 + number) * 64 + depth) * 2 + chain
+
+
+def _warn(table: Any, stop: Sequence[str]) -> None:
+    if not len(table):
+        return
+    if (table["depth"] == 1).mean() > 0.5:
+        log.warning(
+            "most solutions are one giant step; steps end at %s: does the model write these?",
+            " or ".join(map(repr, stop)),
+        )
+    if (share := float(table["collapsed"].mean())) > 0.3:
+        log.warning(
+            "%.0f %% of the chains collapsed (all candidates the same at every depth): the temperature is too low",
+            100 * share,
+        )
+
+
+def random_pairs(
+    how: Drawing,
+    problems: Sequence[str],
+    *,
+    n: int,
+    judge: Callable[[str, str], bool | None],
+    opening: str = "",
+    offset: int = 0,
+) -> pd.DataFrame:
+    """What the search is compared with: of `n` whole samples of each problem one right and one wrong, at random.
+
+    Returns:
+        Rows number, problem, chosen, rejected ("" where there is no such sample), ended, tokens.
+    """
+    drawn = sample(
+        how.policy,
+        problems,
+        n=n,
+        max_new_tokens=how.max_new_tokens,
+        temperature=how.temperature,
+        top_p=how.top_p,
+        seed=[_seed(how.seed, offset + i, 63, 0) for i in range(len(problems))],
+        prefix=[how.policy.encode_part(opening)] * len(problems),
+    )
+    rows = []
+    for i, problem in enumerate(problems):
+        ended = [reason == "stop" for reason in drawn.finish_reasons[i]]
+        verdicts = [verdict(judge, problem, text, end) for text, end in zip(drawn.texts[i], ended, strict=True)]
+        rng = np.random.default_rng([how.seed, offset + i])
+        sides: dict[str, Any] = {}
+        for side, wanted in (("chosen", "right"), ("rejected", "wrong")):
+            places = [k for k, one in enumerate(verdicts) if one == wanted]
+            place = int(rng.choice(places)) if places else -1
+            sides |= {side: drawn.texts[i][place] if places else "", f"{side}_ended": bool(places) and ended[place]}
+        rows.append({"number": offset + i, "problem": problem, **sides, "tokens": sum(map(len, drawn.tokens[i]))})
+    return pd.DataFrame(rows)
+
+
+# -------------------------------------------------------------------------------------------------------------- counts
+def cost_of(searches: dict[int, Any], width: int) -> dict[str, Any]:
+    """What the searches of the stages cost, where stage 1 sent its problems, and its share of a whole tree."""
+    first = searches[1]
+    tree = np.log10(width) * first["depth"]  # a tree of this depth has width^depth leaves
+    return {
+        "tokens": int(sum(table["tokens"].sum() for table in searches.values() if len(table))),
+        "samples": int(sum(table["samples"].sum() for table in searches.values() if len(table))),
+        "samples_a_problem": float(first["samples"].mean()),
+        "most_of_2ED": float((first["samples"] / (2 * width * first["depth"])).max()),
+        "log10_of_tree": float((np.log10(first["samples"]) - tree).mean()),
+        "routes": {
+            f"{best}/{worst}": int(n)
+            for (best, worst), n in first.groupby(["correct_max", "correct_min"]).size().items()
+        },  # type: ignore[misc]
+        "truncated": float(first["truncated_max"].mean()),
+        "collapsed": float(first["collapsed"].mean()),
+    }
+
+
+def describe_pairs(pairs: pd.DataFrame, bands: Sequence[str], check: Any) -> dict[str, Any]:
+    """How many pairs by stage and difficulty; how wrong the rejected ones are, where an oracle counts wrong steps."""
+    rows = pairs.to_dict("records")
+    steps = getattr(check, "n_wrong", None)
+    wrong = [steps(row["prompt"], check.split(row["rejected"])) for row in rows] if steps else []
+    return {
+        "pairs": len(rows),
+        "problems": {name: list(bands).count(name) for name in sorted(set(bands))},
+        "table": [[int(row["stage"]), bands[row["number"]]] for row in rows],
+        "wrong_steps": float(np.mean(wrong)) if wrong else float("nan"),
+        "rejected_wrong": float(np.mean([not check.is_right(row["prompt"], row["rejected"]) for row in rows]))
+        if rows
+        else 0.0,
+    }
+
+
+def dependence(stages: Sequence[int], bands: Sequence[str]) -> float:
+    """Chi-square of stage against band a pair, less its mean where they are independent: 0 on average without a
+    link."""
+    table = pd.crosstab(pd.Series(list(stages)), pd.Series(list(bands))).to_numpy()
+    if min(table.shape) < 2:
+        return 0.0
+    expected = np.outer(table.sum(1), table.sum(0)) / table.sum()
+    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
+    return float((((table - expected) ** 2 / expected).sum() - freedom) / table.sum())

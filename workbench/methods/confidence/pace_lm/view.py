@@ -1,0 +1,335 @@
+"""Reliability: do confidences keep their word, what do the ablations cost, and one case with all that was said about
+it.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.claims import interval
+from workbench.figures import Display, Note, blank, colour, dots_in_panels
+from workbench.methods.confidence.pace_lm.calibration import reliability_table
+from workbench.methods.confidence.pace_lm.cases import has_prediction
+from workbench.methods.confidence.pace_lm.method import MAIN, values
+from workbench.methods.experiment import Experiment
+from workbench.widgets.confidence_ranking import ConfidenceRanking
+from workbench.widgets.paging import Paged
+
+Results = Sequence[Mapping[str, Any]]
+
+NAMES = {
+    "direct": "stated number",
+    "direct_references": "stated number, references shown",
+    "self_consistency": "self-consistency",
+    "raw_coe": "evidence (coe), raw",
+    "raw_rce": "rating (rce), raw",
+    "raw_product": "product, raw",
+    "coe": "evidence, Platt",
+    "rce": "rating, Platt",
+    "grid_rce": "rating, affine",
+    "additive": "both, no product",
+    "grid": "both, grid",
+    "logistic": "both, logistic with product",
+    "binned": "both, isotonic in groups",
+    "chosen": "chosen by cross-validation",
+    "base_rate": "base rate, one number for all",
+    "shuffled": "control: labels shuffled",
+    "flipped": "control: labels turned over",
+    "coe_shuffled": "control: coe shuffled",
+}
+ARMS = {
+    "similar": "similar incidents",
+    "one_analysis": "one analysis instead of several",
+    "random": "random incidents",
+    "random_again": "random incidents, drawn again",
+    "none": "no incidents",
+}
+METRICS = {"ece": "ECE (low is good)", "brier": "Brier (low is good)", "auroc": "AUROC (high is good)"}
+WAYS = {
+    "own": "where it was fitted",
+    "transferred": "carried over",
+    "refitted": "refitted there",
+    "base_rate": "base rate carried over",
+}
+LABELS = {**NAMES, **METRICS}
+
+
+def reliability_diagram(
+    experiment: Experiment, scores: Sequence[str] = ("direct", "raw_rce", "logistic"), *, bins: int = 10
+) -> Display:
+    """Accuracy against confidence, bin by bin, with the number of cases and Wilson's 95 % interval.
+
+    The cases of all seeds in the embedded world, of the first seed where the seeds share their cases.
+    """
+    seeds = experiment.seeds if experiment.task.is_simulated else experiment.seeds[:1]
+    rows: Any = pd.concat([_table(experiment, seed, "measured") for seed in seeds], ignore_index=True)
+    parts: dict[str, Any] = {name: reliability_table(rows[name], rows["correct"], bins) for name in scores}
+    table = pd.concat([part.assign(score=name) for name, part in parts.items()], ignore_index=True)
+    gap = {
+        name: np.average((part["accuracy"] - part["confidence"]).abs(), weights=part["count"])
+        for name, part in parts.items()
+    }
+    said = ", ".join(f"{NAMES[name]} {value:.3f}" for name, value in gap.items())
+    figure = blank(f"Mean gap to the diagonal: {said}", "confidence", "share right", height=460)
+    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": "#888", "dash": "dot"}, name="calibrated")
+    largest = table["count"].max()
+    for name, part in parts.items():
+        figure.add_trace(
+            go.Scatter(
+                x=part["confidence"],
+                y=part["accuracy"],
+                mode="markers+lines",
+                name=NAMES[name],
+                line={"color": colour(name), "width": 1},
+                customdata=part[["count", "lower", "upper"]],
+                marker={"size": 6 + 22 * np.sqrt(part["count"] / largest), "opacity": 0.75, "color": colour(name)},
+                error_y={
+                    "array": part["upper"] - part["accuracy"],
+                    "arrayminus": part["accuracy"] - part["lower"],
+                    "color": colour(name),
+                    "thickness": 1,
+                    "width": 2,
+                },
+                hovertemplate=(
+                    "%{customdata[0]} cases: said %{x:.2f}, right %{y:.2f} "
+                    "[%{customdata[1]:.2f}, %{customdata[2]:.2f}]<extra>"
+                )
+                + NAMES[name]
+                + "</extra>",
+            )
+        )
+    figure.update_xaxes(range=[-0.02, 1.02])
+    figure.update_yaxes(range=[-0.02, 1.02])
+    return Display(table, figure)
+
+
+def by_score(results: Results) -> Display:
+    """Every score, map, baseline and control on the same test cases."""
+    found = results[0]["arms"][MAIN]["scores"]
+    rows = [
+        {"panel": metric, "arm": name, "seed": seed, "value": value}
+        for metric in METRICS
+        for name in NAMES
+        if name in found
+        for seed, value in enumerate(values(results, MAIN, name, metric))
+    ]
+    mean = {name: values(results, MAIN, name, "brier").mean() for name in ("raw_rce", "logistic", "base_rate")}
+    return dots_in_panels(
+        pd.DataFrame(rows),
+        panel="panel",
+        y="value",
+        labels=LABELS,
+        x_title="",
+        title=(
+            f"Brier score: rating {mean['raw_rce']:.3f}, with the evidence {mean['logistic']:.3f}, base rate"
+            f" {mean['base_rate']:.3f}"
+        ),
+    )
+
+
+def by_references(results: Results) -> Display:
+    """The ablations of the references. Where they say nothing ECE is low and AUROC one half: a constant is
+    calibrated."""
+    rows = [
+        {"panel": metric, "arm": arm, "seed": seed, "value": value}
+        for metric in METRICS
+        for arm in results[0]["arms"]
+        for seed, value in enumerate(values(results, arm, "logistic", metric))
+    ]
+    ece, auroc = (
+        {arm: values(results, arm, "logistic", m).mean() for arm in (MAIN, "random")} for m in ("ece", "auroc")
+    )
+    return dots_in_panels(
+        pd.DataFrame(rows),
+        panel="panel",
+        y="value",
+        x_title="",
+        labels={**LABELS, **_arms(results)},
+        title=(
+            f"The trap: random references have ECE {ece['random']:.3f} (similar {ece[MAIN]:.3f}) and AUROC "
+            f"{auroc['random']:.2f} (similar {auroc[MAIN]:.2f})"
+        ),
+    )
+
+
+def transfer_figure(results: Results) -> Display | Note:
+    """ECE of the first predictor's map on the other predictors' test cases, before and after fitting again."""
+    if not all(result.get("transfer") for result in results):
+        return Note("The cases come from one predictor: nothing can be carried over.")
+    rows = [
+        {"panel": name, "arm": way, "seed": seed, "value": result["transfer"][name][way]}
+        for name in results[0]["transfer"]
+        for way in WAYS
+        for seed, result in enumerate(results)
+    ]
+    table = pd.DataFrame(rows)
+    mean = {way: np.mean([row["value"] for row in rows if row["arm"] == way]) for way in WAYS}
+    right = {
+        name: f"predictor {name}, {np.mean([r['transfer'][name]['accuracy'] for r in results]):.0%} right"
+        for name in results[0]["transfer"]
+    }
+    return dots_in_panels(
+        table,
+        panel="panel",
+        y="value",
+        labels={**WAYS, **right},
+        x_title="ECE",
+        title=(
+            f"On another predictor the map's ECE goes from {mean['own']:.3f} to {mean['transferred']:.3f}; refitted, to"
+            f" {mean['refitted']:.3f}"
+        ),
+    )
+
+
+def means(results: Results) -> pd.DataFrame:
+    """Mean over seeds of every metric of every score, on the same test cases."""
+    found = results[0]["arms"][MAIN]["scores"]
+    table = {
+        NAMES[name]: {metric: values(results, MAIN, name, metric).mean() for metric in found["logistic"]}
+        for name in NAMES
+        if name in found
+    }
+    return pd.DataFrame(table).T.round(3)
+
+
+def checks(experiment: Experiment, results: Results) -> pd.DataFrame:
+    """What should be looked at before a claim is believed: mean over seeds and 95 % interval."""
+    measured: dict[str, Any] = {
+        "test cases compared": [result["arms"][MAIN]["n"] for result in results],
+        "of them right": [result["arms"][MAIN]["accuracy"] for result in results],
+        **{f"{phase}: replies unread, share": [r["unread"][phase] for r in results] for phase in results[0]["unread"]},
+        "cases without a score (too many unread)": [result["scores_missing"] for result in results],
+        "cases without a proposal": [result["no_prediction"] for result in results],
+        "cases without an older incident": [result["no_earlier"] for result in results],
+        "references refused: not older": [result["excluded"]["not_older"] for result in results],
+        "references refused: same text": [result["excluded"]["same"] for result in results],
+        "cases shown fewer references than asked for": [_short(r, experiment.config.k) for r in results],
+    }
+    if experiment.task.is_simulated:
+        optimism = [
+            r["fresh"]["scores"]["binned"]["brier"] - r["arms"][MAIN]["scores"]["binned"]["brier"] for r in results
+        ]
+        measured["Brier on fresh cases minus on test cases, isotonic"] = optimism  # above 0: fitted where it is read
+        measured["coe and the proposal at equal evidence, correlation"] = [r["coe_follows"] for r in results]
+        measured["references that name the true cause, share"] = [r["true_share"] for r in results]
+    rows = {}
+    for name, numbers in measured.items():
+        low, high = interval(np.asarray(numbers, dtype=float))
+        rows[name] = {"mean": float(np.mean(numbers)), "lower": low, "upper": high}
+    return pd.DataFrame(rows).T.round(3)
+
+
+def _short(result: Mapping[str, Any], k: int) -> int:
+    return sum(n for used, n in result["k_used"].items() if int(used) < k)
+
+
+def _arms(results: Results) -> dict[str, str]:
+    return ARMS | {arm: f"{arm[1:]} similar" for arm in results[0]["arms"] if arm[1:].isdigit()}
+
+
+def _table(experiment: Experiment, seed: int, name: str, part: str = "") -> pd.DataFrame:
+    path = experiment.run.folder / f"seed-{seed}" / part / f"{name}.parquet"
+    if not path.is_file():
+        raise ValueError(f"no table {name!r} of seed {seed}; seeds of this run: {experiment.seeds}")
+    return pd.read_parquet(path)
+
+
+def ranking(experiment: Experiment, *, seed: int) -> ConfidenceRanking | Note:
+    """The test cases by how far their proposals can be trusted, in the ranking inspector."""
+    try:
+        table = _table(experiment, seed, "measured")
+    except ValueError:
+        return Note("No labelled test cases: nothing was fitted, so there is no order to show.")
+    cases: Any = table.merge(
+        experiment.task.tables(seed)[0].drop(columns="correct"), on="case_id", validate="one_to_one"
+    )
+    answers = pd.DataFrame(
+        {
+            "qid": cases["case_id"],
+            "question": cases["title"] + "\n" + cases["summary"],
+            "answer": cases["predicted_root_cause"],
+            "correct": cases["correct"],
+        }
+    )
+    names = [
+        name
+        for name in ("chosen", "raw_rce", "raw_coe", "direct")
+        if cases.get(name, pd.Series([np.nan])).notna().all()
+    ]
+    return ConfidenceRanking(answers, {name: cases[name] for name in names}, labels=NAMES)
+
+
+class CaseView(Paged):
+    """Case by case: the incident, its references, what was sampled in both phases, the proposal and its confidence.
+
+    Live it has a slider and a button on either side; without a kernel it shows the first cases below each other.
+
+    Args:
+        experiment: with a finished run.
+        seed: of the run; "" takes the first.
+        split: which cases.
+        shown: cases on the static face.
+    """
+
+    noun = "case"
+
+    def __init__(self, experiment: Experiment, *, seed: int | None = None, split: str = "test", shown: int = 3):
+        seed = experiment.seeds[0] if seed is None else seed
+        cases, history = experiment.task.tables(seed)
+        scores = _table(experiment, seed, "scores")
+        joined = scores.drop(columns=["predictor", "correct", "split"]).merge(cases, on="case_id")
+        self.table: Any = joined[joined["split"] == split].reset_index(drop=True)
+        if self.table.empty:
+            raise ValueError(f"no case of split {split!r} to show; splits: {', '.join(sorted(set(joined['split'])))}")
+        references = _table(experiment, seed, "references", MAIN).merge(history, on="incident_id")
+        self.references = dict(tuple(references.sort_values("rank").groupby("case_id")))
+        self.samples = dict(tuple(_table(experiment, seed, "samples", MAIN).groupby("case_id")))
+        self.shown = shown
+
+    @property
+    def n_pages(self) -> int:
+        return len(self.table)
+
+    def frame(self) -> pd.DataFrame:
+        return self.table
+
+    def html(self, index: int) -> str:
+        """One case as HTML; a pure function of its number."""
+        case = self.table.iloc[index]
+        truth = {1.0: "right", 0.0: "wrong"}.get(case["correct"], "unknown")
+        proposal = case["predicted_root_cause"] if has_prediction(self.table).iloc[index] else "(none)"
+        lines = [
+            ("incident", f"{case['title']}\n{case['summary']}".strip()),
+            ("proposed cause", f"{proposal} ({truth})"),
+            (
+                "scores",
+                f"evidence suffices {_number(case['coe'])}, rating {_number(case['rce'])}, confidence "
+                f"{_number(case['confidence'])} {case['flag']}".strip(),
+            ),
+        ]
+        for row in self.references.get(case["case_id"], pd.DataFrame()).to_dict("records"):
+            said = f"{row['root_cause']} | {row['summary']}"
+            lines.append((f"reference {row['rank']}, similarity {row['similarity']:.2f}", said))
+        for phase, rows in self.samples.get(case["case_id"], pd.DataFrame({"phase": []})).groupby("phase", sort=False):
+            said = [
+                row["raw_text"] + (" [unread]" if row["parse_status"] != "ok" else "")
+                for row in rows.to_dict("records")
+            ]
+            lines.append((f"samples, {phase}", "\n".join(said)))
+        cells = "".join(
+            f'<tr><th style="text-align:left;padding-right:12px;vertical-align:top">{html.escape(name)}</th>'
+            f'<td style="text-align:left;white-space:pre-wrap">{html.escape(str(text))}</td></tr>'
+            for name, text in lines
+        )
+        heading = f"<b>{index + 1} of {len(self.table)}: {html.escape(str(case['case_id']))}</b>"
+        return f'<div class="case-view">{heading}<table>{cells}</table></div>'
+
+
+def _number(value: float) -> str:
+    return "none" if pd.isna(value) else f"{value:.2f}"

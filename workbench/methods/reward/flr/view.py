@@ -1,0 +1,255 @@
+"""Follow-ups: how likely each phrase is behind a response, the ranking test, mined pairs, and what policies learned
+from them.
+
+All text is escaped.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.figures import Display, blank, colour, dots_in_panels, lines_in_panels, plain
+from workbench.methods.reward.flr.method import ARMS
+from workbench.runs.files import read_json
+from workbench.runs.run import Run
+from workbench.widgets.paging import Paged
+
+TITLES = {name: arm.title for name, arm in ARMS.items()}
+MEASURES = {"quality": "quality of samples", "greedy": "quality of greedy answers", "flr": "mean FLR (nats a token)"}
+RANKERS = {
+    "flr": "FLR",
+    "flr_one_phrase": "FLR, one phrase",
+    "flr_positive": "FLR, positive phrases only",
+    "flr_sum": "FLR, sum over words",
+    "flr_official_raw_logit": "raw logits of the released script",
+    "tuned": "FLR, tuned on feedback",
+    "swapped": "FLR, tuned with roles swapped",
+    "tuned_official_raw_logit": "raw logits, tuned on feedback",
+    "mistuned": "FLR, tuned on shuffled feedback",
+    "deaf": "FLR, listener who does not listen",
+    "own_likelihood": "own likelihood",
+    "length": "length",
+}
+SIDES = {"positive": "#0072B2", "negative": "#D55E00"}
+
+
+def ranking_figure(experiment: Any, results: Sequence[dict]) -> Display | str:
+    """Pairwise accuracy of the reward and of its controls on held-out pairs."""
+    if "ranking" not in experiment.config.arms:
+        return "This run has no ranking test; add the arm 'ranking'."
+    rows = [
+        {
+            "test": "held-out pairs in the right order",
+            "arm": name,
+            "seed": seed,
+            "accuracy": result["arms"]["ranking"][0][name],
+        }
+        for seed, result in zip(experiment.seeds, results, strict=True)
+        for name in RANKERS
+        if name in result["arms"]["ranking"][0]
+    ]
+    table = pd.DataFrame(rows)
+    mean: Any = table.groupby("arm")["accuracy"].mean()
+    title = f"FLR orders {mean['flr']:.0%} of the pairs, the model's own likelihood {mean['own_likelihood']:.0%}"
+    return dots_in_panels(
+        table,
+        panel="test",
+        y="accuracy",
+        title=title,
+        x_title="share of pairs",
+        labels=RANKERS,
+        lines={"held-out pairs in the right order": {"chance": 0.5}},
+    )
+
+
+def policies_figure(table: pd.DataFrame) -> Display | str:
+    """What every policy ends with, one panel a measure; the dotted line is the start."""
+    trained: Any = table[table["arm"] != "ranking"]
+    if trained.empty:
+        return "This run trained no policy; add arms beside 'ranking'."
+    measures = [key for key in MEASURES if key in trained and trained[key].notna().all()]
+    ends, starts = trained[trained["round"] == 1], trained[trained["round"] == 0]
+    lines = {key: {"start": float(starts[key].mean())} for key in measures}
+    mean = ends.groupby("arm")["quality"].mean()
+    arm = "dpo_flr" if "dpo_flr" in mean else str(mean.index[0])
+    title = f"{TITLES[arm]}: quality {mean[arm]:.2f}, from {lines['quality']['start']:.2f} at the start"
+    rows = ends.melt(["arm", "seed"], measures, "measure", "value")
+    display = dots_in_panels(
+        rows, panel="measure", y="value", title=title, x_title="", labels={**TITLES, **MEASURES}, lines=lines
+    )
+    display.figure().update_xaxes(matches=None)
+    return display
+
+
+def margins_figure(experiment: Any, *, seed: int | None = None) -> Display | str:
+    """How far apart the reward holds the chosen and the rejected sample of each mined pair."""
+    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "shared"
+    paths = sorted(folder.glob("pairs-*/pairs.parquet"))
+    if not paths:
+        return "This run mined no pairs."
+    tables = [pd.read_parquet(path).assign(scorer=path.parent.name.removeprefix("pairs-")) for path in paths]
+    table: Any = pd.concat(tables, ignore_index=True)[["scorer", "prompt", "chosen", "rejected", "margin"]]
+    figure = blank(
+        "Mined pairs: FLR of the chosen minus the rejected sample", "margin (nats a token)", "pairs", barmode="overlay"
+    )
+    names = {"flr": "start as scorer", "tuned": "tuned scorer", "mistuned": "tuned on shuffled feedback"}
+    for scorer, rows in table.groupby("scorer", sort=False):
+        figure.add_histogram(x=rows["margin"], name=names.get(str(scorer), plain(str(scorer))), opacity=0.55, nbinsx=40)
+    return Display(table, figure)
+
+
+def overshoot_figure(experiment: Any) -> Display | str:
+    """The training margin of DPO at the common learning rate and at three times it."""
+    rows = []
+    for seed in experiment.seeds:
+        for arm in ("dpo_flr", "dpo_fast"):
+            steps = Run(experiment.run.folder / f"seed-{seed}" / arm / "round-1").metrics()
+            rows += [
+                {"measure": "margin", "arm": arm, "seed": seed, "step": s["step"], "value": s["margins"]} for s in steps
+            ]
+    if not rows:
+        return "This run has neither dpo_flr nor dpo_fast."
+    return lines_in_panels(
+        pd.DataFrame(rows),
+        panel="measure",
+        x="step",
+        y="value",
+        title="The margin of rewards grows with either rate",
+        x_title="step",
+        y_title="margin (nats x beta)",
+        labels={**TITLES, "margin": "training pairs"},
+    )
+
+
+def mining(experiment: Any) -> pd.DataFrame:
+    """What became of the prompts, and whether the reward favours long responses, by seed and scorer."""
+    rows = []
+    for seed in experiment.seeds:
+        for path in sorted((experiment.run.folder / f"seed-{seed}" / "shared").glob("pairs-*/report.json")):
+            rows.append({"seed": seed, "scorer": path.parent.name.removeprefix("pairs-"), **read_json(path)})
+    return pd.DataFrame(rows).fillna(0).round(3)
+
+
+def scored(experiment: Any, *, seed: int | None = None, scorer: str = "flr") -> tuple[pd.DataFrame, list]:
+    """Responses of the ranking test of one seed with the likelihoods of all phrases; and the phrases in that order."""
+    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "ranking"
+    return pd.read_parquet(folder / f"scores-{scorer}.parquet"), read_json(folder / "phrases.json")
+
+
+class FollowUpBrowser(Paged):
+    """Response by response: the likelihood of every phrase, positive beside negative.
+
+    Live, a list to pick from (arrow keys) and the phrases of the picked response; without a kernel the first responses.
+
+    Args:
+        table: columns prompt, response, side, flr, likelihoods; see `scored`.
+        phrases: (dimension, polarity, phrase) of every likelihood.
+    """
+
+    def __init__(self, table: pd.DataFrame, phrases: Sequence[Sequence[str]], *, shown: int = 3):
+        if table.empty:
+            raise ValueError("no scored responses to show; add the arm 'ranking'")
+        if len(table["likelihoods"].iloc[0]) != len(phrases):
+            raise ValueError(
+                f"{len(phrases)} phrases for {len(table['likelihoods'].iloc[0])} likelihoods: not the set they were"
+                " scored with"
+            )
+        self.table = table.drop_duplicates(["prompt", "response"], ignore_index=True)
+        self.phrases, self.shown = [tuple(row) for row in phrases], shown
+
+    @property
+    def n_pages(self) -> int:
+        return len(self.table)
+
+    def frame(self) -> pd.DataFrame:
+        """One row a response and phrase."""
+        return pd.concat([self._phrases(i) for i in range(len(self.table))], ignore_index=True)
+
+    def _phrases(self, index: int) -> pd.DataFrame:
+        row = self.table.iloc[index]
+        rows = [
+            {
+                "prompt": row["prompt"],
+                "response": row["response"],
+                "dimension": d,
+                "polarity": p,
+                "phrase": phrase,
+                "likelihood": value,
+            }
+            for (d, p, phrase), value in zip(self.phrases, row["likelihoods"], strict=True)
+        ]
+        return pd.DataFrame(rows)
+
+    def figure(self, index: int = 0):
+        """Bars of the picked response's phrases, less likely to the left."""
+        rows, row = self._phrases(index), self.table.iloc[index]
+        figure = blank(
+            f"FLR {row['flr']:+.3f}: {plain(str(row['response'])[:60])}",
+            "log-likelihood (nats a token)",
+            "",
+            height=120 + 20 * len(rows),
+        )
+        for polarity, part in rows.groupby("polarity", sort=False):
+            names = [plain(f"{d}: {phrase}") for d, phrase in zip(part["dimension"], part["phrase"], strict=True)]
+            figure.add_bar(
+                x=part["likelihood"], y=names, orientation="h", name=str(polarity), marker_color=SIDES[str(polarity)]
+            )
+        figure.update_yaxes(autorange="reversed")
+        return figure
+
+    def length_figure(self) -> Display:
+        """FLR against the number of words, one point a response: a reward that follows length is a warning."""
+        table: Any = self.table.assign(words=[len(str(text).split()) for text in self.table["response"]])
+        figure = blank("FLR against the length of the response", "words", "FLR (nats a token)")
+        for side, rows in table.groupby("side", sort=False):
+            where = np.random.default_rng(0).uniform(-0.2, 0.2, len(rows))  # so that points of one length stay apart
+            figure.add_scatter(
+                x=rows["words"] + where,
+                y=rows["flr"],
+                mode="markers",
+                name=plain(str(side)),
+                opacity=0.6,
+                marker={"size": 5, "color": colour("dpo_flr" if side == "chosen" else "dpo_inverted")},
+            )
+        return Display(table[["prompt", "response", "side", "words", "flr"]], figure)
+
+    def html(self, index: int) -> str:
+        """One response and its phrases as HTML, positive beside negative; a pure function of its number."""
+        row, rows = self.table.iloc[index], self._phrases(index)
+        ordered = rows.sort_values("likelihood", ascending=False)
+        sides: Any = {p: ordered[ordered["polarity"] == p] for p in SIDES}
+        columns = "".join(
+            f'<td style="vertical-align:top;text-align:left"><b style="color:{SIDES[p]}">{p}</b>'
+            + "".join(
+                f"<div>{r['likelihood']:.3f} {html.escape(str(r['phrase']))}"
+                f" <small>{html.escape(str(r['dimension']))}</small></div>"
+                for r in part.to_dict("records")
+            )
+            + "</td>"
+            for p, part in sides.items()
+        )
+        return (
+            f'<div class="follow-ups"><b>{index + 1} of {len(self.table)}, FLR {row["flr"]:+.3f}</b> '
+            f"{html.escape(str(row['prompt']))} →"
+            f" {html.escape(str(row['response']))}<table><tr>{columns}</tr></table></div>"
+        )
+
+    def widget(self):
+        """Live face: a list of responses and the phrases of the one picked."""
+        import ipywidgets as w
+
+        entries: Any = self.table.itertuples()
+        options = [(f"{row.flr:+.3f}  {str(row.response)[:60]}", i) for i, row in enumerate(entries)]
+        pick, view = w.Select(options=options, value=0, rows=8, layout={"width": "100%"}), w.HTML(self.html(0))
+        pick.observe(lambda change: setattr(view, "value", self.html(change["new"])), names="value")
+        return w.VBox([pick, view])
+
+
+def browser(experiment: Any, *, seed: int | None = None, scorer: str = "flr") -> FollowUpBrowser:
+    """The browser over one seed's ranking test."""
+    return FollowUpBrowser(*scored(experiment, seed=seed, scorer=scorer))

@@ -1,0 +1,127 @@
+"""How far two texts agree: ROUGE, edit similarity, and a deterministic judge of exact and near-exact matches.
+
+ROUGE follows the tokens of rouge-score 0.1.2 without its stemmer: lower case, everything but a-z and 0-9 is a blank.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from rapidfuzz.distance import LCSseq, Levenshtein
+
+Match = Literal["exact", "near-exact", "no"]
+# Thresholds of a near-exact match; the specification's.
+NEAR_RECALL, NEAR_EDIT = 0.9, 0.85
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
+
+
+class Overlap(NamedTuple):
+    """Each in [0, 1]: share of the candidate's units found in the reference, the other way round, and their F1."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-case words of a-z and 0-9; other letters part words ("café" is "caf"), as in rouge-score."""
+    return re.sub(r"[^a-z0-9]+", " ", text.lower()).split()
+
+
+def rouge_n(reference: str, candidate: str, n: int) -> Overlap:
+    """Shared n-grams, each counted as often as it stands in both."""
+    grams = [Counter(zip(*(t[i:] for i in range(n)), strict=False)) for t in (tokens(reference), tokens(candidate))]
+    return _overlap((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total())
+
+
+def rouge_l(reference: str, candidate: str) -> Overlap:
+    """Longest common subsequence of the tokens of both texts."""
+    one, two = tokens(reference), tokens(candidate)
+    return _overlap(LCSseq.similarity(one, two), len(one), len(two))
+
+
+def rouge_l_sum(reference: str, candidate: str) -> Overlap:
+    """Longest common subsequences line by line: what any line of the candidate shares with a reference line counts
+    once."""
+    ours, theirs = ([tokens(line) for line in text.split("\n") if line] for text in (reference, candidate))
+    left = [Counter(word for line in lines for word in line) for lines in (ours, theirs)]
+    totals, hits = [count.total() for count in left], 0
+    for line in ours:
+        for word in (line[place] for place in sorted(set().union(*(_common_places(line, other) for other in theirs)))):
+            if min(count[word] for count in left) > 0:
+                hits += 1
+                for count in left:
+                    count[word] -= 1
+    return _overlap(hits, *totals)
+
+
+def edit_similarity(reference: str, candidate: str) -> float:
+    """1 minus the Levenshtein distance of the normalised characters over the longer text; 1 for two empty texts."""
+    return Levenshtein.normalized_similarity(" ".join(tokens(reference)), " ".join(tokens(candidate)))
+
+
+def match(reference: str, candidate: str) -> Match:
+    """Exact: the same tokens. Near-exact: nearly all of the reference in order, or few edits. No tokens match
+    nothing."""
+    if not tokens(reference) or not tokens(candidate):
+        return "no"
+    if tokens(reference) == tokens(candidate):
+        return "exact"
+    near = rouge_l(reference, candidate).recall >= NEAR_RECALL or edit_similarity(reference, candidate) >= NEAR_EDIT
+    return "near-exact" if near else "no"
+
+
+class Cleaned(NamedTuple):
+    text: str
+    repeated: bool
+
+
+def without_repetition(completion: str, first_piece: str) -> Cleaned:
+    """A completion without one pair of quotes around it and without the first piece, where it begins with that.
+
+    The first piece is taken away once, whatever its case and blanks; `repeated` says that it was there.
+    """
+    text = _unquoted(completion.strip())
+    head = r"\s+".join(re.escape(word) for word in first_piece.split())
+    found = re.match(rf"{head}(?!\w)", text, re.IGNORECASE) if head else None
+    return Cleaned(_unquoted(text[found.end() :].strip()), True) if found else Cleaned(text, False)
+
+
+def _unquoted(text: str) -> str:
+    around = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
+    return text[1:-1].strip() if around and text[0] not in text[1:-1] else text
+
+
+def _common_places(line: Sequence[str], other: Sequence[str]) -> set[int]:
+    """Places of `line` that belong to one longest common subsequence with `other`."""
+    blocks = LCSseq.opcodes(line, other)
+    return {place for block in blocks if block.tag == "equal" for place in range(block.src_start, block.src_end)}
+
+
+def _overlap(shared: float, reference: int, candidate: int) -> Overlap:
+    precision, recall = shared / max(candidate, 1), shared / max(reference, 1)
+    return Overlap(precision, recall, 2 * precision * recall / (precision + recall) if shared else 0.0)
+
+
+def bleu(text: Sequence[str], reference: Sequence[str], *, n: int = 4) -> float:
+    """Sentence BLEU in [0, 1] without smoothing: geometric mean of the precisions of 1 to n tokens, times the brevity
+    penalty.
+
+    A string is a sequence of characters: `bleu(text, reference)` of two strings is BLEU by characters, which is what a
+    routine for lists of words computes when it is fed with plain strings; for BLEU by words pass `text.split()`.
+
+    Source: Papineni et al. 2002.
+    """
+    precisions = []
+    for size in range(1, n + 1):
+        grams = [Counter(tuple(side[i : i + size]) for i in range(len(side) - size + 1)) for side in (text, reference)]
+        total = sum(grams[0].values())
+        precisions.append(sum((grams[0] & grams[1]).values()) / total if total else 0.0)
+    if not text or min(precisions) == 0:
+        return 0.0
+    brevity = min(0.0, 1 - len(reference) / len(text))
+    return math.exp(brevity + sum(map(math.log, precisions)) / n)

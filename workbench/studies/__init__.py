@@ -1,0 +1,1 @@
+"""What compares systems with each other."""

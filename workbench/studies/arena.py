@@ -1,0 +1,510 @@
+"""The arena: every alignment method that exists, in one world, from one start, at one price.
+
+The world is the any-order sum, which serves every kind of method: demonstrations, pairs, a judge, a reward, steps that
+can be checked. All start from the same weights, get the same number of optimiser steps and about the same number of
+generated tokens (pairs that a task hands over cost what their drawing cost). Each is trained at every learning rate of
+`rates`; the one with the best greedy accuracy on validation problems is measured, on test problems. The other rates are
+not counted in the price, because all had them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from workbench.claims import Claims, interval
+from workbench.config import Field, Presets, listed, strict
+from workbench.kernels import metered, sample
+from workbench.methods.align.dno import method as dno
+from workbench.methods.align.dpo import method as dpo
+from workbench.methods.align.dr_po import method as dr_po
+from workbench.methods.align.mpo import method as mpo
+from workbench.methods.align.sphere import method as sphere
+from workbench.methods.align.spin import method as spin
+from workbench.methods.align.sppo import method as sppo
+from workbench.methods.align.step_dpo import method as step_dpo
+from workbench.models import Policy
+from workbench.ranking import bradley_terry
+from workbench.runs.run import Run
+from workbench.training.checkpoints import load_weights
+from workbench.training.reference import reference_logps
+from workbench.worlds.any_order_sum import AnyOrderSum
+
+SMALL_WORLD = {"k_min": 3, "k_max": 3, "sft_steps": 500, "width": 48, "layers": 1}  # three numbers: made in seconds
+
+
+@strict
+class Config(Presets):
+    """The price, and how its result is measured."""
+
+    responses: int = Field(default=1_200, ge=40)  # what may be generated, in whole responses
+    # optimiser steps; a multiple of 40, so that every number of rounds divides it
+    steps: int = Field(default=40, ge=40)
+    batch_size: int = Field(default=32, ge=8)  # pairs or demonstrations a step
+    rates: list[float] = listed(3e-5, 2e-4)  # learning rates that every competitor gets
+    test_size: int = Field(default=300, ge=20)  # test problems, and as many for validation
+    arms: list[str] = listed()  # see COMPETITORS; [] takes all
+    world: dict[str, int] = Field(default_factory=dict)  # settings of the embedded world, see AnyOrderSum
+
+    PRESETS: ClassVar = {
+        "smoke": {
+            "responses": 320,
+            "steps": 40,
+            "batch_size": 8,
+            "rates": [2e-4],
+            "test_size": 30,
+            "world": SMALL_WORLD,
+            "arms": ["spin", "dpo", "simpo", "dpo_shuffled", "sppo", "dno", "step_dpo", "sphere", "dr_po"],
+        },
+        "tiny": {},
+        "full": {"responses": 20_000, "steps": 800, "test_size": 1_000},
+    }
+
+    def __post_init__(self):
+        if self.steps % 40:
+            raise ValueError(f"steps must be a multiple of 40, so that rounds can share them; got {self.steps}")
+        if unknown := [arm for arm in self.arms if arm not in COMPETITORS]:
+            raise ValueError(f"unknown arms {unknown}; known: {', '.join(COMPETITORS)}")
+        object.__setattr__(self, "arms", self.arms or list(COMPETITORS))
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens of a whole solution: three a number, and the answer with its end."""
+        return 3 * self.world.get("k_max", 7) + 3
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """One arm of one method, and the settings that make its price the common one.
+
+    Attributes:
+        module, arm: the method's file, and which of its arms.
+        settings: `settings(config, rate)` gives the fields of the method's `Config`.
+        problems: `problems(config)` says how many training problems it may use.
+        is_given: pairs come with the task: drawing them is part of the price.
+    """
+
+    title: str
+    kind: str
+    module: Any
+    arm: str
+    settings: Callable[[Config, float], dict[str, Any]]
+    problems: Callable[[Config], int]
+    is_given: bool = False
+
+
+CONSTANT = {"schedule": "constant", "warmup_ratio": 0.0}
+
+
+def _drawn(config: Config) -> dict[str, Any]:
+    return {"temperature": 1.0, "max_new_tokens": config.response_tokens, "max_length": 64}
+
+
+def _on_pairs(config: Config, rate: float, **loss: Any) -> dict[str, Any]:
+    return {
+        "max_steps": config.steps,
+        "batch_size": config.batch_size,
+        "learning_rate": rate,
+        "test_size": 50,
+        "optimizer": "adamw",
+        "max_length": 64,
+        **loss,
+    }
+
+
+def _in_rounds(config: Config, rate: float, **more: Any) -> dict[str, Any]:
+    """Four rounds of five samples a prompt; every round has prompts of its own."""
+    return {
+        "rounds": 4,
+        "samples": 5,
+        "n_prompts": config.responses // 20,
+        "prompt_repeats": 0,
+        "epochs": 1,
+        "top_p": 1.0,
+        "batch_size": config.batch_size,
+        "learning_rate": rate,
+        "optimizer": "adamw",
+        "max_prompt_length": 40,
+        **CONSTANT,
+        **_drawn(config),
+        **more,
+    }
+
+
+def _capped(config: Config, rate: float, **more: Any) -> dict[str, Any]:
+    return _in_rounds(config, rate, max_steps=config.steps // 4, **more)
+
+
+def _filled(config: Config, rate: float, **more: Any) -> dict[str, Any]:
+    """DNO builds many pairs a prompt and draws from them what the steps of a round can use."""
+    return _in_rounds(config, rate, max_pairs=config.steps // 4 * config.batch_size, **more)
+
+
+def _spin(config: Config, rate: float) -> dict[str, Any]:
+    """Three rounds; with the previous round's pairs they take one, two and two fifths of the steps."""
+    n_prompts = config.steps // 5 * config.batch_size
+    return {
+        "rounds": 3,
+        "epochs": 1,
+        "n_prompts": n_prompts,
+        "test_size": max(8, n_prompts // 10),
+        "beta": [0.5],
+        "batch_size": config.batch_size,
+        "learning_rate": [rate],
+        "optimizer": "adamw",
+        **CONSTANT,
+        **_drawn(config),
+    }
+
+
+def _online(config: Config, rate: float, *, updates: int = 0, responses: int = 0) -> dict[str, Any]:
+    """Eight optimiser steps an update: four passes over two halves of its responses."""
+    updates = updates or config.steps // 8
+    size = 2 * ((responses or config.responses) // updates // 2)
+    return {
+        "updates": updates,
+        "batch_size": size,
+        "minibatch_size": size // 2,
+        "inner_epochs": 4,
+        "learning_rate": rate,
+        "critic_rate": 3.0,
+        "test_size": 50,
+        "evaluations": 1,
+        "ppo_checkpoint_every": 0,
+        "schedule": "constant",
+        **_drawn(config),
+    }
+
+
+def _on_reward(config: Config, rate: float) -> dict[str, Any]:
+    return {**_online(config, rate), "score_scale": 4.0}
+
+
+def _on_steps(config: Config, rate: float) -> dict[str, Any]:
+    """A response in each problem, and behind the error of a wrong one eight continuations."""
+    return {
+        "max_steps": config.steps,
+        "batch_size": config.batch_size,
+        "learning_rate": rate,
+        "beta": 0.4,
+        "epochs": 1,
+        "top_p": 1.0,
+        "max_prompt_length": 40,
+        "n_problems": 0,
+        "n_samples": 1,
+        "n_continuations": 8,
+        "pairs_per_prefix": 0,
+        "n_answers": 0,
+        "test_size": 12,
+        **CONSTANT,
+        **_drawn(config),
+    }
+
+
+def _searched(config: Config, rate: float) -> dict[str, Any]:
+    """Two chains of four candidates a step: about eight responses a problem."""
+    return {
+        "max_steps": config.steps,
+        "batch_size": config.batch_size,
+        "learning_rate": rate,
+        "beta": 0.4,
+        "epochs": 1,
+        "width": 4,
+        "depth": config.response_tokens // 3 + 1,
+        "max_step_tokens": 4,
+        "n_problems": config.responses // 8,
+        **CONSTANT,
+        **_drawn(config),
+        "temperature": 0.8,
+    }
+
+
+def _in_stages(config: Config, rate: float) -> dict[str, Any]:
+    """Half of the responses go into pairs, half into PPO; two updates of PPO, and what is left of the steps for DPO."""
+    return {
+        "dpo_steps": config.steps - 16,
+        "dpo_batch_size": config.batch_size,
+        "dpo_rate": rate,
+        "dpo_beta": 0.1,
+        "n_pairs": 0,
+        "reward_rate": 1e-3,
+        "reward_epochs": 8,
+        "folds": 2,
+        **_online(config, rate, updates=2, responses=config.responses // 2),
+    }
+
+
+COMPETITORS: dict[str, Competitor] = {
+    "sft": Competitor(
+        "SFT on right solutions", "demonstrations", spin, "sft", _spin, lambda c: c.steps // 5 * c.batch_size
+    ),
+    "spin": Competitor("SPIN", "demonstrations", spin, "spin", _spin, lambda c: c.steps // 5 * c.batch_size),
+    **{
+        name: Competitor(
+            title, "offline pairs", dpo, "dpo", partial(_on_pairs, **loss), lambda c: c.responses // 2, is_given=True
+        )
+        for name, title, loss in (
+            ("dpo", "DPO", {"beta": 0.1}),
+            ("ipo", "IPO", {"loss_type": "ipo", "beta": 0.5}),
+            ("kto", "KTO on pairs", {"loss_type": "kto_pair", "beta": 0.1}),
+            ("simpo", "SimPO", {"loss_type": "simpo", "beta": 2.0, "gamma": 1.0}),
+            ("orpo", "ORPO", {"loss_type": "orpo", "beta": 0.1}),
+        )
+    },
+    "sft_chosen": Competitor(
+        "SFT on the chosen responses", "offline pairs", dpo, "sft", _on_pairs, lambda c: c.responses // 2, is_given=True
+    ),
+    "dpo_shuffled": Competitor(
+        "DPO, labels shuffled",
+        "control",
+        dpo,
+        "shuffled",
+        partial(_on_pairs, beta=0.1),
+        lambda c: c.responses // 2,
+        is_given=True,
+    ),
+    "iterative_dpo": Competitor("iterative DPO", "self-play", sppo, "dpo_0.3", _capped, lambda c: c.responses // 5),
+    "sppo": Competitor("SPPO", "self-play", sppo, "sppo", partial(_capped, eta=6.0), lambda c: c.responses // 5),
+    "dno": Competitor("DNO-Prct", "self-play", dno, "dno", partial(_filled, eta=0.3), lambda c: c.responses // 5),
+    "step_dpo": Competitor("Step-DPO", "step pairs", step_dpo, "step_dpo", _on_steps, lambda c: c.responses // 6),
+    "sphere": Competitor("SPHERE, stage 1", "step pairs", sphere, "stage1", _searched, lambda c: c.responses // 8),
+    "mpo": Competitor("MPO", "online reward", mpo, "mpo", _in_stages, lambda c: c.responses // 4, is_given=True),
+    "ppo": Competitor("PPO", "online reward", dr_po, "ppo", _on_reward, lambda c: c.responses),
+    "dr_po": Competitor(
+        "DR-PO, half of the rollouts reset", "online reward", dr_po, "dr_po_50", _on_reward, lambda c: c.responses
+    ),
+}
+
+
+def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> AnyOrderSum:
+    """The any-order sum.
+
+    Raises:
+        ValueError: a model or a data set was given; no data set holds what all kinds of methods learn from.
+    """
+    if model or dataset:
+        raise ValueError(
+            f"model={model!r}, dataset={dataset!r}: the arena needs demonstrations, pairs, a judge, a reward and"
+            " checked steps for the same prompts, which only its embedded world has; leave both empty, and run single"
+            " methods on your data"
+        )
+    world: dict[str, Any] = dict(config.world)
+    return AnyOrderSum(device=device, n_test=config.test_size, sampled_test=False, **world)
+
+
+# ------------------------------------------------------------------------------------------------------------ the runs
+def run(task: AnyOrderSum, config: Config, seed: int, run: Run) -> dict[str, Any]:
+    """All competitors of one seed. Returns `{"arms": {name: [the start, the end]}}`."""
+    return {"arms": {arm: run_arm(task, config, arm, seed, run) for arm in config.arms}}
+
+
+def run_arm(task: AnyOrderSum, config: Config, arm: str, seed: int, run: Run) -> list[dict[str, float]]:
+    return run.cached(f"arm-{arm}", lambda: compete(task, config, arm, seed, run.child(arm)))
+
+
+def compete(task: AnyOrderSum, config: Config, arm: str, seed: int, run: Run) -> list[dict[str, float]]:
+    """Trains one competitor at every rate and measures the one that is best on the validation problems."""
+    competitor = COMPETITORS[arm]
+    task = replace(task, n_problems=competitor.problems(config))
+    policy, start = task.start(seed), task.start(seed)  # made before any meter runs
+    given = 0.0
+    if competitor.is_given:
+        task.preferences("test", seed)
+        given = task.n_problems * np.mean(
+            [_length(row["chosen"]) + _length(row["rejected"]) for row in task.preferences("train", seed)]
+        )
+    tried = [attempt(task, competitor, config, rate, seed, run.child(f"rate-{rate:g}")) for rate in config.rates]
+    best = max(tried, key=lambda found: found["validation"])
+    folder = run.child(f"rate-{best['rate']:g}").folder
+    load_weights(policy.model, last_weights(folder))
+    price = {
+        "generated_tokens": best["generated_tokens"] + given,
+        **{name: best[name] for name in ("optimizer_steps", "cpu_seconds", "rate")},
+    }
+    free = dict.fromkeys((*price, "validation"), 0.0) | {"validation": best["validation_start"]}
+    begin = run.cached("start", lambda: measure(task, start, start, seed, run.child("start")))
+    end = measure(task, policy, start, seed, run)
+    for left in folder.parent.glob("rate-*"):  # weights of every round and rate: no longer needed
+        shutil.rmtree(left)
+    return [{**begin, **free}, {**end, "validation": best["validation"], **price}]
+
+
+def attempt(
+    task: AnyOrderSum, competitor: Competitor, config: Config, rate: float, seed: int, run: Run
+) -> dict[str, float]:
+    """One training at one rate: its accuracy on validation problems and what it cost."""
+
+    def train() -> dict[str, float]:
+        shutil.rmtree(
+            run.folder / "run", ignore_errors=True
+        )  # a killed attempt starts over: its meter must see all of it
+        settings = competitor.module.Config.at("tiny", arms=[competitor.arm], **competitor.settings(config, rate))
+        began = time.process_time()
+        with metered() as spent:
+            start, *_, end = competitor.module.run_arm(task, settings, competitor.arm, seed, run.child("run"))
+        return {
+            "rate": rate,
+            "validation": end["validation"],
+            "validation_start": start["validation"],
+            "cpu_seconds": time.process_time() - began,
+            "generated_tokens": spent["generated_tokens"],
+            "optimizer_steps": spent["optimizer_steps"],
+        }
+
+    return run.cached("attempt", train)
+
+
+def last_weights(folder: Any) -> Any:
+    """The weights that a method's last round left somewhere under `folder`."""
+    found = sorted(
+        folder.glob("**/round-*/weights.safetensors"), key=lambda path: int(path.parent.name.removeprefix("round-"))
+    )
+    if not found:
+        raise FileNotFoundError(
+            f"no round-*/weights.safetensors under {folder}: the method did not leave its weights there"
+        )
+    return found[-1]
+
+
+def measure(task: AnyOrderSum, policy: Policy, start: Policy, seed: int, run: Run) -> dict[str, float]:
+    """Greedy accuracy, accuracy and score of samples, and KL to the start, on the test problems; samples stay in
+    `run`."""
+    prompts = task.prompts("test", seed)
+    drawn = sample(policy, prompts, max_new_tokens=task.max_new_tokens, max_rows=500, seed=77_000 + seed)
+    texts = [found[0] for found in drawn.texts]
+    groups = [policy.group(prompt, [tokens[0]]) for prompt, tokens in zip(prompts, drawn.tokens, strict=True)]
+    kl = reference_logps(policy, groups) - reference_logps(start, groups)
+    scores = task.score(prompts, texts)
+    run.table("answers", lambda: pd.DataFrame({"prompt": prompts, "answer": texts, "score": scores}))
+    numbers = task.evaluate(policy, seed)
+    right = [task.verifier.is_right(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    return {
+        "quality": numbers["quality"],
+        "valid_steps": numbers["valid_steps"],
+        "sampled": float(np.mean(right)),
+        "score": float(scores.mean()),
+        "kl_nats": float(kl.mean()),
+    }
+
+
+def _length(text: str) -> int:
+    return len(text.split()) + 1
+
+
+# --------------------------------------------------------------------------------------------------------- the ranking
+def standings(experiment: Any, results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row a competitor, best first: means over the seeds, with the Bradley-Terry strength of its samples.
+
+    Every seed is a tournament: on each test problem, everyone's sample meets everyone else's, and the higher score
+    wins. `strength` is the mean over the seeds' fits (nats, mean 0 in each), `lower` and `upper` its 95 % interval over
+    seeds.
+    """
+    names = ["start", *experiment.config.arms]
+    rows = []
+    strengths = np.array([tournament(experiment, seed, names) for seed in experiment.seeds])
+    for place, name in enumerate(names):
+        arm = "dpo" if name == "start" and "dpo" in names else names[1] if name == "start" else name
+        numbers = [result["arms"][arm][0 if name == "start" else -1] for result in results]
+        low, high = interval(strengths[:, place])
+        title, kind = ("the start", "control") if name == "start" else (COMPETITORS[name].title, COMPETITORS[name].kind)
+        rows.append(
+            {
+                "competitor": title,
+                "kind": kind,
+                "strength": strengths[:, place].mean(),
+                "lower": low,
+                "upper": high,
+                **{key: float(np.mean([one[key] for one in numbers])) for key in SHOWN},
+            }
+        )
+    return pd.DataFrame(rows).sort_values("strength", ascending=False, ignore_index=True)
+
+
+SHOWN = ("quality", "valid_steps", "sampled", "kl_nats", "generated_tokens", "optimizer_steps", "cpu_seconds")
+
+
+def tournament(experiment: Any, seed: int, names: Sequence[str]) -> np.ndarray:
+    """Bradley-Terry strengths [competitor] of one seed, from the scores of everyone's samples on the same problems."""
+    run = experiment.run.child(f"seed-{seed}")
+    first = names[1]
+    folders = [run.child(first).child("start").folder if name == "start" else run.child(name).folder for name in names]
+    scores = np.array([pd.read_parquet(folder / "answers.parquet")["score"] for folder in folders])
+    matches = [
+        np.column_stack(
+            [np.full(scores.shape[1], a), np.full(scores.shape[1], b), (np.sign(scores[a] - scores[b]) + 1) / 2]
+        )
+        for a, b in combinations(range(len(names)), 2)
+    ]
+    return bradley_terry(np.concatenate(matches), len(names), intervals="none").scores
+
+
+# ------------------------------------------------------------------------------------------------------------- claims
+CONTRASTS = {
+    "steps": (
+        "Step pairs beat whole-answer pairs at the same price",
+        "2406.18629, Table 3: 55.8 against 55.0",
+        "step_dpo",
+        "dpo",
+    ),
+    "rounds": (
+        "Rounds of fresh pairs beat one set of pairs at the same price",
+        "2405.00675, Table 1: rounds improve",
+        "sppo",
+        "dpo",
+    ),
+    "reward": (
+        "Learning from a reward online beats learning from pairs offline",
+        "2404.08495, Table 1: 62.3 against 52.6 %",
+        "ppo",
+        "dpo",
+    ),
+    "resets": ("Resets to references beat plain PPO", "2404.08495, Table 1: 70.2 against 62.3 %", "dr_po", "ppo"),
+    "selfplay": ("SPIN beats more SFT on its demonstrations", "2401.01335, Fig. 5: 60.8 against 59.8", "spin", "sft"),
+}
+
+
+def claims(experiment: Any, results: Sequence[Mapping[str, Any]]) -> Claims:
+    """Each competitor against the start, and contrasts that papers claim; greedy accuracy on test problems.
+
+    The control of every claim is DPO with shuffled labels, which costs the same and knows nothing.
+    """
+    found = Claims("arena", experiment.scale, experiment.seeds)
+    arms = experiment.config.arms
+
+    def gain(arm: str) -> np.ndarray:
+        return np.array([result["arms"][arm][-1]["quality"] - result["arms"][arm][0]["quality"] for result in results])
+
+    if "dpo_shuffled" not in arms:
+        raise ValueError("the claims need the control 'dpo_shuffled'; add it to `arms`")
+    control, unit = gain("dpo_shuffled"), "greedy accuracy"
+    for name in arms:
+        if COMPETITORS[name].kind != "control":
+            found.test(
+                name,
+                f"{COMPETITORS[name].title} beats the start",
+                paper="not measured at one price",
+                measured=gain(name),
+                control=control,
+                control_is="DPO, labels shuffled, minus the start",
+                unit=unit,
+            )
+    for id, (statement, paper, better, worse) in CONTRASTS.items():
+        if {better, worse} <= set(arms):
+            found.test(
+                f"{id}: {better} > {worse}",
+                statement,
+                paper=paper,
+                measured=gain(better) - gain(worse),
+                control=control - gain(worse),
+                control_is=f"DPO, labels shuffled, minus {worse}",
+                unit=unit,
+            )
+    return found

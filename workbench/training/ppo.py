@@ -1,0 +1,461 @@
+"""PPO with a learned critic: roll out, reward, estimate advantages, clip; used by every method that needs it.
+
+A response may begin with a given prefix (a *reset*): its tokens count for rewards, advantages and the critic, but the
+policy did not choose them and gets no gradient from them.
+
+Where this differs from Cornell-RL/drpo (src/tldr/drpo.py), and why:
+- generation stops at the end token, and what would come behind it has no part in KL, whitening, advantages or losses
+  (there, generation goes on to the full length and those tokens count like all others). With a mask behind the end
+  token both are the same computation;
+- an end token in the very last position is an end (there, it counts as missing);
+- policy and critic may have learning rates of their own; policy, reference and critic are scored in whole batches of
+  like length, gradients are accumulated where a minibatch is larger than what is held at once.
+
+One process: data-parallel rollouts are not built.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from workbench import objectives
+from workbench.config import Field, strict
+from workbench.kernels import Group, sample, score, unmetered
+from workbench.kernels.batching import cut, held_at_once, n_tokens
+from workbench.kernels.meter import spend
+from workbench.models import Policy
+from workbench.runs.run import Run
+from workbench.training import distributed
+from workbench.training.checkpoints import Checkpoint, load_weights, save_weights
+from workbench.training.reference import reference_logps
+from workbench.training.reward_model import RewardModel
+
+log = logging.getLogger(__name__)
+
+Reward = Callable[[Sequence[Any], Sequence[list[int]], Sequence[str]], np.ndarray]  # prompts, token ids, texts -> [n]
+
+
+@strict
+class PPOConfig:
+    """Defaults are those of Chang et al. 2024 (table 5) and its code, where both agree."""
+
+    updates: int = Field(default=200, ge=1)  # ours; the script says 1,000,000 episodes, the paper one epoch
+    batch_size: int = Field(default=512, ge=1)  # prompts an update, one response each
+    inner_epochs: int = Field(default=4, ge=1)  # over the responses of an update
+    minibatch_size: int = Field(default=0, ge=0)  # responses an optimiser step; 0: all of the update (1 minibatch)
+    learning_rate: float = Field(default=3e-6, gt=0)  # of the policy, at the start
+    critic_rate: float = Field(default=1.0, gt=0)  # the critic's learning rate as a multiple of the policy's
+    schedule: Literal["linear", "constant"] = "linear"  # over the updates, down to 0
+    kl_coef: float = Field(default=0.05, ge=0)  # per-token penalty, reward a nat
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    lam: float = Field(default=0.95, ge=0, le=1)
+    cliprange: float = Field(default=0.2, gt=0)
+    cliprange_value: float = Field(default=0.2, gt=0)
+    vf_coef: float = Field(default=0.1, ge=0)
+    whiten_rewards: bool = True
+    temperature: float = Field(
+        default=0.7, gt=0
+    )  # of the rollouts and of every log-prob; the script's (the paper's table: 0.1)
+    max_new_tokens: int = Field(default=53, ge=2)  # length of a response, prefix included
+    missing_end_score: float = -1.0  # the score of a response without an end token
+    max_grad_norm: float = Field(default=0.0, ge=0)  # 0: no clipping, as in the official code
+    evaluations: int = Field(default=1, ge=1)  # after the start, evenly spaced over the updates
+    ppo_checkpoint_every: int = Field(default=10, ge=0)  # updates; 0: none
+
+    def __post_init__(self):
+        smallest = min(self.batch_size, self.minibatch_size or self.batch_size)
+        if self.whiten_rewards and smallest < 8:
+            raise ValueError(
+                f"whitening over fewer than 8 responses is noise; got batch_size={self.batch_size}, "
+                f"minibatch_size={self.minibatch_size}: raise them or set whiten_rewards=False"
+            )
+        if self.minibatch_size > self.batch_size:
+            raise ValueError(f"minibatch_size={self.minibatch_size} is more than batch_size={self.batch_size}")
+
+
+class Batch(NamedTuple):
+    """What one update starts from: prompts, and for each the token ids that its response begins with ([] for none)."""
+
+    prompts: list[Any]
+    prefixes: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The responses of one update and all that its losses need; tensors are [row, tok], nats where they are
+    log-probs."""
+
+    groups: list[Group]
+    texts: list[str]
+    scores: Tensor
+    ended: Tensor
+    last: Tensor
+    old_logps: Tensor
+    reference_logps: Tensor
+    old_values: Tensor
+    is_token: Tensor
+    is_generated: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    @property
+    def kl(self) -> Tensor:
+        """log pi - log pi_ref of what was generated, a response."""
+        return ((self.old_logps - self.reference_logps) * self.is_generated).sum(-1)
+
+
+def optimise(
+    policy: Policy,
+    reference: Policy | None,
+    critic: RewardModel,
+    make_batch: Callable[[int], Batch],
+    reward: Reward,
+    config: PPOConfig,
+    run: Run,
+    *,
+    seed: int,
+    evaluate: Callable[[Policy, int], dict[str, float]],
+) -> list[dict[str, float]]:
+    """Optimises `policy` and `critic` in place and returns the evaluations, the start's first.
+
+    A killed call goes on from its last checkpoint with the same numbers. The final weights of the policy are in
+    `round-1/weights.safetensors` of the run folder.
+
+    Args:
+        reference: what the KL penalty is measured from; None is the policy with its adapter off. It must be the
+            policy's start, as in every method here.
+        make_batch: prompts and prefixes of an update, from its number alone.
+        reward: scores of responses; those without an end token get `missing_end_score` whatever it says.
+        evaluate: numbers of the policy after so many updates.
+
+    Raises:
+        RuntimeError: policy and reference differ before the first update; or the first inner step does not see the
+            policy that wrote the responses.
+        FloatingPointError: NaN scores or losses.
+        NotImplementedError: under torchrun with more than one process.
+    """
+    if distributed.world() > 1:
+        raise NotImplementedError("PPO runs in one process; start it without torchrun")
+    points = sorted({round(k * config.updates / config.evaluations) for k in range(config.evaluations + 1)})
+    last = run.folder / "round-1" / "weights.safetensors"
+    both = nn.ModuleDict({"policy": policy.model, "critic": critic.model}).eval()
+    optimizer = _optimizer(policy, critic, config)
+    decay = (lambda u: 1 - u / config.updates) if config.schedule == "linear" else (lambda u: 1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, decay)
+    first, checkpoint = 0, Checkpoint(run.folder / "checkpoint", both, optimizer, scheduler)
+    if last.is_file():
+        load_weights(policy.model, last)
+        first = config.updates
+    elif config.ppo_checkpoint_every:
+        first = checkpoint.restore()
+        run.rewind_metrics(first)
+
+    def measured(update: int) -> dict[str, float]:
+        with unmetered():
+            return evaluate(policy, update)
+
+    for update in range(first, config.updates):
+        if update in points:
+            run.cached(f"evaluation-{update}", lambda u=update: measured(u))
+        rollout = roll_out(policy, reference, critic, make_batch(update), reward, config, seed=seed * 100_000 + update)
+        if update == 0:
+            check_start(rollout, policy)
+        numbers = improve(policy, critic, rollout, config, optimizer, seed=seed, update=update)
+        rate = scheduler.get_last_lr()[0]
+        scheduler.step()
+        run.log({"step": update, **summary(rollout), **numbers, "learning_rate": rate})
+        if config.ppo_checkpoint_every and (update + 1) % config.ppo_checkpoint_every == 0:
+            checkpoint.store(update + 1)
+    _warn_of_missing_ends(run)
+    save_weights(policy.model, last)
+    checkpoint.remove()
+    run.cached(f"evaluation-{config.updates}", lambda: measured(config.updates))
+    return [run.cached(f"evaluation-{point}", dict) for point in points]
+
+
+# ----------------------------------------------------------------------------------------------------------- rollouts
+def roll_out(
+    policy: Policy,
+    reference: Policy | None,
+    critic: RewardModel,
+    batch: Batch,
+    reward: Reward,
+    config: PPOConfig,
+    *,
+    seed: int,
+) -> Rollout:
+    """Responses of the current policy, with scores, log-probs, values and advantages; nothing here has a gradient.
+
+    Raises:
+        ValueError: a prefix that leaves nothing to generate.
+        FloatingPointError: a score is NaN or infinite; the prompts are named.
+    """
+    length = config.max_new_tokens
+    if full := [i for i, prefix in enumerate(batch.prefixes) if len(prefix) >= length]:
+        raise ValueError(f"the prefixes of rows {full[:10]} have {length} tokens or more: nothing is left to generate")
+    prompts = [policy.encode_prompt(prompt, room=2 * length) for prompt in batch.prompts]
+    drawn = sample(
+        policy,
+        prompts,
+        prefix=batch.prefixes,
+        max_new_tokens=[length - len(prefix) for prefix in batch.prefixes],
+        temperature=config.temperature,
+        seed=seed,
+    )
+    ids = [tokens[0] for tokens in drawn.tokens]
+    groups = [Group(prompt, [response]) for prompt, response in zip(prompts, ids, strict=True)]
+    end = policy.tokenizer.eos_token_id
+    padded = torch.tensor([row + [-1] * (max(map(len, ids)) - len(row)) for row in ids], device=policy.device)
+    _, last, ended = objectives.truncate(padded, end_id=end, pad_id=-1)
+    columns = torch.arange(padded.shape[1], device=policy.device)
+    prefix_lengths = torch.tensor([len(prefix) for prefix in batch.prefixes], device=policy.device)
+    is_token = (padded >= 0) & (columns <= last[:, None])
+    last = is_token.sum(-1) - 1
+    is_generated = is_token & (columns >= prefix_lengths[:, None])
+    texts = [policy.decode(row).lstrip() for row in ids]
+    found = np.asarray(reward(batch.prompts, ids, texts), dtype=float)
+    if len(bad := np.flatnonzero(~np.isfinite(found))):
+        raise FloatingPointError(
+            f"the scores of rows {bad[:10].tolist()} are NaN or infinite; the first prompt is {batch.prompts[bad[0]]!r}"
+        )
+    scores = torch.where(ended.cpu(), torch.from_numpy(found), config.missing_end_score).float().to(policy.device)
+    with torch.no_grad():
+        old_logps = _in_parts(
+            groups, policy, lambda part: score(policy, part, temperature=config.temperature).token_logps[:, 0]
+        )
+        with policy.without_adapter() if reference is None else nullcontext(reference) as frozen:
+            reference_logps = _in_parts(
+                groups, policy, lambda part: score(frozen, part, temperature=config.temperature).token_logps[:, 0]
+            )
+        with critic.autocast():
+            old_values = _in_parts(groups, policy, critic.values)
+    rewards, _ = objectives.token_rewards(
+        old_logps, reference_logps, scores, last, kl_coef=config.kl_coef, is_token=is_token
+    )
+    if config.whiten_rewards:
+        rewards = objectives.whiten(rewards, is_token, shift_mean=False)
+    advantages, returns = objectives.gae(rewards, old_values, gamma=config.gamma, lam=config.lam, is_token=is_token)
+    advantages = objectives.whiten(advantages, is_token)
+    return Rollout(
+        groups,
+        texts,
+        scores,
+        ended,
+        last,
+        old_logps,
+        reference_logps,
+        old_values,
+        is_token,
+        is_generated,
+        advantages,
+        returns,
+    )
+
+
+def check_start(rollout: Rollout, policy: Policy) -> None:
+    """Before any update policy and reference are the same weights under the same input, so every log-ratio is 0."""
+    worst = float((rollout.old_logps - rollout.reference_logps).abs().max())
+    if not worst < _tolerance(policy):
+        raise RuntimeError(
+            f"before the first update a token's log-ratio of policy and reference is {worst:.2g} nats and should be 0:"
+            " the reference is not the model that this stage starts from"
+        )
+
+
+def summary(rollout: Rollout) -> dict[str, float]:
+    """What the metrics say about an update's responses."""
+    reset = (rollout.is_token & ~rollout.is_generated).sum(-1)
+    residual = (rollout.returns - rollout.old_values)[rollout.is_token]
+    numbers = {
+        "score": rollout.scores.mean(),
+        "kl_nats": rollout.kl.mean(),
+        "response_tokens": rollout.is_token.sum(-1).float().mean(),
+        "missing_end": 1 - rollout.ended.float().mean(),
+        "reset_share": (reset > 0).float().mean(),
+        "reset_tokens": reset.float().mean(),
+        "explained_variance": 1 - residual.var() / rollout.returns[rollout.is_token].var().clamp_min(1e-12),
+    }
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def _warn_of_missing_ends(run: Run) -> None:
+    """Most responses of an update without an end: the fixed penalty, not the reward, is what was learned from."""
+    rates = [row["missing_end"] for row in run.metrics()]
+    if rates and max(rates) > 0.5:
+        log.warning(
+            "in %d of %d updates more than half of the responses had no end token and got the fixed penalty; raise "
+            "max_new_tokens or start from a model that ends its responses",
+            sum(rate > 0.5 for rate in rates),
+            len(rates),
+        )
+
+
+@torch.no_grad()
+def answers(
+    policy: Policy,
+    start: Policy | None,
+    prompts: list,
+    prefixes: list[list[int]],
+    reward: Reward,
+    config: PPOConfig,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For measurements: scores (the missing-end penalty included), log pi - log pi_start and whether each answer ended.
+
+    The log-ratio is of the whole response at temperature 1, nats; `start` None is the policy with its adapter off.
+    """
+    length = config.max_new_tokens
+    encoded = [policy.encode_prompt(prompt, room=2 * length) for prompt in prompts]
+    drawn = sample(
+        policy,
+        encoded,
+        prefix=prefixes,
+        max_new_tokens=[length - len(prefix) for prefix in prefixes],
+        temperature=config.temperature,
+        seed=20_000 + seed,
+    )
+    ids = [tokens[0] for tokens in drawn.tokens]
+    ended = np.array([tokens[-1] == policy.tokenizer.eos_token_id for tokens in ids])
+    scores = reward(prompts, ids, [policy.decode(row).lstrip() for row in ids])
+    groups = [Group(prompt, [tokens]) for prompt, tokens in zip(encoded, ids, strict=True)]
+    now = reference_logps(policy, groups)[:, 0]
+    with policy.without_adapter() if start is None else nullcontext(start) as frozen:
+        then = reference_logps(frozen, groups)[:, 0]
+    return np.where(ended, scores, config.missing_end_score), now - then, ended
+
+
+def at_matched_kl(arm: Sequence[dict], other: Sequence[dict]) -> float:
+    """Reward of `arm` minus that of `other` at the largest KL that both reached, each interpolated over its
+    evaluations."""
+    kl = min(max(point["kl_nats"] for point in points) for points in (arm, other))
+    at = []
+    for points in (arm, other):
+        ordered = sorted(points, key=lambda point: point["kl_nats"])
+        at.append(float(np.interp(kl, [p["kl_nats"] for p in ordered], [p["reward"] for p in ordered])))
+    return at[0] - at[1]
+
+
+# ------------------------------------------------------------------------------------------------------- optimisation
+def improve(
+    policy: Policy,
+    critic: RewardModel,
+    rollout: Rollout,
+    config: PPOConfig,
+    optimizer: torch.optim.Optimizer,
+    *,
+    seed: int,
+    update: int,
+) -> dict[str, float]:
+    """The inner epochs over one update's responses; returns means over its optimiser steps.
+
+    Raises:
+        RuntimeError: at the first step the ratio of new and old policy is not 1: the log-probs of the rollout are not
+            those of the policy (another temperature, another text).
+        FloatingPointError: the loss or the gradient is NaN or infinite.
+    """
+    rows, size = len(rollout.groups), config.minibatch_size or len(rollout.groups)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    history: list[dict[str, float]] = []
+    for epoch in range(config.inner_epochs):
+        order = np.random.default_rng([seed, update, epoch]).permutation(rows)
+        for start in range(0, rows - size + 1, size):
+            numbers = _step(policy, critic, rollout, order[start : start + size].tolist(), config)
+            if not history:
+                _check_first_step(numbers, policy)
+            if not np.isfinite(numbers["loss"]):
+                raise FloatingPointError(f"update {update}: the loss is {numbers['loss']}; lower the learning rate")
+            norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf))
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"update {update}: the loss is finite but the gradient is not; lower the learning rate, or use"
+                    " precision='no'"
+                )
+            optimizer.step()
+            optimizer.zero_grad()
+            spend(
+                optimizer_steps=1, trained_tokens=sum(n_tokens(rollout.groups[i]) for i in order[start : start + size])
+            )
+            history.append(numbers)
+    first = {f"first_{name}": history[0][name] for name in ("ratio_error", "policy_clipped")}
+    names = ("loss", "policy_loss", "value_loss", "policy_clipped", "value_clipped")
+    return {**{name: float(np.mean([numbers[name] for numbers in history])) for name in names}, **first}
+
+
+def _step(
+    policy: Policy, critic: RewardModel, rollout: Rollout, rows: list[int], config: PPOConfig
+) -> dict[str, float]:
+    """Adds the gradient of one minibatch; the two losses are divided by their own numbers of positions."""
+    n_generated = rollout.is_generated[rows].sum().clamp_min(1)
+    n_token = rollout.is_token[rows].sum()
+    sizes = [n_tokens(group) for group in rollout.groups]
+    total: dict[str, float] = {"policy_loss": 0.0, "value_loss": 0.0, "policy_clipped": 0.0, "value_clipped": 0.0}
+    ratio_error = 0.0
+    for part in cut(rows, sizes, max_tokens=held_at_once(policy.device)):
+        groups = [rollout.groups[i] for i in part]
+        logps = score(policy, groups, temperature=config.temperature).token_logps[:, 0]
+        with critic.autocast():
+            values = critic.values(groups).float()
+        width = logps.shape[1]
+
+        def of(tensor: Tensor, part: list[int] = part, width: int = width) -> Tensor:
+            return tensor[part, :width]
+
+        is_generated, is_token = of(rollout.is_generated), of(rollout.is_token)
+        (policy_losses, value_losses), logged = objectives.ppo(
+            logps,
+            of(rollout.old_logps),
+            of(rollout.advantages),
+            values,
+            of(rollout.old_values),
+            of(rollout.returns),
+            cliprange=config.cliprange,
+            cliprange_value=config.cliprange_value,
+            is_generated=is_generated,
+            is_token=is_token,
+        )
+        policy_loss, value_loss = policy_losses.sum() / n_generated, value_losses.sum() / n_token
+        (policy_loss + config.vf_coef * value_loss).backward()
+        total["policy_loss"] += float(policy_loss.detach())
+        total["value_loss"] += float(value_loss.detach())
+        total["policy_clipped"] += float((logged["policy_clipped"] & is_generated).sum() / n_generated)
+        total["value_clipped"] += float((logged["value_clipped"] & is_token).sum() / n_token)
+        ratio_error = max(ratio_error, float((logged["ratios"] - 1)[is_generated].abs().max()))
+    return {**total, "loss": total["policy_loss"] + config.vf_coef * total["value_loss"], "ratio_error": ratio_error}
+
+
+def _check_first_step(numbers: dict[str, float], policy: Policy) -> None:
+    if not numbers["ratio_error"] < _tolerance(policy):
+        raise RuntimeError(
+            f"at the first inner step the ratio of new and old policy is off 1 by {numbers['ratio_error']:.2g}, and"
+            " nothing was updated yet: the log-probs of the rollout are not those of the policy that is trained"
+        )
+
+
+def _tolerance(policy: Policy) -> float:
+    exact = policy.precision == "no" and policy.model.dtype in (torch.float32, torch.float64)
+    return 1e-3 if exact else 0.2  # a token's log-prob in bfloat16
+
+
+def _in_parts(groups: Sequence[Group], policy: Policy, compute: Callable[[list[Group]], Tensor]) -> Tensor:
+    """[row, tok] of all groups from parts that are held at once."""
+    sizes = [n_tokens(group) for group in groups]
+    found = torch.zeros(len(groups), max(len(g.responses_ids[0]) for g in groups), device=policy.device)
+    for part in cut(range(len(groups)), sizes, max_tokens=2 * held_at_once(policy.device)):
+        values = compute([groups[i] for i in part]).float()
+        found[part, : values.shape[1]] = values
+    return found
+
+
+def _optimizer(policy: Policy, critic: RewardModel, config: PPOConfig) -> torch.optim.Optimizer:
+    rates = ((policy, config.learning_rate), (critic, config.learning_rate * config.critic_rate))
+    groups = [{"params": [p for p in one.model.parameters() if p.requires_grad], "lr": rate} for one, rate in rates]
+    return torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0, fused=True)

@@ -1,0 +1,1 @@
+"""Pairs, rankings and rated rows side by side."""

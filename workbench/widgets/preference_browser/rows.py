@@ -1,0 +1,407 @@
+"""Rows that a preference browser shows: pairs, rankings and rated rows, checked, put into plain columns, and filtered.
+
+A filter means the same here and in `js/browser.js`, which filters rows on a page without a kernel; a test compares
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench import data
+
+Row = dict[str, Any]
+COLUMNS = {
+    "pair": ("prompt", "chosen", "rejected"),
+    "ranking": ("prompt", "responses"),
+    "rated": ("prompt", "completion", "score"),
+}
+NEEDS = (
+    "a pair has prompt, chosen, rejected; a ranking prompt, responses and scores or ranks; a rated row prompt,"
+    " completion, score"
+)
+SOURCES = ("source", "source_chosen", "source_rejected")
+PLACES = ("iteration", "arm", "seed")  # what a row can be filtered by beside its sources
+STATES = ("all", "relabelled", "not relabelled", "left out", "identical", "tie", "duplicate", "margin unknown")
+SORTS = ("order", "margin", "length", "iteration", "score")
+VIEW = {
+    "text": "",
+    "low": None,
+    "high": None,
+    "source": "",
+    "iteration": "",
+    "arm": "",
+    "seed": "",
+    "state": "all",
+    "sort": "order",
+    "down": False,
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where rows came from: a file or a part of a run, and a table in it."""
+
+    source: str
+    table: str = ""
+
+
+@dataclass
+class Rows:
+    """Checked rows and what filters look at.
+
+    Attributes:
+        raw: the rows with the project's column names; never changed.
+        origins: where they came from; `origin_of[i]` says which, `number[i]` which row of it, from 0 on.
+    """
+
+    raw: list[Row]
+    origins: list[Origin] = field(default_factory=lambda: [Origin("rows given in Python")])
+    origin_of: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    number: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+
+    def __post_init__(self):
+        self.raw = [_checked(row, i) for i, row in enumerate(self.raw)]
+        if len(self.origin_of) != len(self.raw):
+            self.origin_of, self.number = np.zeros(len(self.raw), int), np.arange(len(self.raw))
+        self.kinds = [kind_of(row) for row in self.raw]
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    @cached_property
+    def light(self) -> pd.DataFrame:
+        """What lists, filters and figures need of every row: [row], no texts."""
+        parts = [responses(row) for row in self.raw]
+        margins, lengths = zip(*map(_numbers, self.raw, parts, range(len(parts))), strict=True) if parts else ((), ())
+        keys = [  # the same pair in the tables of two arms is no repetition
+            (origin, _prompt_key(row["prompt"]), *texts)
+            for origin, row, texts in zip(self.origin_of.tolist(), self.raw, parts, strict=True)
+        ]
+        copies = Counter(keys)
+        table = pd.DataFrame(
+            {
+                "kind": self.kinds,
+                "margin": np.array(margins, float),
+                "length": np.array(lengths, float),
+                "score": np.array(
+                    [
+                        _number(row, "score", i) if kind == "rated" else math.nan
+                        for i, (row, kind) in enumerate(zip(self.raw, self.kinds, strict=True))
+                    ],
+                    float,
+                ),
+                "identical": [len(texts) > 1 and len(set(texts)) == 1 for texts in parts],
+                "empty": [not all(map(str.strip, texts)) for texts in parts],
+                "tie": [is_tie(row) for row in self.raw],
+                "copies": [copies[key] for key in keys],
+            }
+        )
+        table = table.astype({"identical": bool, "empty": bool, "tie": bool, "copies": int})  # of no rows, too
+        for name in (*SOURCES, *PLACES):
+            table[name] = pd.Series([_name(row.get(name)) for row in self.raw], dtype=object)
+        return table
+
+    @cached_property
+    def facets(self) -> dict[str, list[str]]:
+        """The values that rows can be filtered by, in natural order; a filter of one value is none and stays empty."""
+        table = self.light
+        found = {name: set(table[name]) - {""} for name in PLACES}
+        found["source"] = set().union(*(set(table[name]) for name in SOURCES)) - {""}
+        return {name: sorted(values, key=natural) if len(values) > 1 else [] for name, values in found.items()}
+
+    @cached_property
+    def _haystack(self) -> tuple[bytes, list[int]]:
+        """All texts in lower case behind each other, and where each row begins: one search over it beats one a row."""
+        texts = [search_text(row).lower().replace("\0", "").encode("utf-8", "surrogatepass") for row in self.raw]
+        starts = np.concatenate([[0], np.cumsum([len(text) + 1 for text in texts])]).astype(int)
+        return b"\0".join([*texts, b""]), starts.tolist()
+
+    def prepare_search(self) -> None:
+        """Does once what the first search would have to wait for."""
+        _ = self._haystack
+
+    def _holding(self, words: str) -> np.ndarray:
+        """Which rows hold these words, whatever their case: [row]."""
+        blob, starts = self._haystack
+        hits = np.zeros(len(self.raw), bool)
+        wanted = words.encode("utf-8", "surrogatepass")
+        at = blob.find(wanted)
+        while at >= 0:
+            row = bisect_right(starts, at) - 1
+            hits[row] = True
+            at = blob.find(wanted, starts[row + 1])
+        return hits
+
+    def order(self, view: Mapping[str, Any], labels: Mapping[int, str]) -> np.ndarray:
+        """Row numbers that this view shows, in its order.
+
+        Rows whose margin is unknown are outside every range of margins, and last in both directions of an order by
+        margin.
+        """
+        table, n = self.light, len(self.raw)
+        keep = np.ones(n, bool)
+        words = view["text"].strip().lower().replace("\0", "")
+        if words:
+            keep &= self._holding(words)
+        margin = table["margin"].to_numpy()
+        with np.errstate(invalid="ignore"):
+            if view["low"] is not None:
+                keep &= margin >= view["low"]
+            if view["high"] is not None:
+                keep &= margin <= view["high"]
+        if view["source"]:
+            keep &= (table[list(SOURCES)] == view["source"]).any(axis=1).to_numpy()
+        for name in PLACES:
+            if view[name]:
+                keep &= (table[name] == view[name]).to_numpy()
+        state = view["state"]
+        if state in ("relabelled", "not relabelled", "left out", "tie"):
+            labelled = np.zeros(n, bool)
+            labelled[list(labels)] = True
+            value = np.full(n, "", object)
+            value[list(labels)] = list(labels.values())
+            if state == "tie":
+                keep &= np.where(labelled, value == "0", table["tie"].to_numpy())
+            else:
+                keep &= value == "x" if state == "left out" else labelled == (state == "relabelled")
+        elif state == "identical":
+            keep &= table["identical"].to_numpy()
+        elif state == "duplicate":
+            keep &= (table["copies"] > 1).to_numpy()
+        elif state == "margin unknown":
+            keep &= np.isnan(margin)
+        found = np.flatnonzero(keep)
+        if view["sort"] == "order":
+            return found[::-1] if view["down"] else found
+        column: Any = pd.to_numeric(table[view["sort"]], errors="coerce")
+        values = column.to_numpy(float)[found]
+        known = ~np.isnan(values)
+        place = np.argsort(-values[known] if view["down"] else values[known], kind="stable")
+        return np.concatenate([found[known][place], found[~known]])
+
+
+def checked_view(changes: Mapping[str, Any], view: Mapping[str, Any] = VIEW) -> dict[str, Any]:
+    """The view with these changes.
+
+    Raises:
+        ValueError: an unknown name, a state or an order that there is not, a margin that is no number.
+    """
+    if unknown := [name for name in changes if name not in VIEW]:
+        raise ValueError(f"no filter {unknown[0]!r}; known: {', '.join(VIEW)}")
+    view = {**view, **changes}
+    for name, known in (("state", STATES), ("sort", SORTS)):
+        if view[name] not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {view[name]!r}")
+    for name in ("low", "high"):
+        value = view[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value)):
+            raise ValueError(f"{name} is a number or None; got {value!r}")
+    return {**view, **{name: _name(view[name]) for name in ("text", "source", *PLACES)}, "down": bool(view["down"])}
+
+
+# ------------------------------------------------------------------------------------------------------------ one row
+def kind_of(row: Row) -> str:
+    """ "pair", "ranking" or "rated", by the columns that are there; "" for none of them."""
+    return next((kind for kind, columns in COLUMNS.items() if all(row.get(name) is not None for name in columns)), "")
+
+
+def responses(row: Row) -> list[str]:
+    """The texts as they are shown: chosen and rejected, a ranking from best to worst, or the one that was rated."""
+    if "chosen" in row:
+        return [row["chosen"], row["rejected"]]
+    return [row["responses"][k] for k in shown_order(row)] if "responses" in row else [row["completion"]]
+
+
+def shown_order(row: Row) -> list[int]:
+    """Places of a ranking's responses from best to worst; equal ones in the order given, unknown ones last."""
+    by_score = row.get("scores") is not None
+    values = [float(value) if value is not None else math.nan for value in row["scores" if by_score else "ranks"]]
+    keys = [math.inf if math.isnan(value) else -value if by_score else value for value in values]
+    return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+def is_tie(row: Row) -> bool:
+    """Whether the row prefers nothing: `p_chosen` of one half, or two best responses with the same score or rank."""
+    if "chosen" in row:
+        return row.get("p_chosen") == 0.5
+    if "responses" not in row or len(row["responses"]) < 2:
+        return False
+    values, order = row["scores"] if row.get("scores") is not None else row["ranks"], shown_order(row)
+    return values[order[0]] == values[order[1]]
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt as text; of a chat every turn behind its role."""
+    return prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
+def search_text(row: Row) -> str:
+    return "\n".join([prompt_text(row["prompt"]), *responses(row)])
+
+
+def plain_value(value: Any) -> Any:
+    """JSON types only; a number that is not finite becomes null, bytes and dates become text."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "replace").decode()  # half a surrogate pair is no text that a file could hold
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+
+
+def _prompt_key(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+
+
+def _name(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """A sort key that puts 2 before 10."""
+    parts = (part for part in re.split(r"([0-9]+)", text) if part)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+
+
+def _number(row: Row, column: str, index: int) -> float:
+    value = row.get(column)
+    if value is None:
+        return math.nan
+    if isinstance(value, (bool, str)) or not isinstance(value, (int, float, np.number)):
+        raise ValueError(f"row {index}, column {column!r}: a number is needed; got {value!r}")
+    return float(value) if math.isfinite(value) else math.nan
+
+
+def _numbers(row: Row, texts: list[str], index: int) -> tuple[float, float]:
+    """Margin, and length of the best response minus the worst one in characters; NaN where there is none."""
+    if "responses" in row:
+        values = row.get("scores")
+        best = [values[k] for k in shown_order(row)[:2]] if values is not None else []
+        known = len(best) == 2 and all(value is not None and math.isfinite(value) for value in best)
+        margin = best[0] - best[1] if known else math.nan
+        return margin, len(texts[0]) - len(texts[-1]) if len(texts) > 1 else math.nan
+    if "chosen" not in row:
+        return math.nan, math.nan
+    length = len(texts[0]) - len(texts[1])
+    if "margin" in row:
+        return _number(row, "margin", index), length
+    return _number(row, "chosen_rewards", index) - _number(row, "rejected_rewards", index), length
+
+
+# ----------------------------------------------------------------------------------------------------------- checking
+def _checked(given: Mapping[str, Any], index: int) -> Row:
+    """The row with the project's column names, a copy; or what is wrong with it."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"row {index}: a row is a dict with named columns; got {type(given).__name__}")
+    row: Row = {str(key): value.tolist() if hasattr(value, "tolist") else value for key, value in given.items()}
+    if row.get("p_b_preferred") == 0.5 and "chosen" not in row:  # prefers neither: shown as a tie
+        row |= {"chosen": row.pop("response_a", None), "rejected": row.pop("response_b", None), "p_chosen": 0.5}
+    elif "p_b_preferred" in row and "chosen" not in row:
+        swapped = row["p_b_preferred"] > 0.5
+        sides = (row.pop("response_a", None), row.pop("response_b", None))
+        row |= {"chosen": sides[swapped], "rejected": sides[not swapped]}
+        row["p_chosen"] = max(row["p_b_preferred"], 1 - row["p_b_preferred"])
+    if "responses" not in row and any(isinstance(value, dict) and "is_correct" in value for value in row.values()):
+        row = data.as_rankings([row])[0]
+    for column, names in data.ALIASES.items():
+        if row.get(column) is None and (alias := next((name for name in names if row.get(name) is not None), "")):
+            row[column] = row.pop(alias)
+    rejected = row.get("rejected")
+    if (
+        isinstance(row.get("chosen"), str)
+        and isinstance(rejected, list)
+        and all(isinstance(text, str) for text in rejected)
+    ):
+        if "scores" in row:  # of something else, such as the chunks that LOGO answers from
+            row["scores given"] = row.pop("scores")
+        row |= {"responses": [row.pop("chosen"), *row.pop("rejected")], "ranks": [1, *[2] * len(rejected)]}
+    for side in ("chosen", "rejected"):
+        if isinstance(row.get(side), list):
+            turns = _chat(row[side], index, side)
+            row = {"prompt": turns[:-1], **row, side: turns[-1]["content"]}
+    kind = kind_of(row)
+    if not kind:
+        for columns in COLUMNS.values():
+            if all(name in row for name in columns):
+                name = next(name for name in columns if row[name] is None)
+                raise ValueError(
+                    f'row {index}, column {name!r}: it is missing (null); an empty response is written as ""'
+                )
+        raise ValueError(f"row {index} is no pair, ranking or rated row: {NEEDS}; found {', '.join(row) or 'nothing'}")
+    if isinstance(row["prompt"], str) and row["prompt"].startswith('[{"'):  # a chat, as tables keep it
+        from workbench.data import prompt_of  # brings torch, which plain rows do not need
+
+        row["prompt"] = prompt_of(row["prompt"])
+    if not isinstance(row["prompt"], str):
+        row["prompt"] = _chat(row["prompt"], index, "prompt")
+    for column in {"pair": ("chosen", "rejected"), "rated": ("completion",)}.get(kind, ()):
+        if not isinstance(row[column], str):
+            raise ValueError(
+                f"row {index}, column {column!r}: text or a chat list is needed; got {type(row[column]).__name__}"
+                f" {row[column]!r:.60}"
+            )
+    if kind == "ranking":
+        _check_ranking(row, index)
+    return row
+
+
+def _check_ranking(row: Row, index: int) -> None:
+    texts = row["responses"]
+    if not isinstance(texts, list) or not texts:
+        raise ValueError(f"row {index}, column 'responses': a list of texts is needed; got {texts!r:.60}")
+    for k, text in enumerate(texts):
+        if not isinstance(text, str):
+            got = f"response {k} is {type(text).__name__} {text!r:.60}"
+            raise ValueError(f"row {index}, column 'responses': text is needed; {got}")
+    if all(row.get(name) is None for name in ("scores", "ranks")):
+        raise ValueError(f"row {index}: a ranking needs scores or ranks; found {', '.join(row)}")
+    for name in ("scores", "ranks", "names"):
+        values = row.get(name)
+        if values is None:
+            continue
+        if not isinstance(values, list) or len(values) != len(texts):
+            many = len(values) if isinstance(values, list) else repr(values)[:60]
+            raise ValueError(f"row {index}, column {name!r}: {len(texts)} responses need as many values; got {many}")
+        for k, value in enumerate(values if name != "names" else ()):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise ValueError(f"row {index}, column {name!r}: numbers are needed; value {k} is {value!r}")
+
+
+def _chat(turns: Any, index: int, column: str) -> list[dict[str, str]]:
+    """Turns with a role and text; parts that are no text are named in brackets."""
+    turns = turns.tolist() if hasattr(turns, "tolist") else turns
+    if not isinstance(turns, (list, tuple)) or not turns:
+        got = f"{type(turns).__name__} {turns!r:.60}"
+        raise ValueError(f"row {index}, column {column!r}: text or a chat list is needed; got {got}")
+    found = []
+    for k, turn in enumerate(turns):
+        content = turn.get("content") if isinstance(turn, Mapping) else None
+        if isinstance(content, (list, tuple)) and all(isinstance(part, Mapping) for part in content):
+            texts = (part.get("text") for part in content)
+            content = "".join(
+                text if isinstance(text, str) else f"[{part.get('type', 'part')}]"
+                for text, part in zip(texts, content, strict=True)
+            )
+        if not isinstance(content, str):
+            raise ValueError(f"row {index}, column {column!r}: turn {k} needs a role and content; got {turn!r:.80}")
+        found.append({**turn, "role": str(turn.get("role", "user")), "content": content})
+    return found

@@ -1,0 +1,1 @@
+"""Curves, samples and diagnoses of trainings, live or finished."""

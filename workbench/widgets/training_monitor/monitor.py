@@ -1,0 +1,452 @@
+"""TrainingMonitor: curves of running and finished trainings, what the policy writes meanwhile, and two diagnoses.
+
+Three faces: alive in JupyterLab (`follow()` keeps it up to date while something trains, in this kernel or anywhere
+else), the same view in a rendered page (`js/monitor.js` draws both), and `frame()`, `figure()`, `diagnosis()` for
+scripts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench import runs
+from workbench.figures import COLOURS, TEMPLATE, Note, colour, plain
+from workbench.runs.run import is_locked
+from workbench.training import probes
+from workbench.widgets import scripted
+from workbench.widgets.training_monitor import diagnosis
+from workbench.widgets.training_monitor.curves import (
+    Panel,
+    mean_line,
+    panels_of,
+    probe_lines,
+    records,
+    sample_records,
+    seconds_at,
+    short,
+)
+from workbench.widgets.training_monitor.metric_files import CLOCKS, Files, Part, folders, manifest, thinned
+
+log = logging.getLogger(__name__)
+
+POINTS = 400  # of a line, at most; the lowest and highest of each stretch stay
+ALL_POINTS = 30_000  # of all lines together, about 0.5 MB
+LINES = 1_200  # beyond this many, only means over seeds are drawn
+TEXT_LIMIT = 250_000  # characters of samples and rows that a view carries
+REWARDS = "held_out_rewards.parquet"  # what finished runs of some methods leave
+REFERENCE_FREE, AVERAGED = (
+    ("simpo", "orpo"),
+    ("ipo",),
+)  # whose rewards are no changes since the start, or no sums of tokens
+_SHOWN = 20  # of the widgets made last, which are kept up to date
+_STATE = {"step": -1, "run": "", "prompt": 0, "look": -1, "smoothing": 0.0}
+
+
+class TrainingMonitor:
+    """Every `metrics.jsonl` below some folders: arms overlaid, seeds as thin lines, their mean as a bold one.
+
+    Args:
+        sources: run folders, parts of them, runs (`Run`, anything with `.folder`) or mappings from label to folder.
+        series: columns to show, in this order; () takes all that the rows hold, the well-known ones first.
+
+    Raises:
+        ValueError: no source, a folder that does not exist, a label twice, an unknown series.
+    """
+
+    def __init__(self, *sources: Any, series: Sequence[str] = ()):
+        self.files = Files(folders(sources))
+        self.series = [series] if isinstance(series, str) else list(series)
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._widgets: list[Any] = []
+        self._diagnoses: dict[str, tuple[Any, Any]] = {}
+        self._probes: dict[Path, tuple[Any, Any]] = {}
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Reads what is new in the folders; True where something changed."""
+        with self._lock:
+            changed = self.files.refresh()
+            for part in self._parts:
+                changed |= self._read_probe(part)
+            if changed and self._parts:
+                self._panels()
+            return changed
+
+    # -- faces
+    def widget(self) -> Any:
+        """Live face: `.step`, `.run`, `.prompt`, `.look` (place of a probed step) and `.smoothing` follow the
+        reader."""
+        with self._lock:  # so that no news fall between what it is made from and its place among those that are told
+            self.refresh()
+            shown = scripted.live("monitor", self.data(), **_STATE)
+            self._widgets = [*self._widgets, shown][-_SHOWN:]
+        return shown
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
+        widget = self.widget()  # reads what is new
+        return scripted.bundle("monitor", self.data(), widget, repr(self), **_STATE)
+
+    def __repr__(self) -> str:
+        steps = [int(part.columns()[0].max()) for part in self._parts]
+        if not steps:
+            return f"TrainingMonitor: no metrics yet in {', '.join(map(str, self.files.sources.values()))}"
+        arms = dict.fromkeys(part.arm for part in self._parts)
+        return f"TrainingMonitor of {len(steps)} trainings ({', '.join(arms)}), to step {max(steps)}"
+
+    def frame(self) -> pd.DataFrame:
+        """Every value that was logged or probed: `arm`, `seed`, `step` (rounds one behind the other), `series`,
+        `value`.
+
+        Raises:
+            ValueError: no metrics were found.
+        """
+        self._need_metrics()
+        tables = []
+        for part in self._parts:
+            for name, (x, y) in self._lines_of(part).items():
+                seed = math.nan if part.seed is None else part.seed
+                tables.append(pd.DataFrame({"arm": part.arm, "seed": seed, "step": x, "series": name, "value": y}))
+        return pd.concat(tables, ignore_index=True)
+
+    def figure(self, *series: str) -> go.Figure:
+        """Small charts of these series, or of all: mean over the seeds of an arm, single seeds thin.
+
+        Raises:
+            ValueError: no metrics were found, or an unknown series.
+        """
+        from plotly.subplots import make_subplots
+
+        self._need_metrics()
+        panels, colours = self._panels(series), self._colours()
+        rows = math.ceil(len(panels) / 3)
+        titles = [f"{plain(panel.title)}<br><sup>{plain(panel.unit)}</sup>" for panel in panels]
+        spacing = 0.3 / rows  # of the height, between two rows of charts
+        figure = make_subplots(rows=rows, cols=min(3, len(panels)), subplot_titles=titles, vertical_spacing=spacing)
+        told = set()
+        for line in self._lines(panels):
+            arm = line["arm"]
+            figure.add_trace(
+                go.Scatter(
+                    x=line["x"],
+                    y=line["y"],
+                    name=plain(arm),
+                    legendgroup=arm,
+                    mode="lines",
+                    showlegend=line["bold"] and arm not in told,
+                    opacity=1 if line["bold"] else 0.35,
+                    connectgaps=False,
+                    line={
+                        "color": colours[arm],
+                        "width": 2 if line["bold"] else 1,
+                        "dash": "dash" if line["side"] else "solid",
+                    },
+                ),
+                row=line["panel"] // 3 + 1,
+                col=line["panel"] % 3 + 1,
+            )
+            told |= {arm} if line["bold"] else set()
+        legend = {"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"}
+        figure.update_layout(template=TEMPLATE, height=120 + 240 * rows, margin={"t": 100}, legend=legend)
+        figure.update_annotations(font_size=13)
+        figure.update_yaxes(exponentformat="e")
+        figure.update_xaxes(title={"text": "optimiser step", "font": {"size": 11}, "standoff": 2})
+        return figure
+
+    def diagnosis(self, arm: str = "", seed: int | None = None) -> diagnosis.Diagnosis:
+        """Is the falling chosen reward harmful, is length drifting? Of one training: by default the first that can
+        tell.
+
+        Raises:
+            ValueError: no metrics, no such arm or seed, or neither a probe nor held-out rewards to tell from.
+        """
+        self._need_metrics()
+        fitting = [part for part in self._parts if arm in ("", part.arm) and seed in (None, part.seed)]
+        if not fitting:
+            raise ValueError(
+                f"no training of arm {arm!r}, seed {seed}; there are {', '.join(p.name for p in self._parts)}"
+            )
+        for part in fitting:
+            if (found := self._diagnosis_of(part)) is not None:
+                return found
+        raise ValueError(
+            f"nothing to diagnose {', '.join(p.name for p in fitting)} from: neither two steps of a probe nor "
+            "held_out_rewards.parquet; pass workbench.training.probes.Probe as watch to train (dpo: probe_every)"
+        )
+
+    # -- live
+    def follow(self, every_s: float = 1.0, *, idle_s: float = 600.0) -> TrainingMonitor | Note:
+        """Looks for news every `every_s` seconds, in the background, until the runs are done or `stop` is called.
+
+        Done is what the manifest says; where there is none, `idle_s` seconds without news and without a lock on the
+        folder. In a batch run nothing is followed, because nobody looks: show the monitor again behind the training.
+
+        Raises:
+            ValueError: a time that is not above 0.
+        """
+        if not every_s > 0 or not idle_s > 0:
+            raise ValueError(f"every_s and idle_s are seconds above 0; got {every_s} and {idle_s}")
+        if runs.in_batch():
+            return Note(
+                "In JupyterLab the curves grow here while the cells below train; the finished ones stand further down."
+            )
+        self.refresh()
+        if not self.is_following and not self._is_done():
+            self._stop.clear()
+            self._thread = threading.Thread(
+                target=self._watch, args=(every_s, idle_s), daemon=True, name="training monitor"
+            )
+            self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Ends `follow`; the curves stay."""
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(10)
+        self._show()
+
+    @property
+    def is_following(self) -> bool:
+        return self._thread is not None and self._thread.is_alive() and not self._stop.is_set()
+
+    def _watch(self, every_s: float, idle_s: float) -> None:
+        news, last = time.monotonic(), None
+        while not self._stop.is_set():
+            try:
+                is_done = self._is_done()  # asked before reading, so that nothing written before the end is missed
+                if self.refresh() or last is None:
+                    news = time.monotonic()
+                    self._show()
+                is_idle = time.monotonic() - news > idle_s and not any(map(is_locked, self.files.sources.values()))
+                last = is_done
+            except (OSError, ValueError) as error:  # a file that goes while it is read: the next look finds out
+                log.warning("training monitor: %s", error)
+                is_done, is_idle = False, time.monotonic() - news > idle_s
+            if is_done or is_idle:
+                self._stop.set()
+            else:
+                self._stop.wait(every_s)
+        self._show()
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._widgets:
+                data = self.data()
+                for widget in self._widgets:
+                    widget.data = data
+
+    def _is_done(self) -> bool:
+        found = [manifest(folder) for folder in self.files.sources.values()]
+        return all(one.get("status") == "done" for one in found)
+
+    # -- what the view draws
+    def data(self) -> dict[str, Any]:
+        """What the view draws, JSON types only."""
+        with self._lock:
+            parts, panels, colours = self._parts, self._panels() if self._parts else [], self._colours()
+            whole = self._lines(panels)
+            lines, numbers = _fewer(whole), {arm: k for k, arm in enumerate(colours)}
+            notes = []
+            if sum(len(line["x"]) for line in lines) < sum(len(line["x"]) for line in whole):
+                notes.append(f"a line has at most {POINTS} points: the lowest and highest of each stretch are kept")
+            told, room = [], [TEXT_LIMIT]
+            for part in parts:
+                told.append({"name": part.name, "arm": numbers[part.arm], **self._told(part, room)})
+            return {
+                "arms": [
+                    {"name": arm, "colour": colours[arm], "seeds": sum(p.arm == arm for p in parts)} for arm in colours
+                ],
+                "panels": [
+                    {
+                        "title": p.title,
+                        "unit": p.unit,
+                        "names": list(p.names),
+                        "log": p.log,
+                        "quiet": not any(np.nan_to_num(line["y"]).any() for line in whole if line["panel"] == k),
+                    }
+                    for k, p in enumerate(panels)
+                ],
+                "lines": [
+                    {
+                        **line,
+                        "arm": numbers[line["arm"]],
+                        "x": short(line["x"]),
+                        "y": short(line["y"]),
+                        "t": None if line["t"] is None else short(line["t"] / 60),
+                    }
+                    for line in lines
+                ],
+                "borders": sorted({border for part in parts for border in part.borders}),
+                "runs": told,
+                "notes": notes + self._notes(room),
+                "following": self.is_following,
+                "folders": [str(path.name) for path in self.files.sources.values()],
+            }
+
+    def _told(self, part: Part, room: list[int]) -> dict[str, Any]:
+        """Diagnosis and samples of one training, as long as there is room for their texts."""
+        found, probe = self._diagnosis_of(part), self._probes.get(part.folders[-1], (None, None))[1]
+        told: dict[str, Any] = {"diagnosis": None, "samples": None}
+        if found is not None:
+            lists = [records(table, room) for table in (found.falls, found.alike)]
+            told["diagnosis"] = {
+                "verdicts": [vars(verdict) for verdict in found.verdicts],
+                "notes": found.notes,
+                "measures": records(found.table.drop(columns="verdict"), room),
+                "falls": lists[0],
+                "alike": lists[1],
+            }
+        if probe is not None and len(probe[2]):
+            told["samples"] = sample_records(probe[2], room)
+        return told
+
+    def _notes(self, room: list[int]) -> list[str]:
+        notes, empty = [], sum(part.n_rows == 0 for part in self.files.parts)
+        for part in self._parts:
+            bad = part.columns()[2]
+            if bad:
+                notes.append(f"{part.name}: {bad} logged values are not finite and drawn as gaps")
+            if broken := sum(tail.broken for tail in part.tails):
+                notes.append(f"{part.name}: {broken} broken lines of metrics.jsonl left out")
+        if self._parts and not any(found for _, found in self._diagnoses.values()):
+            notes.append("no diagnosis: no probe watched these trainings, and they left no held-out rewards")
+        if empty:
+            notes.append(f"{empty} metrics files are empty so far")
+        shares = [
+            p[1][3]["share"] for p in self._probes.values() if p[1] is not None and math.isfinite(p[1][3]["share"])
+        ]
+        if shares:
+            notes.append(f"probing took {np.mean(shares):.0%} of the time of training and probing together")
+        if room[0] <= 0:
+            notes.append(
+                f"texts beyond {TEXT_LIMIT:,} characters are left out here; a script has all, in the run's probe folder"
+            )
+        return notes
+
+    # -- lines
+    @property
+    def _parts(self) -> list[Part]:
+        return [part for part in self.files.parts if part.n_rows]
+
+    def _need_metrics(self) -> None:
+        if not self._parts:
+            raise ValueError(
+                f"no metrics.jsonl with rows below {', '.join(map(str, self.files.sources.values()))}; a training"
+                " writes it there (training.train(..., run=...), or experiment.results() in a notebook)"
+            )
+
+    def _colours(self) -> dict[str, str]:
+        """One colour an arm: the project's own, unless another arm here looks nearly the same."""
+        found: dict[str, str] = {}
+        for arm in dict.fromkeys(part.arm for part in self._parts):
+            wanted = colour(arm.rpartition(" · ")[2])
+            found[arm] = next(
+                (c for c in (wanted, *COLOURS.values()) if all(_apart(c, other) for other in found.values())), wanted
+            )
+        return found
+
+    def _lines_of(self, part: Part) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Steps and values of every series of one training; those of the probe under `held_out_...` and
+        `sample_...`."""
+        steps, columns, _ = part.columns()
+        lines = {name: (steps, y) for name, y in columns.items() if name not in CLOCKS}
+        for offset, folder in zip(part.offsets(), part.folders, strict=True):
+            probe = self._probes.get(folder, (None, None))[1]
+            for name, (x, y) in probe_lines(probe).items() if probe else ():
+                old = lines.get(name, (np.empty(0), np.empty(0)))
+                lines[name] = np.concatenate([old[0], x + offset]), np.concatenate([old[1], y])
+        return lines
+
+    def _seconds(self, part: Part) -> tuple[np.ndarray, np.ndarray] | None:
+        """Steps and seconds since the start, where a column or the probe's clock knows them."""
+        steps, columns, _ = part.columns()
+        for name in CLOCKS:
+            if name in columns and np.isfinite(columns[name]).all():
+                return steps, columns[name]
+        probe = self._probes.get(part.folders[0], (None, None))[1]
+        if probe and len(part.folders) == 1 and len(probe[3]["seconds_at"]) > 1:
+            clock = sorted((int(step), seconds) for step, seconds in probe[3]["seconds_at"].items())
+            return np.array([c[0] for c in clock], dtype=float), np.array([c[1] for c in clock])
+        return None
+
+    def _panels(self, series: Sequence[str] = ()) -> list[Panel]:
+        known = list(dict.fromkeys(name for part in self._parts for name in self._lines_of(part)))
+        return panels_of(known, list(series) or self.series)
+
+    def _lines(self, panels: Sequence[Panel]) -> list[dict[str, Any]]:
+        """Lines of all panels: seeds, and where an arm has several the mean over those that reached a step, as far as
+        all did."""
+        found: list[dict[str, Any]] = []
+        by_part = [(part, self._lines_of(part), self._seconds(part)) for part in self._parts]
+        for number, panel in enumerate(panels):
+            for side, name in enumerate(panel.series):
+                for arm in dict.fromkeys(part.arm for part, _, _ in by_part):
+                    own = [
+                        (p.seed, *lines[name], clock) for p, lines, clock in by_part if p.arm == arm and name in lines
+                    ]
+                    if not own:
+                        continue
+                    place = {"arm": arm, "panel": number, "side": side}
+                    timed = [(x, y, seconds_at(clock, x)) for _, x, y, clock in own]
+                    for (seed, *_), (x, y, t) in zip(own, timed, strict=True):
+                        found.append({**place, "seed": seed, "bold": len(own) == 1, "n": 1, "x": x, "y": y, "t": t})
+                    if len(own) > 1:
+                        found.append({**place, "seed": None, "bold": True, "n": len(own), **mean_line(timed)})
+        return found
+
+    # -- probes and diagnoses
+    def _read_probe(self, part: Part) -> bool:
+        changed = False
+        for folder in part.folders:
+            about = folder / probes.FOLDER / "about.json"
+            stamp = about.stat().st_mtime_ns if about.is_file() else 0
+            if self._probes.get(folder, (0, None))[0] != stamp:
+                self._probes[folder] = stamp, probes.read(folder)
+                changed = True
+        return changed
+
+    def _diagnosis_of(self, part: Part) -> diagnosis.Diagnosis | None:
+        """From the last round's probe, else from held-out rewards of the finished run; None where there is neither."""
+        folder = part.folders[-1]
+        stamp, probe = self._probes.get(folder, (0, None))
+        path = next((p for p in (folder / REWARDS, folder.parent / REWARDS) if p.is_file()), None)
+        key = (stamp, path and path.stat().st_mtime_ns)
+        if self._diagnoses.get(part.name, (None, None))[0] != key:
+            found = None
+            if probe and len(probe[3]["seconds_at"]) > 1:
+                found = diagnosis.of_probe(*probe[:3], beta=probe[3]["beta"])
+            elif path is not None:
+                config = manifest(folder).get("parameters", {}).get("config", {})
+                beta, kind = config.get("beta", 0.0), config.get("loss_type", "")
+                beta = beta if isinstance(beta, int | float) and kind not in AVERAGED else 0.0
+                found = diagnosis.of_rewards(pd.read_parquet(path), beta=beta, is_change=kind not in REFERENCE_FREE)
+            self._diagnoses[part.name] = key, found
+        return self._diagnoses[part.name][1]
+
+
+def _apart(one: str, other: str) -> bool:
+    """Whether two colours, #rrggbb, can be told apart as thin lines."""
+    pairs = [(int(one[k : k + 2], 16), int(other[k : k + 2], 16)) for k in (1, 3, 5)]
+    return sum(weight * (a - b) ** 2 for weight, (a, b) in zip((2, 4, 3), pairs, strict=True)) > 130**2
+
+
+def _fewer(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines with as many points as a view carries; of very many lines the means alone."""
+    lines = lines if len(lines) <= LINES else [line for line in lines if line["bold"]]
+    most, found = max(50, min(POINTS, ALL_POINTS // max(1, len(lines)))), []
+    for line in lines:
+        kept = thinned(line["x"], line["y"], most)
+        found.append({**line, **{key: None if line[key] is None else line[key][kept] for key in ("x", "y", "t")}})
+    return found

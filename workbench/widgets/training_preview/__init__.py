@@ -1,0 +1,1 @@
+"""What will be trained on, token by token, before it is."""
