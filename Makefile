@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help reproduce test fast lint lab bench format clean
+.PHONY: help reproduce test test-all durations fast lint lab bench format clean
 
 help:
 	@echo "make reproduce   re-test the papers' claims and write runs/index.html (two cores: minutes)"
 	@echo "make test        lint, types and all tests"
+	@echo "make test-all    also the other members of large families: every notebook in a kernel, cluster, disks, benchmarks"
 	@echo "make fast        the tests that take under three minutes together"
 	@echo "make lab         open JupyterLab on notebooks/start-here.ipynb"
 	@echo "make bench       speed and memory against named peers, minutes; ARGS=--full for the published figures"
@@ -23,10 +24,16 @@ reproduce: $(READY)
 	$(BIN)/workbench reproduce $(ARGS)
 
 test: $(READY) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder -m "not exhaustive" $(ARGS)
+
+test-all: $(READY) lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 fast: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m "not slow and not browser" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder -m "not slow and not browser and not exhaustive" $(ARGS)
+
+durations: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder --store-durations $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -112,17 +112,17 @@ def side(case: dict, *, draw: Callable[..., list[list[int]]], sabotage: int = 0)
 
 # ----------------------------------------------------------------------------------------------------------- the sides
 def by_workbench(model: Any, prompts: list[list[int]], lengths: np.ndarray, greedy: bool) -> list[list[int]]:
-    from workbench.kernels.decoding import Network, Row, Rules, Stem
-    from workbench.kernels.drawing import Law
+    from workbench.kernels.decoding import Network, Prefix, Row, Rules
+    from workbench.kernels.drawing import SamplingParams
     from workbench.kernels.slots import decode
 
     rng = np.random.default_rng(0)
-    stems = [
-        Stem(ids, len(ids), [Row(i, k, rng.random(int(length))) for k, length in enumerate(lengths[i])])
+    prefixes = [
+        Prefix(ids, len(ids), [Row(i, k, rng.random(int(length))) for k, length in enumerate(lengths[i])])
         for i, ids in enumerate(prompts)
     ]
-    decode(Network(model), stems, Rules(Law(0.0 if greedy else 1.0)), max_rows=256)
-    return [row.tokens for stem in stems for row in stem.rows]
+    decode(Network(model), prefixes, Rules(SamplingParams(0.0 if greedy else 1.0)), max_rows=256)
+    return [row.tokens for prefix in prefixes for row in prefix.rows]
 
 
 def by_generate(model: Any, prompts: list[list[int]], lengths: np.ndarray, greedy: bool) -> list[list[int]]:

@@ -10,6 +10,43 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+GOLDEN = ROOT / "tests" / "golden" / "data"
+# golden files that hold extracts of others' data: read in place, never copied into the project
+NOT_COPIED = ("real_", "published_", "judge_scores_", "preference_dissection_coefs", "preference_dissection_expected")
+
+
+DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each group; `make durations` measures them again
+
+
+def pytest_addoption(parser):
+    parser.addoption("--store-durations", action="store_true", help="write what each file took to tests/durations.json")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A file goes to one worker, so that what its tests share is made once; the longest files first."""
+    known = json.loads(DURATIONS.read_text())
+    group = {}
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        group[item] = mark.args[0] if mark else item.nodeid.partition("::")[0]
+        if not mark:
+            item.add_marker(pytest.mark.xdist_group(group[item]))
+    items.sort(key=lambda item: -known.get(group[item], 0.0))
+
+
+_seconds: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report):
+    group = report.nodeid.rpartition("@")[2] if "@" in report.nodeid else report.nodeid.partition("::")[0]
+    _seconds[group] = _seconds.get(group, 0.0) + report.duration
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--store-durations") and not hasattr(session.config, "workerinput"):
+        rounded = {group: round(seconds, 1) for group, seconds in sorted(_seconds.items()) if seconds >= 0.5}
+        DURATIONS.write_text(json.dumps(rounded, indent=1) + "\n")
 
 
 @pytest.fixture(scope="session")
@@ -20,30 +57,51 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="session")
-def golden_folder() -> Path:
-    """The folder with golden numbers: `$WORKBENCH_GOLDEN`, else ../shared/golden."""
-    folder = Path(os.environ.get("WORKBENCH_GOLDEN", SHARED / "golden"))
-    if not folder.is_dir():
-        pytest.skip(f"no golden numbers in {folder}; set WORKBENCH_GOLDEN")
-    return folder
+def golden_folders() -> list[Path]:
+    """Folders with golden numbers: `$WORKBENCH_GOLDEN` alone, else the project's own and the one beside the project."""
+    if named := os.environ.get("WORKBENCH_GOLDEN"):
+        return [Path(named)]
+    return [GOLDEN, *filter(Path.is_dir, [SHARED / "golden"])]
 
 
 @pytest.fixture(scope="session")
-def golden(golden_folder) -> Callable[[str], Any]:
-    """Reads one golden file by its name.
+def golden_path() -> Callable[[str], Path]:
+    """Finds one golden file by its name.
 
-    A file that is missing beside the project is an error, so that a renamed one cannot turn its test off. Only a folder
-    named by `$WORKBENCH_GOLDEN`, which may hold some of the files, skips the tests of the others.
+    A file that is missing is an error, so that a renamed one cannot turn its test off. Two things skip: a folder named
+    by `$WORKBENCH_GOLDEN`, which may hold some of the files, and a clone without `../shared`, which has all files but
+    those whose licence does not let them be copied.
     """
 
-    def read(name: str) -> Any:
-        path = golden_folder / name
-        if not path.is_file() and "WORKBENCH_GOLDEN" in os.environ:
-            pytest.skip(f"no {name} in {golden_folder}")
-        return json.loads(path.read_text())
+    def find(name: str) -> Path:
+        folders = golden_folders()
+        if found := [folder / name for folder in folders if (folder / name).is_file()]:
+            return found[0]
+        if folders[0] != GOLDEN and folders[0].is_dir():
+            pytest.skip(f"no {name} in {folders[0]}")
+        if name.startswith(NOT_COPIED) and folders == [GOLDEN]:
+            pytest.skip(f"no ../shared/golden beside the project: {name} is read there and not copied")
+        raise FileNotFoundError(f"no {name} in {' or '.join(map(str, folders))}")
 
-    return read
+    return find
+
+
+@pytest.fixture(scope="session")
+def not_copied() -> tuple[str, ...]:
+    """How the names of the golden files begin that stay beside the project."""
+    return NOT_COPIED
+
+
+@pytest.fixture(scope="session")
+def golden_names() -> set[str]:
+    """The names of all golden files that there are."""
+    return {path.name for folder in golden_folders() for path in folder.glob("*.json")}
+
+
+@pytest.fixture(scope="session")
+def golden(golden_path) -> Callable[[str], Any]:
+    """Reads one golden file by its name, see `golden_path`."""
+    return lambda name: json.loads(golden_path(name).read_text())
 
 
 @pytest.fixture
@@ -53,13 +111,27 @@ def runs_root(tmp_path, monkeypatch) -> Path:
     return tmp_path / "runs"
 
 
-@pytest.fixture
-def shared_starts(runs_root, tmp_path_factory) -> Path:
-    """`runs_root` with the starting checkpoints of all tests and their workers, which are kept by content: each is
-    trained once."""
+@pytest.fixture(scope="session")
+def starts(tmp_path_factory) -> Callable[[str], Path]:
+    """`starts(name)` makes an empty runs folder that shares the starting checkpoints of all tests and their workers,
+    which
+    are kept by content: each is trained once."""
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "starts"
     cache.mkdir(exist_ok=True)
-    runs_root.mkdir()
-    (runs_root / ".cache").symlink_to(cache)
-    return runs_root
+
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name) / "runs"
+        folder.mkdir()
+        (folder / ".cache").symlink_to(cache)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def shared_starts(starts, monkeypatch) -> Path:
+    """An empty folder that stands for runs/ during one test, with the starting checkpoints of all tests."""
+    folder = starts("shared")
+    monkeypatch.setenv("WORKBENCH_RUNS", str(folder))
+    return folder

@@ -178,7 +178,9 @@ def test_a_round_is_a_whole_optimiser_step_even_where_it_is_held_in_parts():
 
 # -------------------------------------------------------------------------------------------------------- the commands
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [n if n == "ranking" else pytest.param(n, marks=pytest.mark.exhaustive) for n in NAMES]
+)
 def test_every_benchmark_runs_in_its_smallest_setting(name, tmp_path):
     done = run(name, "--output", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -193,7 +195,9 @@ def test_every_benchmark_runs_in_its_smallest_setting(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ranking", "scoring_memory", "training_step"])
+@pytest.mark.parametrize(
+    "name", ["ranking", *[pytest.param(n, marks=pytest.mark.exhaustive) for n in ("scoring_memory", "training_step")]]
+)
 def test_sides_that_compute_something_else_are_found(name, tmp_path):
     done = run(name, "--sabotage", 0.5, "--output", tmp_path)
     assert done.returncode == 1

@@ -245,3 +245,11 @@ def test_a_randomised_claim_is_decided_where_seeds_do_not_vary():
     claims.test("C1", "s", **options, test="randomisation", null=null, control_null=same)
     claims.test("C2", "s", **options)
     assert claims.verdicts() == {"C1": "shown in small", "C2": "not shown"}  # the sign test of three cannot
+
+
+def test_a_claim_may_have_fewer_seeds_than_the_run():
+    claims = Claims("x", "tiny", range(20))
+    claims.test("A", "s", paper="p", measured=[1, 2, 3], control=[0, 1, -1], seeds=[0, 7, 9])
+    with pytest.raises(ValueError, match="measured has 20 values for 2 seeds"):
+        claims.test("B", "s", paper="p", measured=range(20), control=None, seeds=[0, 1])
+    assert claims.decided()[0].seeds == [0, 7, 9]

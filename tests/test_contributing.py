@@ -20,18 +20,20 @@ def blocks():
 @pytest.mark.slow
 def test_the_four_steps_work(runs_root, monkeypatch):
     found = blocks()
-    assert list(found) == ["objective", "method", "registry"]
+    assert list(found) == ["objective", "method", "experiment", "registry"]
     module = types.ModuleType("workbench.methods.align.toy")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(found["objective"] + found["method"], module.__dict__)  # our own page, not a model's text
+    exec(
+        found["objective"] + found["method"] + found["experiment"], module.__dict__
+    )  # our own page, not a model's text
     monkeypatch.setitem(methods.REGISTRY, "toy", eval(found["registry"], vars(methods)))
-    monkeypatch.setattr("workbench.runs.code.code_hash", lambda name: "toy")
+    monkeypatch.setattr("workbench.runs.run.code_hash", lambda name: "toy")
     small = {"pretrain_steps": 20, "sft_epochs": 1, "test_draws": 50}
     monkeypatch.setattr(module, "PlantedChain", lambda **options: _world(**options, **small))
     experiment = methods.Experiment("toy", scale="smoke", seeds=[0, 1, 2])
     results = experiment.results(workers=1)
-    assert set(results[0]) == {"true", "shuffled"}
-    assert module.claims(experiment, results).verdicts() == {"T1": "smoke run, no verdict"}
+    assert results.arms == {"true", "shuffled"}
+    assert experiment.claims(results).verdicts() == {"T1": "smoke run, no verdict"}
 
 
 def _world(**options):

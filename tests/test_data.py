@@ -145,15 +145,18 @@ def test_real_preferences_and_demonstrations(shared):
 
 
 def test_real_rankings_have_the_known_order(shared):
-    """Bradley-Terry over matches of right against wrong solutions orders the four models by their accuracy."""
+    """Matches of right against wrong solutions order four models by their accuracy; Elo knows the weaker of a size."""
     import numpy as np
 
-    from workbench.ranking import bradley_terry
+    from workbench.ranking import bradley_terry, elo
 
     rows = data.as_rankings(data.load(str(shared / "data/gsm8k/example_model_solutions.jsonl")))
     assert len(rows) == 1_319
     names, matches = data.ranking_matches(rows)
     accuracy = np.array([np.mean([row["scores"][row["names"].index(name)] for row in rows]) for name in names])
-    strengths = bradley_terry(np.array(matches), len(names)).scores
-    assert np.argsort(strengths).tolist() == np.argsort(accuracy).tolist()
+    ratings = bradley_terry(np.array(matches), len(names))
+    assert np.argsort(ratings.scores).tolist() == np.argsort(accuracy).tolist()
+    assert ratings.lower[np.argmax(accuracy)] > ratings.upper[np.argmin(accuracy)]
     assert len(matches) == 6 * 1_319
+    by_elo = dict(zip(names, elo(matches, len(names), intervals="none").scores, strict=True))
+    assert all(by_elo[f"{size}_verification"] > by_elo[f"{size}_finetuning"] for size in ("6b", "175b"))

@@ -1,4 +1,4 @@
-"""ranking.py and bradley_terry_fit.py: oracles (choix, finite differences, simulation) and invariances."""
+"""ranking.py and stats/bradley_terry.py: oracles (choix, finite differences, simulation) and invariances."""
 
 import warnings
 

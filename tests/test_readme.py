@@ -13,20 +13,19 @@ from workbench.share import published
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SCOREBOARD = ROOT / "figures" / "scoreboard.json"
+PUBLISHED = published.entries(ROOT / "figures" / "results")
 
 
 def test_table_is_the_published_scoreboard():
-    entries = runs.read_json(SCOREBOARD)
-    assert published.readme_table(entries) in README
-    assert [entry["system"] for entry in entries] == list(methods.REGISTRY)
+    assert published.readme_table(PUBLISHED) in README
+    assert [entry["system"] for entry in PUBLISHED] == list(methods.REGISTRY)
 
 
 def test_verdicts_follow_from_the_published_measurements():
     """Nobody types a verdict: each one comes out again from the measurements beside it."""
     from workbench.claims import Claims
 
-    for entry in runs.read_json(SCOREBOARD):
+    for entry in PUBLISHED:
         again = Claims(entry["system"], entry["scale"], entry["seeds"])
         for record in entry["claims"]:
             if record["test"] == "none":
@@ -51,13 +50,21 @@ def test_verdicts_follow_from_the_published_measurements():
         assert again.verdicts() == tested
 
 
+def test_published_results_are_judged_again_without_training():
+    """Where the results of every seed are published, the claims come out of them again; each file stays small."""
+    for entry in PUBLISHED:
+        assert (ROOT / "figures" / "results" / f"{entry['system']}.json").stat().st_size < 1_000_000
+        if "results" in entry:
+            assert published.judged(entry).verdicts() == {r["id"]: r["verdict"] for r in entry["claims"]}
+
+
 def test_figure_shows_the_published_claims():
     import pandas as pd
 
-    records = [{"system": e["system"], **c} for e in runs.read_json(SCOREBOARD) for c in e["claims"]]
+    records = [{"system": e["system"], **c} for e in PUBLISHED for c in e["claims"]]
     table = claims_forest(records).frame()
-    published = pd.read_csv(ROOT / "figures" / "claims.csv")
-    pd.testing.assert_frame_equal(table.reset_index(drop=True), published, check_dtype=False, rtol=1e-6)
+    drawn = pd.read_csv(ROOT / "figures" / "claims.csv")
+    pd.testing.assert_frame_equal(table.reset_index(drop=True), drawn, check_dtype=False, rtol=1e-6)
     assert "figures/claims.svg" in README
     assert (ROOT / "figures" / "claims.svg").stat().st_size > 1_000
 

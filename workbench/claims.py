@@ -4,7 +4,7 @@ A verdict is computed here and nowhere else; nobody types one.
 
 The rule. A claim is *shown* when (1) its one-sided test is significant at 5 % after Holm's correction over all tested
 claims of the notebook, (2) the same test on the negative control is not significant (at 5 %, or at the level that the
-specification names), (3) the effect beats its control: the difference of the two, seed by seed, is significant at 5 %
+paper names), (3) the effect beats its control: the difference of the two, seed by seed, is significant at 5 %
 (one effect significant and the other not does not say that they differ), and (4) every further condition stated with
 the claim holds. No control, fewer than three seeds or a NaN: never shown. An equivalence has no (3): being near 0 and
 being nearer than something else are different statements.
@@ -115,7 +115,7 @@ class Claims:
         Args:
             measured: the claimed effect, one number a seed (usually a difference to a baseline of the same seed).
             control: the same number where the claim must vanish (labels shuffled, sign flipped, method off).
-            control_alpha: the level at which the control counts as significant; 5 % unless the specification names
+            control_alpha: the level at which the control counts as significant; 5 % unless the paper names
                 another.
             direction: "greater" or "less" than `margin`, or "equivalent": inside +-`margin` by two one-sided tests.
             test: the test of `measured - margin` against 0. "equivalent" always uses the t distribution.

@@ -47,7 +47,7 @@ def list_methods() -> None:
     name, paper = Column("name", no_wrap=True), Column("paper", no_wrap=True)
     table = Table(name, "group", "title", paper, "quick set", box=None, padding=(0, 2, 0, 0))
     for method in methods.REGISTRY.values():
-        quick = "yes" if method.in_quick_set else ""
+        quick = "yes" if method.quick else ""
         table.add_row(method.name, method.group or "study", method.title, method.paper, quick)
     Console().print(table)
 
@@ -60,7 +60,9 @@ def reproduce(
     scale: Annotated[
         str, typer.Option(help="smoke (a minute, no verdicts), tiny (minutes), full (the paper's)")
     ] = "tiny",
-    seeds: Annotated[int, typer.Option(min=0, help="How many; 0 takes what the specification asks for.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=0, help="How many; 0 takes the number that the method is published with.")
+    ] = 0,
     model: Annotated[str, typer.Option(help="Hub id or folder; none takes the embedded world's own.")] = "",
     dataset: Annotated[str, typer.Option(help="Hub id, folder or JSONL/JSONL.gz/Parquet file.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -297,9 +299,7 @@ def report(
     format: Annotated[
         str, typer.Option(help="Of figures: svg, png, pdf, csv, with commas between them.")
     ] = "svg,png,csv",
-    readme: Annotated[
-        bool, typer.Option("--readme", help="Also write README's table from figures/scoreboard.json.")
-    ] = False,
+    readme: Annotated[bool, typer.Option("--readme", help="Also write README's table from figures/results/.")] = False,
     publish: Annotated[
         bool, typer.Option("--publish", help="First write figures/ from the newest finished tiny runs.")
     ] = False,
@@ -325,19 +325,19 @@ def report(
     if to != "page":
         return
     typer.echo(f"pages: {pages.index(root)}")
-    scoreboard = ROOT / "figures" / "scoreboard.json"
+    results = ROOT / "figures" / "results"
     if publish:
-        for note in published.publish(scoreboard, root):
+        for note in published.publish(results, root):
             typer.echo(note)
         from workbench import figures
 
         records = [
-            {"system": entry["system"], **claim} for entry in runs.read_json(scoreboard) for claim in entry["claims"]
+            {"system": entry["system"], **claim} for entry in published.entries(results) for claim in entry["claims"]
         ]
-        paths = figures.claims_forest(records).save(scoreboard.parent, "claims", ("svg", "csv"))
-        typer.echo(f"published: {', '.join(str(path) for path in [scoreboard, *paths])}")
+        paths = figures.claims_forest(records).save(results.parent, "claims", ("svg", "csv"))
+        typer.echo(f"published: {', '.join(str(path) for path in [results, *paths])}")
     if readme:
-        changed = published.update_readme(ROOT / "README.md", scoreboard)
+        changed = published.update_readme(ROOT / "README.md", results)
         typer.echo("README.md: " + ("table written" if changed else "unchanged"))
 
 

@@ -130,6 +130,11 @@ class Sampling:
     engine: Literal["workbench"] = neutral("workbench")
     server: Literal[""] = neutral("")
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What `kernels.sample` takes of them."""
+        return {"temperature": self.temperature, "top_p": self.top_p, "max_new_tokens": self.max_new_tokens}
+
 
 @strict
 class Judged:

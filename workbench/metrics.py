@@ -15,6 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from workbench.stats import selective
+
+# one place to look for a metric: those of simultaneous translation are offered here too
+from workbench.stats.latency import average_lagging as average_lagging
+from workbench.stats.latency import average_proportion as average_proportion
+from workbench.stats.latency import differentiable_average_lagging as differentiable_average_lagging
+from workbench.stats.latency import length_adaptive_average_lagging as length_adaptive_average_lagging
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
@@ -70,12 +78,6 @@ def _probabilities(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarra
     return scores, labels
 
 
-def _tie_groups(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Group sizes and numbers of right answers, most confident group first; equal means equal to nine digits."""
-    _, group, size = np.unique(-np.round(scores, 9), return_inverse=True, return_counts=True)
-    return size, np.bincount(group, labels)
-
-
 # ---- order: any scale ---------------------------------------------------------------------------------------------
 
 
@@ -92,7 +94,9 @@ def accuracy_coverage(confidence: ArrayLike, correct: ArrayLike) -> AccuracyCove
     Raises:
         ValueError: different lengths, no rows, NaN confidence, or a label that is not 0 or 1.
     """
-    size, right = _tie_groups(*_pairs(confidence, correct))
+    scores, labels = _pairs(confidence, correct)
+    _, group, size = np.unique(-scores.round(9), return_inverse=True, return_counts=True)
+    right = np.bincount(group, labels)
     kept = np.arange(1, size.sum() + 1)
     return AccuracyCoverage(kept / len(kept), np.cumsum(np.repeat(right / size, size)) / kept)
 
@@ -121,24 +125,24 @@ def oracle_auc(correct: ArrayLike) -> float:
 
 def auroc(confidence: ArrayLike, correct: ArrayLike) -> float:
     """P(a right answer's score > a wrong one's) + half P(equal); NaN with a warning when one class is missing."""
-    size, right = _tie_groups(*_pairs(confidence, correct))
-    wrong = size - right
-    if not right.sum() or not wrong.sum():
+    scores, labels = _pairs(confidence, correct)
+    if labels.min() == labels.max():
         warnings.warn(
-            f"AUROC is undefined: all {size.sum()} answers are {'right' if right.sum() else 'wrong'}", stacklevel=2
+            f"AUROC is undefined: all {len(labels)} answers are {'right' if labels[0] else 'wrong'}", stacklevel=2
         )
         return math.nan
-    below = wrong.sum() - np.cumsum(wrong)  # wrong answers in less confident groups
-    return float(right @ (below + wrong / 2) / (right.sum() * wrong.sum()))
+    return float(selective.auroc(1 - labels, scores)[0])
 
 
 def average_precision(confidence: ArrayLike, correct: ArrayLike) -> float:
     """Precision averaged over the right answers, tie groups taken whole; NaN with a warning when none is right."""
-    size, right = _tie_groups(*_pairs(confidence, correct))
-    if not right.sum():
-        warnings.warn(f"average precision is undefined: all {size.sum()} answers are wrong", stacklevel=2)
+    from sklearn.metrics import average_precision_score
+
+    scores, labels = _pairs(confidence, correct)
+    if not labels.any():
+        warnings.warn(f"average precision is undefined: all {len(labels)} answers are wrong", stacklevel=2)
         return math.nan
-    return float(right @ (np.cumsum(right) / np.cumsum(size)) / right.sum())
+    return float(average_precision_score(labels, scores.round(9)))
 
 
 # ---- honesty of the numbers: probabilities only -------------------------------------------------------------------

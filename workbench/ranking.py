@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import coo_array
 from scipy.special import erfcx, expit, ndtr, ndtri
 
+from workbench.stats.bootstrap import middle
 from workbench.stats.bradley_terry import Cells, Ties, check_exists, check_options, fit, sandwich
 
 if TYPE_CHECKING:
@@ -150,11 +151,6 @@ def _played(left: np.ndarray, right: np.ndarray, n: int) -> np.ndarray:
     return np.bincount(left, minlength=n) + np.bincount(right, minlength=n)
 
 
-def _percentiles(rounds: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    lower, upper = np.quantile(rounds, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return lower, upper
-
-
 def bradley_terry(
     matches: ArrayLike,
     n_players: int,
@@ -239,7 +235,7 @@ def bradley_terry(
             drawn = np.bincount(rng.integers(units, size=units), minlength=units)
             again = cells._replace(count=np.bincount(cell_of, drawn[member], len(key)))
             row[:] = fit(again, ties, l2, max_iter, result.x).x[:n_players]
-        lower, upper = _percentiles(thetas, confidence)
+        lower, upper = middle(thetas, confidence)
     lower[n_matches == 0] = upper[n_matches == 0] = (
         np.nan
     )  # nothing was seen; the penalty alone would say "certainly 0"
@@ -320,7 +316,7 @@ def elo(
                     change = k * (y - expit((drawn[i] - drawn[j]) * slope))
                     drawn[i] += change
                     drawn[j] -= change
-        lower, upper = _percentiles(drawn.reshape(rounds, n_players), confidence)
+        lower, upper = middle(drawn.reshape(rounds, n_players), confidence)
     n_matches = _played(left, right, n_players)
     lower[n_matches == 0] = upper[n_matches == 0] = np.nan
     return Ratings(

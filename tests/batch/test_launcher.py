@@ -32,7 +32,7 @@ def registry(tmp_path, monkeypatch):
     )
     known = {"toy": toy("toy", path, cost="1 min"), "lost": toy("lost", tmp_path / "lost.ipynb")}
     monkeypatch.setattr(methods, "REGISTRY", known)
-    monkeypatch.setattr(module, "SCOREBOARD", tmp_path / "scoreboard.json")
+    monkeypatch.setattr(module, "PUBLISHED", tmp_path / "published")
     return known
 
 
@@ -83,7 +83,7 @@ def publish(scale="tiny"):
         "seeds": [0, 1],
         "claims": claim_records(),
     }
-    runs.write_json(module.SCOREBOARD, [entry])
+    runs.write_json(module.PUBLISHED / "toy.json", entry)
 
 
 def until(test, within_s=20.0):
@@ -142,7 +142,8 @@ def test_what_cannot_be_read_is_left_out(registry, root):
     (root / "toy" / "tiny-2").mkdir()
     (root / "toy" / "tiny-2" / "manifest.json").write_text("{")
     runs.write_json(root / "toy" / "tiny-3" / "manifest.json", ["done"])
-    module.SCOREBOARD.write_text("{")
+    module.PUBLISHED.mkdir()
+    (module.PUBLISHED / "toy.json").write_text("{")
     assert [record["id"] for record in Launcher().last("toy").records] == ["C1"]
     (run.folder / "claims.json").unlink()
     assert Launcher().last("toy").records == []

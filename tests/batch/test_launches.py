@@ -93,7 +93,6 @@ JOB = {"parameters": {"scale": "tiny", "seeds": [0, 1], "model": "", "dataset": 
 def test_nothing_started_is_nothing(command, root):
     command("")
     assert launches.state("toy", root) == launches.State("toy")
-    assert launches.all_going_on(root) == []
     assert not launches.stop("toy", root)
 
 
@@ -103,7 +102,6 @@ def test_two_presses_start_one(command, root, tmp_path):
     assert not launches.start("toy", root, scale="tiny")
     state = until(root, lambda state: (tmp_path / "count").is_file())
     assert (state.status, state.scale, state.seeds, state.ours) == ("starting", "smoke", 2, True)
-    assert launches.all_going_on(root) == ["toy"]
     assert (tmp_path / "count").read_text() == "x"
 
 

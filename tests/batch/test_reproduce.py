@@ -17,6 +17,7 @@ from toy_notebooks import CLAIM, OPEN, ends, toy, write_notebook
 
 from workbench import methods, runs
 from workbench.batch import notebook_job, reproduce
+from workbench.config import located
 
 FINISH = "run.finish(claims)"
 CHECK = """import os, json
@@ -40,7 +41,7 @@ def book(tmp_path, monkeypatch):
 
     def add(name: str, *cells: str, **options) -> Path:
         path = write_notebook(tmp_path / "books" / f"{name}.ipynb", *cells, **options)
-        registry[name] = toy(name, path, quick={})
+        registry[name] = toy(name, path, quick=True)
         return path
 
     return add
@@ -94,12 +95,6 @@ def test_hub_ids_stay_and_local_paths_become_absolute(tmp_path, monkeypatch):
     assert located("rows.jsonl") == str(tmp_path / "rows.jsonl")
     assert located("someone/model-1.5") == "someone/model-1.5"
     assert located("") == ""
-
-
-def test_files_in_config_become_absolute_in_a_sweep_too(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.csv").touch()
-    assert reproduce._points({"name": ["a.csv", "b.csv"]}, {}) == [{"name": str(tmp_path / "a.csv")}, {"name": "b.csv"}]
 
 
 def test_what_is_said_of_a_job_is_never_markup(tmp_path, quiet):
@@ -322,7 +317,8 @@ try:
     reproduce.reproduce(["toy"], root=pathlib.Path({str(tmp_path / "runs")!r}))
 except KeyboardInterrupt:
     sys.exit(130)"""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(runs.PACKAGE.parent)])}
+    search = [str(Path(__file__).parents[1]), str(runs.PACKAGE.parent)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
     batch = subprocess.Popen(
         [sys.executable, "-c", driver],
         env=environment,

@@ -105,6 +105,7 @@ launches.COMMAND = [sys.executable, {program!r}]
 Launcher({root!r})"""
 
 
+@pytest.mark.exhaustive
 def test_a_restarted_kernel_finds_the_run_and_stops_it(lab, tmp_path):
     """The runs lie outside of what the server shows here, so the page's path is told."""
     book = write_notebook(tmp_path / "toy.ipynb", OPEN, WAITS)

@@ -15,7 +15,9 @@ shown = view.widget()
 shown"""
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    "dark", [pytest.param(False, id="light", marks=pytest.mark.exhaustive), pytest.param(True, id="dark")]
+)
 def test_a_slider_moved_in_the_browser_is_seen_by_python(lab, barriers, dark):
     page = lab.open(lab.write(f"ranking-{dark}.ipynb", RANKING), dark=dark)
     lab.run_all(page)
@@ -46,7 +48,9 @@ jump.on_click(lambda _: setattr(shown, "warning", "identical"))
 ipywidgets.VBox([shown, seen, jump])"""
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    "dark", [pytest.param(False, id="light", marks=pytest.mark.exhaustive), pytest.param(True, id="dark")]
+)
 def test_training_preview_fetches_tokens_and_follows_python(lab, barriers, dark):
     page = lab.open(lab.write(f"preview-{dark}.ipynb", PREVIEW), dark=dark)
     lab.run_all(page)
@@ -65,7 +69,7 @@ def test_training_preview_fetches_tokens_and_follows_python(lab, barriers, dark)
     assert barriers(page, ".wb-preview") == []
 
 
-BROWSER = """from workbench.widgets.preference_browser.browser import PreferenceBrowser
+BROWSER = """from workbench.widgets.preference_browser import PreferenceBrowser
 rows = [{"prompt": f"question {i}", "chosen": f"answer {i} " + 90 * "long ", "rejected": f"no {i} " + 90 * "tall ",
          "margin": i % 7 - 3.0} for i in range(100_000)]
 browser = PreferenceBrowser(rows, name="many", page_limit=100_000)
@@ -126,7 +130,7 @@ WATCHED = [
     """import subprocess, sys, time
 import ipywidgets
 from workbench.runs import Run
-from workbench.widgets.training_monitor.monitor import TrainingMonitor
+from workbench.widgets.training_monitor import TrainingMonitor
 run = Run(__import__("pathlib").Path("watched").resolve())
 run.update_manifest(status="running")
 monitor = TrainingMonitor(run)
@@ -146,6 +150,7 @@ started = subprocess.Popen([sys.executable, "-c", code, str(run.folder)])""",
 ]
 
 
+@pytest.mark.exhaustive
 def test_the_monitor_grows_while_a_cell_and_another_process_train(lab, barriers):
     page = lab.open(lab.write("monitor.ipynb", *WATCHED), dark=True)
     page.evaluate("""() => {

@@ -3,6 +3,7 @@ narrow page."""
 
 import nbformat
 import pytest
+from corners import CORNERS
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from toy_notebooks import OPEN, claim_records, toy, write_notebook
 
@@ -112,8 +113,7 @@ def test_without_a_kernel_the_command_stands_for_the_button(page):
     assert page.locator(".wb-launcher .command").inner_text() == "workbench reproduce spin --scale smoke --seeds 7"
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 420])
+@pytest.mark.parametrize(("dark", "width"), CORNERS)
 def test_it_can_be_used_by_everyone_and_fits(page_file, visit, barriers, dark, width):
     opened = visit(page_file, dark=dark, width=width)
     opened.page.wait_for_selector(".wb-launcher .system")
@@ -133,7 +133,7 @@ def test_hostile_words_are_shown_and_never_run(tmp_path, monkeypatch, visit, bar
     )
     evil = toy("toy", path, cost=HOSTILE)
     monkeypatch.setattr(methods, "REGISTRY", {"toy": evil, "lost": toy("lost", tmp_path / "lost.ipynb")})
-    monkeypatch.setattr(module, "SCOREBOARD", tmp_path / "none.json")
+    monkeypatch.setattr(module, "PUBLISHED", tmp_path / "none")
     run = Run(tmp_path / "runs" / "toy" / "tiny-1")
     parameters = {"seeds": [0], "model": HOSTILE, "dataset": ""}
     write_json(

@@ -7,13 +7,13 @@ import math
 import nbformat
 import numpy as np
 import pytest
+from corners import CORNERS
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from workbench.share import pages
 from workbench.widgets import scripted
-from workbench.widgets.preference_browser import labels
+from workbench.widgets.preference_browser import PreferenceBrowser, labels
 from workbench.widgets.preference_browser import rows as preference_rows
-from workbench.widgets.preference_browser.browser import PreferenceBrowser
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -242,8 +242,7 @@ def test_buttons_do_what_keys_do(opened):
     assert page.locator(".wb-browser .row[aria-selected=true]").count() == 1  # it was scrolled to
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("dark", "width"), CORNERS)
 def test_it_is_read_by_everyone_and_stays_in_the_window(page_file, visit, barriers, dark, width):
     page = visit(page_file[0], dark=dark, width=width).page
     page.wait_for_selector(".wb-browser .row")

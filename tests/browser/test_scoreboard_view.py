@@ -2,6 +2,7 @@
 screens."""
 
 import pytest
+from corners import CORNERS
 from finished_runs import finished
 from toy_notebooks import claim_records
 
@@ -125,8 +126,7 @@ def test_a_failed_run_says_why_and_leads_to_what_it_left(opened):
     assert page.title() == "what failed"
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("dark", "width"), CORNERS)
 def test_everyone_can_read_it(index, visit, barriers, dark, width):
     page = visit(index, dark=dark, width=width).page
     page.set_viewport_size({"width": width, "height": 844})

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from corners import CORNERS
 from finished_runs import finished
 from nbformat.v4 import new_output
 from plotly.subplots import make_subplots
@@ -126,8 +127,7 @@ def test_a_telephone_that_is_turned_gets_the_wide_figure(on_phone):
     on_phone.wait_for_function("() => document.querySelector('.js-plotly-plot')._fullLayout.dragmode === 'zoom'")
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("dark", "width"), CORNERS)
 def test_everyone_can_read_it(page_file, visit, barriers, dark, width):
     opened = visit(page_file, dark=dark, width=width)
     page = opened.page

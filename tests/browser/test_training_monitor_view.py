@@ -13,7 +13,7 @@ from workbench.runs.files import write_json
 from workbench.runs.run import Run
 from workbench.share import pages
 from workbench.training.probes import SAMPLES, SCORES
-from workbench.widgets.training_monitor.monitor import TrainingMonitor
+from workbench.widgets.training_monitor import TrainingMonitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -256,7 +256,9 @@ def test_a_chart_that_says_0_from_end_to_end_is_opened_on_request(opened):
     assert titles.get_by_text("Clipped").count() == 1
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    "dark", [pytest.param(False, id="light", marks=pytest.mark.exhaustive), pytest.param(True, id="dark")]
+)
 def test_nothing_stands_in_the_way(page_file, visit, barriers, dark):
     page = visit(page_file[0], dark=dark).page
     page.locator(".wb-monitor .picker summary").click()

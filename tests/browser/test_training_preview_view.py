@@ -3,12 +3,12 @@ hostile text."""
 
 import nbformat
 import pytest
+from corners import CORNERS
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from preview_rows import HIDDEN, HOSTILE, WORDS, clean, faulty, policy
 
 from workbench.share import pages
-from workbench.widgets.training_preview import preview
-from workbench.widgets.training_preview.preview import TrainingPreview
+from workbench.widgets.training_preview import TrainingPreview, preview
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 VIEW = ".wb-preview"
@@ -158,8 +158,7 @@ def test_hostile_and_hidden_text_is_shown_as_what_it_is(opened):
     assert rejected.locator("br").count() == HIDDEN.count("\n")
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("dark", "width"), CORNERS)
 def test_screen_readers_and_small_screens(page_file, visit, barriers, dark, width):
     page = visit(page_file, dark=dark, width=width).page
     page.wait_for_selector(f"{VIEW} .row")

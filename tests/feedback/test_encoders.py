@@ -1,122 +1,23 @@
-"""Retrieval: the most similar older incidents, never the case itself, and bad vectors by name."""
+"""Cosines of texts: by words, by rare words, by a sentence encoder."""
 
 import numpy as np
-import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from workbench.feedback import encoders
 
-START = pd.Timestamp("2024-01-01")
 
-
-def tables(case_texts, history_texts, case_day=10):
-    cases = pd.DataFrame(
-        {
-            "case_id": [f"c{i}" for i in range(len(case_texts))],
-            "title": "",
-            "summary": case_texts,
-            "created": START + pd.Timedelta(case_day, "D"),
-        }
-    )
-    history = pd.DataFrame(
-        {
-            "incident_id": [f"h{i}" for i in range(len(history_texts))],
-            "title": "",
-            "summary": history_texts,
-            "root_cause": "x",
-            "created": START + pd.to_timedelta(range(len(history_texts)), "D"),
-        }
-    )
-    return cases, history
-
-
-def test_the_most_similar_first_by_binary_cosine():
-    found = encoders.retrieve(*tables(["a b c"], ["a x y", "a b z", "q r s", "a b c d"]), 3)
-    assert found["incident_id"].tolist() == ["h3", "h1", "h0"]
-    assert found["rank"].tolist() == [1, 2, 3]
-    assert list(found) == ["case_id", "rank", "incident_id", "similarity"]
-    cosine = [3 / np.sqrt(3 * 4), 2 / 3, 1 / 3]
-    np.testing.assert_allclose(found["similarity"], cosine)
-
-
-def test_equal_similarities_keep_the_stores_order_and_few_incidents_give_few_references():
-    found = encoders.retrieve(*tables(["a b"], ["a x", "a y", "b z"]), 10)
-    assert found["incident_id"].tolist() == ["h0", "h1", "h2"]
-    assert encoders.retrieve(*tables(["a b"], ["a x"]), 0).empty
-
-
-@pytest.mark.parametrize("order", ["similarity", "random"])
-@given(days=st.lists(st.integers(0, 20), min_size=2, max_size=8), k=st.integers(1, 9), seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
-def test_a_reference_is_always_strictly_older(order, days, k, seed):
-    cases, history = tables(["a b c", "a d"], [f"a w{i}" for i in range(len(days))])
-    history["created"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(days, "D")
-    older = sum(day < 10 for day in days)
-    if not older:
-        with pytest.raises(ValueError, match="no case has an earlier incident"):
-            encoders.retrieve(cases, history, k)
-        return
-    found = encoders.retrieve(cases, history, k, order=order, rng=np.random.default_rng(seed))
-    encoders.check_references(found, cases, history)
-    assert found.groupby("case_id").size().tolist() == [min(k, older)] * 2
-    assert found["similarity"].between(-1, 1 + 1e-9).all()
-
-
-def test_the_case_itself_is_left_out_and_counted():
-    cases, history = tables(["A  b c", "d e"], ["a b C", "a b x", "d e"])
-    history.loc[1, "incident_id"] = "c0"
-    found = encoders.retrieve(cases, history, 3)
-    assert found[found["case_id"] == "c0"]["incident_id"].tolist() == ["h2"]
-    allowed = encoders.allowed(cases, history)
-    assert (allowed.not_older, allowed.same) == (0, 3)
-
-
-def test_the_second_look_finds_what_a_broken_guard_lets_through():
-    cases, history = tables(["a b c"], ["a b c", "a b"])
-    itself = pd.DataFrame({"case_id": ["c0"], "rank": [1], "incident_id": ["h0"], "similarity": [1.0]})
-    with pytest.raises(ValueError, match="references row 0: incident 'h0' is case 'c0' itself"):
-        encoders.check_references(itself, cases, history)
-    history["created"] = cases["created"][0]
-    with pytest.raises(ValueError, match=r"references row 0: incident 'h1' of .* is not older than case 'c0'"):
-        encoders.check_references(itself.assign(incident_id="h1"), cases, history)
-
-
-def test_bad_stores_and_vectors_are_named():
-    cases, history = tables(["a b"], ["a x", "a y"])
-    with pytest.raises(ValueError, match="store of earlier incidents is empty"):
-        encoders.retrieve(cases, history.head(0), 2)
-    with pytest.raises(ValueError, match="k is a number of references, 0 or more; got -1"):
-        encoders.retrieve(cases, history, -1)
-    with pytest.raises(ValueError, match="encoder='given' needs the column 'embedding' in history"):
-        encoders.retrieve(cases, history, 2, "given")
-    history["embedding"] = [[1.0, 0.0], [0.5, float("nan")]]
-    cases["embedding"] = [[1.0, 0.0]]
-    with pytest.raises(ValueError, match="history row 1, column 'embedding': not a number at place 1"):
-        encoders.retrieve(cases, history, 2, "given")
-    history["embedding"] = [[1.0, 0.0], [0.5, 0.5]]
-    cases["embedding"] = [[1.0, 0.0, 0.0]]
-    with pytest.raises(
-        ValueError, match="cases row 0, column 'embedding': 2 numbers as in history row 0 are needed; got 3"
-    ):
-        encoders.retrieve(cases, history, 2, "given")
-
-
-def test_given_vectors_and_words_weighted_by_rarity():
-    cases, history = tables(["a b"], ["b q", "a q"])
-    history["embedding"], cases["embedding"] = [[1.0, 0.0], [-1.0, 1.0]], [[0.0, 2.0]]
-    found = encoders.retrieve(cases, history, 2, "given")
-    assert found["incident_id"].tolist() == ["h1", "h0"]
-    np.testing.assert_allclose(found["similarity"], [1 / np.sqrt(2), 0])
-    rare = encoders.retrieve(*tables(["common rare"], ["common q", "common z", "rare v"]), 1, "tfidf")
-    assert rare["incident_id"].tolist() == ["h2"]
+def test_words_count_once_and_rare_words_weigh_more():
+    words = encoders.cosines(["a b c"], ["a x y", "a b c d"], "words")
+    np.testing.assert_allclose(words, [[1 / 3, 3 / np.sqrt(3 * 4)]])
+    rare = encoders.cosines(["common rare"], ["common q", "common z", "rare v"], "tfidf")
+    assert rare.argmax() == 2
+    assert encoders.cosines_of_vectors(np.zeros((1, 2)), np.eye(2)).tolist() == [[0, 0]]
 
 
 def test_without_the_extra_the_encoder_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
     with pytest.raises(ImportError, match=r'pip install "workbench\[retrieval\]"; encoder="tfidf" needs nothing'):
-        encoders.retrieve(*tables(["a b"], ["a x"]), 1, "some/encoder")
+        encoders.cosines(["a b"], ["a x"], "some/encoder")
 
 
 @pytest.mark.slow
@@ -133,7 +34,7 @@ def test_a_sentence_encoder_from_a_folder(tmp_path):
     BertModel(small).save_pretrained(tmp_path / "bert")
     word = Transformer(str(tmp_path / "bert"))
     SentenceTransformer(modules=[word, Pooling(16)], device="cpu").save(str(tmp_path / "encoder"))
-    cases, history = tables(["a b"], ["x y", "a  b ."])
-    found = encoders.retrieve(cases, history, 2, str(tmp_path / "encoder"))
-    assert sorted(found["incident_id"]) == ["h0", "h1"]
-    assert found["similarity"].between(-1.001, 1.001).all()
+    found = encoders.cosines(["a b"], ["x y", "a  b"], str(tmp_path / "encoder"))
+    assert found.shape == (1, 2)
+    assert found[0, 1] == pytest.approx(1, abs=1e-5)
+    assert -1.001 <= found[0, 0] <= 1.001

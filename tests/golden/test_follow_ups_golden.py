@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from workbench.kernels import token_logps
-from workbench.methods.reward.flr.follow_ups import FollowUps, Scored, raw_logits
+from workbench.methods.reward.flr.follow_ups import FollowUps, raw_logits
+from workbench.methods.reward.flr.method import Scored
 
 
 def test_both_statistics(golden):

@@ -18,10 +18,10 @@ FILE = "real_hallucinated_references.json"
 NOT_BUILT_YET = {"arena_verdict", "two_game_scores", "dilemma_action"}  # parsers of other systems
 
 
-def test_recorded_results(golden, golden_folder):
+def test_recorded_results(golden, golden_path):
     content = golden(FILE)
     assert set(content) == {"about", "models", "expected", "experts", "experts_expected"}
-    recorded = RecordedScores.load(str(golden_folder / FILE))
+    recorded = RecordedScores.load(str(golden_path(FILE)))
     assert set(recorded.tables) == set(content["models"])
     for model, columns in content["models"].items():
         assert set(columns) == {"grounded", "IQ", "DQ1", "DQ2", "DQ3", "topic_index"}
@@ -59,11 +59,11 @@ def test_recorded_results(golden, golden_folder):
                 assert curve.fdr[i] == pytest.approx(fdr, abs=1e-4), (model, name, tau)
 
 
-def test_recorded_experts(golden, golden_folder):
+def test_recorded_experts(golden, golden_path):
     content = golden(FILE)
     assert set(content["experts"]) == {"search_label_hallucinated", "A", "B", "C", "D"}
     assert set(content["experts_expected"]) == {"agreement_with_search", "fleiss_input"}
-    found = expert_agreement(RecordedScores.load(str(golden_folder / FILE)).experts)
+    found = expert_agreement(RecordedScores.load(str(golden_path(FILE))).experts)
     assert found is not None
     assert found["with_search"] == pytest.approx(content["experts_expected"]["agreement_with_search"], abs=1e-9)
     assert content["experts_expected"]["fleiss_input"] == f"4 raters x {found['n']}"

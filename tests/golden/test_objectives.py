@@ -6,6 +6,7 @@ of the lists below.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,10 +86,14 @@ NOT_BUILT_YET = {
     "preference_dissection_fits.json",
     "prelude.json",
     "published_bigcodereward.json",
+    "published_cipherchat_flags.json",
+    "real_clinician_panels.json",
     "real_daily_dilemmas.json",
+    "real_daily_dilemmas_rows.json",
     "steerlm2_cases.json",
     "touchstone.json",
 }
+DATA = Path(__file__).with_name("data")
 COMMENTS = {"method", "source", "note", "dtype", "cases"}
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -107,11 +112,26 @@ def tensor(values, **options):
     return torch.tensor([float(v) for v in values], dtype=torch.float64, **options)
 
 
-def test_every_file_is_mapped_or_listed(golden_folder):
+def test_every_file_is_mapped_or_listed(golden_names):
     known = set(TABLE) | ELSEWHERE | NOT_BUILT_YET
     assert not set(TABLE) & NOT_BUILT_YET
-    unknown = {path.name for path in golden_folder.glob("*.json")} - known
+    unknown = golden_names - known
     assert not unknown, f"golden files that no test reads and no list names: {sorted(unknown)}"
+
+
+def test_the_projects_own_files_are_the_originals_and_all_that_may_be_copied(shared, not_copied):
+    """Byte for byte, where the originals stand beside the project."""
+    originals = {path.name: path for path in (shared / "golden").glob("*.json")}
+    if not originals:
+        pytest.skip("no ../shared/golden beside the project")
+    copied = {path.name: path for path in DATA.glob("*.json")}
+    assert set(copied) == {name for name in originals if not name.startswith(not_copied)}
+    assert [name for name, path in copied.items() if path.read_bytes() != originals[name].read_bytes()] == []
+
+
+def test_the_projects_own_files_hold_no_extracts_and_stay_small(not_copied):
+    assert [path.name for path in DATA.glob("*.json") if path.name.startswith(not_copied)] == []
+    assert sum(path.stat().st_size for path in DATA.iterdir()) < 3_000_000
 
 
 @pytest.mark.parametrize("name", TABLE)

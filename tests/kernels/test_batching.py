@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.kernels import Group
-from workbench.kernels.batching import cut, n_tokens
+from workbench.kernels.batching import microbatches, n_tokens
 
 
 class Row(NamedTuple):
@@ -21,7 +21,7 @@ def test_tokens_of_a_row():
 
 @given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 100), st.integers(0, 7), st.integers(1, 3))
 def test_cutting(sizes, max_tokens, max_rows, at_least):
-    parts = list(cut(range(len(sizes)), sizes, max_tokens=max_tokens, max_rows=max_rows, at_least=at_least))
+    parts = list(microbatches(range(len(sizes)), sizes, max_tokens=max_tokens, max_rows=max_rows, at_least=at_least))
     assert sorted(number for part in parts for number in part) == list(range(len(sizes)))
     assert [sizes[n] for part in parts for n in part] == sorted(sizes, reverse=True)
     for part in parts:
@@ -34,4 +34,4 @@ def test_cutting(sizes, max_tokens, max_rows, at_least):
 
 def test_no_batch_could_take_its_neighbour():
     """Greedy: 3 + 3 fit into 6 and stay together."""
-    assert list(cut(range(4), [3, 3, 3, 3], max_tokens=6)) == [[0, 1], [2, 3]]
+    assert list(microbatches(range(4), [3, 3, 3, 3], max_tokens=6)) == [[0, 1], [2, 3]]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from workbench.kernels.decoding import Network, Row, Rules, Stem, StopTexts, batches, decode_plain
-from workbench.kernels.drawing import Law
+from workbench.kernels.decoding import Network, Prefix, Row, Rules, StopTexts, batches, decode_plain
+from workbench.kernels.drawing import SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +43,14 @@ def test_a_stop_text_that_was_there_before_does_not_stop(tokenizer):
 
 
 def test_batches_hold_whole_stems():
-    stems = [Stem([1] * (7 - i), 1, [Row(i, k, [0.5]) for k in range(2)]) for i in range(4)]
-    found = batches(stems, 5)
-    assert [[len(stem.ids) for stem in batch] for batch in found] == [[4, 5], [6, 7]]
-    assert [len(batch) for batch in batches(stems, 1)] == [1, 1, 1, 1]
+    prefixes = [Prefix([1] * (7 - i), 1, [Row(i, k, [0.5]) for k in range(2)]) for i in range(4)]
+    found = batches(prefixes, 5)
+    assert [[len(prefix.ids) for prefix in batch] for batch in found] == [[4, 5], [6, 7]]
+    assert [len(batch) for batch in batches(prefixes, 1)] == [1, 1, 1, 1]
 
 
 def test_rules_record_until_the_end():
-    rules = Rules(Law(), ends=frozenset({7}))
+    rules = Rules(SamplingParams(), ends=frozenset({7}))
     rows = [Row(0, 0, [0.5] * 3), Row(1, 0, [0.5] * 2), Row(2, 0, [0.5] * 3)]
     numbers = torch.tensor([-1.0, -2.0, -3.0])
     assert rules.record(rows, (torch.tensor([4, 5, 7]), numbers, numbers / 2)) == [2]
@@ -68,4 +68,4 @@ def test_a_model_without_a_usual_cache_is_refused():
     with pytest.raises(
         ValueError, match=r'MambaForCausalLM does not keep its past in a DynamicCache.*engine="transformers"'
     ):
-        decode_plain(Network(model), [Stem([3, 4], 2, [Row(0, 0, [0.5] * 2)])], Rules(Law()), 1)
+        decode_plain(Network(model), [Prefix([3, 4], 2, [Row(0, 0, [0.5] * 2)])], Rules(SamplingParams()), 1)

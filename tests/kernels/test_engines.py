@@ -1,4 +1,5 @@
-"""Other engines behind the same call: the same greedy text, the same law, log-probs that equal a re-scoring."""
+"""Other engines behind the same call: the same greedy text, the same distribution, log-probs that equal a
+re-scoring."""
 
 import copy
 import sys
@@ -45,12 +46,15 @@ def test_generate_draws_from_the_same_law(tiny_llama, monkeypatch):
     with torch.no_grad():
         logits = tiny_llama(input_ids=torch.tensor([[3, 4]])).logits[0, -1] / 0.7
     best = logits.topk(6)
-    law = np.zeros(23)
-    law[best.indices] = best.values.softmax(-1)
-    assert (counts[law == 0] == 0).all()
-    assert stats.chisquare(counts[law > 0], 3_000 * law[law > 0] / law.sum()).pvalue > 1e-3
+    distribution = np.zeros(23)
+    distribution[best.indices] = best.values.softmax(-1)
+    assert (counts[distribution == 0] == 0).all()
+    assert (
+        stats.chisquare(counts[distribution > 0], 3_000 * distribution[distribution > 0] / distribution.sum()).pvalue
+        > 1e-3
+    )
     for (token,), (logp,) in zip(drawn.tokens[0][:20], drawn.sampling_token_logps[0], strict=False):
-        assert np.exp(logp) == pytest.approx(law[token])
+        assert np.exp(logp) == pytest.approx(distribution[token])
     assert tiny_llama.generation_config.repetition_penalty == 3.0
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workbench.kernels import Group, metered, sample, unmetered
+from workbench.kernels import Group, count_cost, sample, without_cost
 from workbench.training.loop import TrainConfig, train
 from workbench.training.steps import supervised_step
 from workbench.worlds.planted_chain import PlantedChain
@@ -15,7 +15,7 @@ def policy():
 
 def test_generated_tokens_leave_prefixes_out(policy):
     begun = policy.encode_response("s1 s2 s3")[:-1]
-    with metered() as spent:
+    with count_cost() as spent:
         drawn = sample(policy, ["t0", "t1"], n=3, max_new_tokens=5, prefix=[begun, []])
     written = sum(len(tokens) for tokens in drawn.tokens[0]) - 9 + sum(len(tokens) for tokens in drawn.tokens[1])
     assert 0 < written == spent["generated_tokens"] <= 30
@@ -23,8 +23,8 @@ def test_generated_tokens_leave_prefixes_out(policy):
 
 def test_training_counts_steps_and_tokens_and_meters_nest(policy):
     groups = [Group([1, 2], [[3, 4, 5]])] * 7
-    with metered() as outer:
-        with metered() as inner:
+    with count_cost() as outer:
+        with count_cost() as inner:
             train(policy, groups, supervised_step, TrainConfig(batch_size=3, epochs=2, learning_rate=1e-6))
         sample(policy, ["t0"], max_new_tokens=1)
     assert inner == {"optimizer_steps": 6, "trained_tokens": 2 * 7 * 5}
@@ -32,15 +32,15 @@ def test_training_counts_steps_and_tokens_and_meters_nest(policy):
 
 
 def test_evaluations_are_left_out(policy):
-    with metered() as spent:
-        with unmetered():
+    with count_cost() as spent:
+        with without_cost():
             sample(policy, ["t0"], max_new_tokens=3)
         sample(policy, ["t0"], max_new_tokens=1)
     assert spent == {"generated_tokens": 1}
 
 
 def test_nothing_is_counted_outside(policy):
-    with metered() as spent:
+    with count_cost() as spent:
         pass
     sample(policy, ["t0"], max_new_tokens=1)
     assert not spent

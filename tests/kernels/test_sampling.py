@@ -1,4 +1,5 @@
-"""Sampling: greedy equals `generate`, seeds hold whatever the batch, log-probs equal a re-scoring, the law is exact."""
+"""Sampling: greedy equals `generate`, seeds hold whatever the batch, log-probs equal a re-scoring, the distribution is
+exact."""
 
 import copy
 import math
@@ -67,8 +68,8 @@ def test_first_token_follows_the_exact_law(tiny_llama):
     drawn = sample(tiny_llama, [PROMPTS[0]], n=n, max_new_tokens=1, seed=3, max_rows=n)
     counts = np.bincount([tokens[0] for tokens in drawn.tokens[0]], minlength=23)
     with torch.no_grad():
-        law = tiny_llama(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].softmax(-1).numpy()
-    assert stats.chisquare(counts, n * law / law.sum()).pvalue > 1e-3
+        distribution = tiny_llama(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].softmax(-1).numpy()
+    assert stats.chisquare(counts, n * distribution / distribution.sum()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("max_rows", [3, 5, 100])
@@ -80,10 +81,11 @@ def test_k_greedy_responses_are_k_times_that_of_generate(tiny_llama, max_rows):
 
 
 def test_whole_responses_follow_the_exact_law(tiny_llama):
-    """Chi-square of 4,000 responses of up to two tokens against the enumerated law, at temperature 0.8 and top_k 4."""
+    """Chi-square of 4,000 responses of up to two tokens against the enumerated distribution, at temperature 0.8 and
+    top_k 4."""
     n, prompt = 4_000, [3, 4, 5]
     drawn = sample(tiny_llama, [prompt], n=n, max_new_tokens=2, seed=5, temperature=0.8, top_k=4, max_rows=512)
-    law = {}
+    distribution = {}
 
     def next_law(ids):
         with torch.no_grad():
@@ -93,12 +95,12 @@ def test_whole_responses_follow_the_exact_law(tiny_llama):
 
     for first, p in next_law(prompt):
         for second, q in next_law([*prompt, first]) if first != 1 else [(None, 1.0)]:
-            law[(first,) if second is None else (first, second)] = p * q
+            distribution[(first,) if second is None else (first, second)] = p * q
     counts = Counter(map(tuple, drawn.tokens[0]))
-    assert set(counts) <= set(law)
-    assert stats.chisquare([counts[r] for r in law], [n * p for p in law.values()]).pvalue > 1e-3
+    assert set(counts) <= set(distribution)
+    assert stats.chisquare([counts[r] for r in distribution], [n * p for p in distribution.values()]).pvalue > 1e-3
     for response, logps in zip(drawn.tokens[0][:50], drawn.sampling_token_logps[0], strict=False):
-        assert math.exp(sum(logps)) == pytest.approx(law[tuple(response)])
+        assert math.exp(sum(logps)) == pytest.approx(distribution[tuple(response)])
 
 
 # -- prefixes
@@ -158,8 +160,8 @@ def test_the_streams_of_published_runs(tiny_llama):
     ids, expected = list(PROMPTS[1]), []
     for u in uniforms:
         with torch.no_grad():
-            law = tiny_llama(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1).cumsum(-1)
-        expected.append(int(torch.searchsorted(law, float(u), right=True)))
+            distribution = tiny_llama(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1).cumsum(-1)
+        expected.append(int(torch.searchsorted(distribution, float(u), right=True)))
         ids.append(expected[-1])
         if expected[-1] == 1:
             break

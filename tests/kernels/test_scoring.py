@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from workbench.kernels import Group, NanScore, score, scoring
@@ -62,7 +62,8 @@ def assert_equals_plain_loop(model, groups, tolerance=1e-10, grad_tolerance=1e-1
         for k in range(len(group.responses_ids), scores.lengths.shape[1]):
             assert scores.lengths[i, k] == 0
     expected_grads = gradients(model, groups, expected_sums)
-    scale = max(float(grad.abs().max()) for grad in expected_grads)
+    # a gradient whose terms cancel is the rounding of terms of about one: nothing to be relative to
+    scale = max(1.0, *(float(grad.abs().max()) for grad in expected_grads))
     for a, b in zip(gradients(model, groups, sums), expected_grads, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=grad_tolerance * scale)
 
@@ -71,6 +72,7 @@ def assert_equals_plain_loop(model, groups, tolerance=1e-10, grad_tolerance=1e-1
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_gpt2"])
 @QUIET
 @given(groups=GROUPS)
+@example(groups=[Group([2], [[2, 2, 2, 2], [2, 2]])])  # one token throughout: all gradients of the Llama vanish
 def test_log_probs_and_gradients_equal_the_plain_loop(name, layout, groups, request, force):
     """float64, 1e-10: ragged, one-token and repeated responses, K from 1 to 18."""
     force(layout)

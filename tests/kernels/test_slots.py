@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workbench.kernels import Group, sample, score, slots
-from workbench.kernels.decoding import Network, Row, Rules, Stem, decode_plain
-from workbench.kernels.drawing import Law
+from workbench.kernels.decoding import Network, Prefix, Row, Rules, decode_plain
+from workbench.kernels.drawing import SamplingParams
 from workbench.kernels.slots import Block, decode, decode_in_slots
 from workbench.models import add_lora
 
@@ -56,11 +56,11 @@ def family(kind, **extra):
     return model
 
 
-def stems(groups, new, start=0):
+def prefixes(groups, new, start=0):
     """Stems of (ids, lengths of its rows) with uniforms of their own."""
     rng = np.random.default_rng(7)
     return [
-        Stem(
+        Prefix(
             ids,
             max(1, len(ids) - start),
             [Row(i, k, rng.random(n + min(start, len(ids) - 1))) for k, n in enumerate(lengths)],
@@ -70,10 +70,10 @@ def stems(groups, new, start=0):
 
 
 @torch.no_grad()
-def finished(loop, model, groups, law=Law(), max_rows=6, start=0):  # noqa: B008
-    made = stems(groups, 8, start)
-    loop(Network(model), made, Rules(law, ends=frozenset({1})), max_rows)
-    return [row for stem in made for row in stem.rows]
+def finished(loop, model, groups, params=SamplingParams(), max_rows=6, start=0):  # noqa: B008
+    made = prefixes(groups, 8, start)
+    loop(Network(model), made, Rules(params, ends=frozenset({1})), max_rows)
+    return [row for prefix in made for row in prefix.rows]
 
 
 def assert_equal_rows(got, expected, atol):
@@ -112,12 +112,14 @@ ROWS = st.tuples(
     groups=st.lists(ROWS, min_size=1, max_size=6),
     max_rows=st.integers(1, 12),
     start=st.integers(0, 3),
-    law=st.sampled_from([Law(), Law(0.0), Law(0.7, 0.9), Law(1.3, 1.0, 5)]),
+    params=st.sampled_from(
+        [SamplingParams(), SamplingParams(0.0), SamplingParams(0.7, 0.9), SamplingParams(1.3, 1.0, 5)]
+    ),
 )
-def test_ragged_groups_equal_the_textbook(tiny_llama, groups, max_rows, start, law):
+def test_ragged_groups_equal_the_textbook(tiny_llama, groups, max_rows, start, params):
     """Any prompts, any number of rows a prompt, lengths that differ, given beginnings, any number of slots."""
-    got = finished(decode_in_slots, tiny_llama, groups, law, max_rows, start)
-    assert_equal_rows(got, finished(decode_plain, tiny_llama, groups, law, max_rows, start), 1e-10)
+    got = finished(decode_in_slots, tiny_llama, groups, params, max_rows, start)
+    assert_equal_rows(got, finished(decode_plain, tiny_llama, groups, params, max_rows, start), 1e-10)
     for row, (ids, n) in zip(got, [(ids, n) for ids, lengths in groups for n in lengths], strict=True):
         given_tokens = ids[max(1, len(ids) - start) :]
         assert row.tokens[: len(given_tokens)] == given_tokens
@@ -168,7 +170,7 @@ def test_a_prompt_is_computed_once_and_held_once(tiny_llama, monkeypatch):
     ],
 )
 def test_what_cannot_run_in_slots_says_so_once_and_is_right(kind, extra, reason, caplog, monkeypatch):
-    """StableLM does not hand extra arguments on to its attention: found by the check of the first stems."""
+    """StableLM does not hand extra arguments on to its attention: found by the check of the first prefixes."""
     monkeypatch.setattr(slots, "_said", set())
     monkeypatch.setattr(slots, "SHORT", 0)
     model = family(kind, **extra).float()

@@ -52,12 +52,12 @@ def test_relative_confidence_asks_a_server(tmp_path):
         ("time_travel", "real_time_travel.json", {"C1", "C2", "C3", "C4", "C5"}),
     ],
 )
-def test_released_results_bear_out_the_claims(tmp_path, golden_folder, name, file, claims):
-    found = run(tmp_path, name, scale="tiny", seeds=[0], dataset=str(golden_folder / file))
+def test_released_results_bear_out_the_claims(tmp_path, golden_path, name, file, claims):
+    found = run(tmp_path, name, scale="tiny", seeds=[0], dataset=str(golden_path(file)))
     assert {claim for claim, verdict in found.items() if verdict == "follows from the published data"} == claims
 
 
-def test_the_papers_tables_stand_beside_the_world(tmp_path, golden_folder):
-    overrides = {"published": str(golden_folder / "published_relative_confidence.json"), "facts": False, "grid": False}
+def test_the_papers_tables_stand_beside_the_world(tmp_path, golden_path):
+    overrides = {"published": str(golden_path("published_relative_confidence.json")), "facts": False, "grid": False}
     found = run(tmp_path, "relative_confidence", scale="smoke", overrides=overrides)
     assert [verdict for claim, verdict in found.items() if "tables" in claim] == ["follows from the published data"] * 7

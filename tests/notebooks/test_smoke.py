@@ -9,9 +9,13 @@ from rich.console import Console
 from workbench import methods, runs
 from workbench.batch import reproduce
 
+ALWAYS = ("pro", "flr", "relative_confidence")  # the others' cells run in process, see tests/methods/test_contract.py
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", methods.REGISTRY)
+@pytest.mark.parametrize(
+    "name", [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.exhaustive) for n in methods.REGISTRY]
+)
 def test_notebook_runs_at_smoke(shared_starts, name):
     screen = Console(file=StringIO(), width=160)
     (job,) = reproduce.reproduce([name], scale="smoke", workers=1, root=shared_starts, console=screen)

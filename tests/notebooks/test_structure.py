@@ -12,12 +12,20 @@ from workbench import methods
 from workbench.share import pages
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = sorted(path.relative_to(ROOT) for path in (ROOT / "notebooks").glob("**/[!.]*.ipynb"))
 REGISTERED = {method.notebook: method for method in methods.REGISTRY.values()}
 PASSED = {"scale", "model", "dataset", "seeds", "device", "overrides", "output"}  # what `workbench reproduce` passes
 LOGIC = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.For, ast.While, ast.Lambda)
 HIDDEN_FROM_PAPERMILL = re.compile(r"\||Optional|Union|Literal|[Tt]uple|['\"]")  # its inspector drops such annotations
 MAX_LINES = 12
+
+
+def notebooks_of(checkout: Path) -> list[Path]:
+    """The notebooks of a checkout, relative to it, without the copies that JupyterLab keeps in hidden folders."""
+    found = (path.relative_to(checkout) for path in (checkout / "notebooks").glob("**/*.ipynb"))
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
+
+
+NOTEBOOKS = notebooks_of(ROOT)
 
 
 def problems(path: Path, is_method: bool, is_study: bool = False) -> list[str]:
@@ -91,6 +99,14 @@ def test_notebook_has_the_shape(path):
 def test_every_method_has_its_notebook_and_every_grouped_notebook_its_method():
     assert set(REGISTERED) - set(NOTEBOOKS) == set()
     assert {path for path in NOTEBOOKS if len(path.parts) > 2} - set(REGISTERED) == set()
+
+
+def test_what_jupyterlab_leaves_is_no_notebook_of_the_project(tmp_path):
+    folder = tmp_path / ".hidden checkout" / "notebooks" / "align"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("spin.ipynb", ".ipynb_checkpoints/spin-checkpoint.ipynb", ".~spin.ipynb"):
+        (folder / name).touch()
+    assert notebooks_of(folder.parents[1]) == [Path("notebooks/align/spin.ipynb")]
 
 
 # ------------------------------------------------------------------------------------------- the check itself can fail

@@ -90,6 +90,7 @@ def test_a_result_that_does_not_fit_fails_its_notebook_alone(tmp_path, disk, run
     goes_on(run_all, tmp_path, **books)
 
 
+@pytest.mark.exhaustive
 def test_a_disk_without_one_free_byte_fails_all_that_must_write_and_says_why(tmp_path, disk, run_all):
     other = (OPEN, CLAIM, FINISH)
     assert run_all(other=other)[0]["other"].status == "done"
@@ -114,6 +115,7 @@ def test_a_kernel_that_finds_no_space_is_named_with_the_remedy(tmp_path, run_all
     goes_on(run_all, tmp_path, **books)
 
 
+@pytest.mark.exhaustive
 def test_a_disk_that_refuses_the_job_file_fails_that_notebook_alone(tmp_path, run_all, monkeypatch):
     """The parent itself cannot write: in this process, so no rights are needed."""
     real = os.fsync

@@ -21,7 +21,9 @@ def unbroken(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["batch", "child", "kernel"])
+@pytest.mark.parametrize(
+    "victim", ["batch", *[pytest.param(name, marks=pytest.mark.exhaustive) for name in ("child", "kernel")]]
+)
 def test_killed_run_resumes_to_the_same_numbers(tmp_path, victim, unbroken):
     notebook = write_notebook(tmp_path / "toy.ipynb", *HALVES)
     (tmp_path / "slow").touch()

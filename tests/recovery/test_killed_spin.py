@@ -57,6 +57,7 @@ def running_under(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_half_way_ends_with_the_same_numbers(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     broken.mkdir()

@@ -100,6 +100,7 @@ def test_the_same_command_gives_the_same_files_on_both_nodes(tmp_path, cluster, 
     assert [job.status for job in reproduce.reproduce(["a", "b"], **options)] == ["reused"] * 2
 
 
+@pytest.mark.exhaustive
 def test_a_node_that_sees_something_else_is_refused(tmp_path, cluster, monkeypatch):
     import ray
 
@@ -118,6 +119,7 @@ def test_a_node_that_sees_something_else_is_refused(tmp_path, cluster, monkeypat
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+@pytest.mark.exhaustive
 def test_killed_worker_and_killed_node_lose_nothing(tmp_path, cluster, local):
     """SIGKILL to the worker process of one notebook and to the whole node of the other, both half-way."""
     paths, root = books(tmp_path), tmp_path / "runs"

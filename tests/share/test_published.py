@@ -24,14 +24,15 @@ def default_run(root: Path, system: str, **options):
 
 
 def test_only_default_tiny_runs_are_published(tmp_path, registry):
-    scoreboard = tmp_path / "scoreboard.json"
-    runs.write_json(scoreboard, [{"system": "other", "scale": "tiny", "claims": []}, {"system": "gone", "claims": []}])
+    folder = tmp_path / "published"
+    for name in ("other", "gone"):
+        runs.write_json(folder / f"{name}.json", {"system": name, "scale": "tiny", "claims": []})
     default_run(tmp_path, "left")
     default_run(tmp_path, "left", name="newer", day=2, records=claim_records("newer"))
     default_run(tmp_path, "right", config={"beta": 9.0, "name": "plain", "flag": True, "steps": 1})
     default_run(tmp_path, "right", scale="smoke", name="s")
-    notes = published.publish(scoreboard, tmp_path)
-    entries = {entry["system"]: entry for entry in runs.read_json(scoreboard)}
+    notes = published.publish(folder, tmp_path)
+    entries = {entry["system"]: entry for entry in published.entries(folder)}
     assert list(entries) == ["left", "other"]
     assert entries["left"]["claims"][0]["statement"] == "newer"
     assert [note.split(":")[0] for note in notes] == ["right", "other"]
@@ -40,12 +41,12 @@ def test_only_default_tiny_runs_are_published(tmp_path, registry):
 
 
 def test_readme_table_is_written_between_the_markers_and_only_there(tmp_path, registry):
-    scoreboard, readme = tmp_path / "scoreboard.json", tmp_path / "README.md"
+    folder, readme = tmp_path / "published", tmp_path / "README.md"
     default_run(tmp_path, "left")
-    published.publish(scoreboard, tmp_path)
+    published.publish(folder, tmp_path)
     readme.write_text("# top\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\nbottom\n")
-    assert published.update_readme(readme, scoreboard)
-    assert not published.update_readme(readme, scoreboard)
+    assert published.update_readme(readme, folder)
+    assert not published.update_readme(readme, folder)
     text = readme.read_text()
     assert text.startswith("# top\n<!-- scoreboard -->\n| system |")
     assert text.endswith("|\n<!-- /scoreboard -->\nbottom\n")
@@ -54,8 +55,7 @@ def test_readme_table_is_written_between_the_markers_and_only_there(tmp_path, re
 
 
 def test_readme_without_markers_is_refused(tmp_path, registry):
-    runs.write_json(tmp_path / "scoreboard.json", [])
     (tmp_path / "README.md").write_text("# nothing here\n")
     with pytest.raises(ValueError, match="0 pairs of markers"):
-        published.update_readme(tmp_path / "README.md", tmp_path / "scoreboard.json")
+        published.update_readme(tmp_path / "README.md", tmp_path / "published")
     assert (tmp_path / "README.md").read_text() == "# nothing here\n"

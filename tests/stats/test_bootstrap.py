@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.stats import bootstrap
-from workbench.stats.bootstrap import bootstrap_p, draws, gap_test, gaps, sign_flip_p
+from workbench.stats.bootstrap import bootstrap_p, cluster_counts, draws, gap_test, gaps, middle, sign_flip_p
 
 SCORES = st.lists(st.integers(0, 100).map(lambda i: i / 100), min_size=1, max_size=8)
 
@@ -75,7 +74,11 @@ def test_bad_scores(general, guided, paired, message):
         gap_test(general, guided, paired=paired)
 
 
-def test_at_least_instead_of_above_is_noticed(monkeypatch):
-    """The mistake that gives two equal constant samples p = 0."""
-    monkeypatch.setattr(bootstrap, "bootstrap_p", lambda resampled: float(1 - np.mean(resampled >= 0)))
-    assert gap_test([0.3] * 10, [0.3] * 10).p == 0
+def test_whole_clusters_are_drawn_and_undefined_rounds_do_not_count():
+    counts = cluster_counts(["a", "b", "a", "c"], 50, 0)
+    assert (counts[:, 0] == counts[:, 2]).all()
+    assert (counts[:, [0, 1, 3]].sum(1) == 3).all()
+    assert middle([*range(101), np.nan, np.inf]) == pytest.approx((2.5, 97.5))
+    assert middle([*range(101)], 0.9) == pytest.approx((5, 95))
+    assert np.isnan(middle([np.nan, np.nan])).all()
+    assert np.shape(middle(np.zeros((9, 3)))) == (2, 3)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from workbench import metrics
 from workbench.models import bpe_tokenizer
 from workbench.stats.latency import lag_at, lag_difference, latency, quality_at, word_delays, words_of
 
@@ -18,6 +19,18 @@ def test_by_hand():
     assert (wait_1.AL, wait_1.LAAL, wait_1.DAL, wait_1.length_is_own) == (1, 1, 1, True)
     assert latency([3], 3, 1).AL == 3  # a source of one word, or an answer of one, has its latency too
     assert latency([1], 1, 1).AL == 1
+
+
+def test_each_metric_by_its_name():
+    delays = [1, 3, 4, 5, 7, 8, 8]
+    whole = latency(delays, 8, 9)
+    assert metrics.average_lagging(delays, 8, 9) == whole.AL
+    assert metrics.length_adaptive_average_lagging(delays, 8, 9) == whole.LAAL
+    assert metrics.average_proportion(delays, 8, 9) == whole.AP
+    assert metrics.differentiable_average_lagging(delays, 8) == whole.DAL
+    assert metrics.average_lagging([1, 2, 3, 4], 4) == 1
+    with pytest.raises(ValueError, match="never fall"):
+        metrics.average_lagging([2, 1], 4)
 
 
 def test_the_length_that_lags_are_measured_against():

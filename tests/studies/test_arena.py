@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workbench.methods.experiment import run_arm, run_seed
 from workbench.runs.run import Run
 from workbench.studies import arena
 from workbench.studies import arena_view as view
@@ -12,7 +13,7 @@ SMALL = {
     "responses": 240,
     "steps": 40,
     "batch_size": 8,
-    "rates": [2e-4],
+    "learning_rates": [2e-4],
     "test_size": 24,
     "world": arena.SMALL_WORLD,
     "arms": [arm for arm in arena.COMPETITORS if arm != "mpo"],
@@ -103,7 +104,7 @@ def test_views_hold_every_competitor(tournament):
     [
         ({"steps": 50}, "steps must be a multiple of 40"),
         ({"arms": ["gpt"]}, r"unknown arms \['gpt'\]; known: sft, spin"),
-        ({"rates": ["fast"]}, "rates"),
+        ({"learning_rates": ["fast"]}, "learning_rates"),
     ],
 )
 def test_bad_config(changes, message):
@@ -125,7 +126,7 @@ def played(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_RUNS", str(tmp_path_factory.mktemp("runs")))
         task, run = arena.open_task(config, device="cpu"), Run(tmp_path_factory.mktemp("arena"))
-        yield task, config, run, arena.run(task, config, 0, run)["arms"]
+        yield task, config, run, run_seed(arena, task, config, 0, run)["arms"]
 
 
 @pytest.mark.slow
@@ -163,10 +164,10 @@ def test_an_attempt_that_was_killed_starts_over(played, tmp_path, monkeypatch):
             arena.dpo, "run_arm", lambda *a: (arena.sample(task.start(0), ["1 2"], n=50, max_new_tokens=4), 1 / 0)
         )
         with pytest.raises(ZeroDivisionError):
-            arena.run_arm(task, config, "dpo", 0, run)
+            run_arm(arena, task, config, "dpo", 0, run)
     (tmp_path / "dpo" / "rate-0.0002" / "run").mkdir(parents=True, exist_ok=True)
     (tmp_path / "dpo" / "rate-0.0002" / "run" / "left.txt").write_text("half")
-    again = arena.run_arm(task, config, "dpo", 0, run)
+    again = run_arm(arena, task, config, "dpo", 0, run)
     same = {key: value for key, value in arms["dpo"][-1].items() if key != "cpu_seconds"}
     assert {key: again[-1][key] for key in same} == pytest.approx(same)
     assert not list(tmp_path.glob("**/left.txt"))

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from workbench import methods
-from workbench.methods.align.dpo import method as dpo
-from workbench.methods.align.spin import method as spin
+from workbench.methods.align.dpo import experiment as dpo
+from workbench.methods.align.spin import experiment as spin
 from workbench.models import Policy
 from workbench.tasks.real import TextTask
 from workbench.training.from_scratch import new_model
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = {"vocab_size": 400, "width": 32, "layers": 1, "max_length": 128, "steps": 20, "held_out": 40}
 
 
@@ -158,7 +158,8 @@ def test_real_demonstrations_and_preferences(shared, tmp_path, runs_root):
         assert module.claims(experiment, results).verdicts()
 
 
-def test_a_data_set_without_a_model_is_refused():
+def test_a_data_set_without_a_model_is_refused(tmp_path):
+    (tmp_path / "x.jsonl").touch()
     for name in ("spin", "dpo"):
-        with pytest.raises(ValueError, match="give both for real text, or neither for the embedded world"):
-            methods.Experiment(name, dataset="x.jsonl", overrides={}).task  # noqa: B018
+        with pytest.raises(ValueError, match="give both for real text, or none for the embedded world"):
+            methods.Experiment(name, dataset=str(tmp_path / "x.jsonl"), overrides={}).task  # noqa: B018

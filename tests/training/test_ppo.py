@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.kernels import metered, score
+from workbench.kernels import count_cost, score
 from workbench.models import Policy, add_lora, new_llama
 from workbench.runs.run import Run
 from workbench.training import ppo
@@ -73,7 +73,7 @@ def test_a_rollout_keeps_its_prefix_and_marks_what_was_generated():
 
 def test_no_token_is_drawn_that_is_thrown_away():
     """Behind a longer prefix fewer tokens are left to draw; the meter sees those and no others."""
-    with metered() as meter:
+    with count_cost() as meter:
         rollout = rolled()
     assert meter["generated_tokens"] == int(rollout.is_generated.sum())
 
@@ -108,6 +108,19 @@ def test_it_learns_and_its_first_step_sees_the_policy_that_wrote(tmp_path):
     assert rows[0]["kl_nats"] == pytest.approx(0, abs=1e-5)
     assert (tmp_path / "round-1" / "weights.safetensors").is_file()
     assert rows[-1]["learning_rate"] == pytest.approx(3e-3 / 15)
+
+
+def test_rows_held_at_once_change_nothing(tmp_path):
+    for held in (0, 3):
+        optimise(tmp_path / str(held), settings=config(updates=1, micro_batch_size=held))
+    whole, cut = (Run(tmp_path / str(held)).metrics()[0] for held in (0, 3))
+    assert whole == pytest.approx(cut, abs=1e-4)
+
+
+def test_what_is_trained_without_rollouts_knows_nothing_of_ppos_schedule_and_clipping():
+    training = config(schedule="constant", epochs=3, checkpoint_every=5).supervised(learning_rate=0.1, batch_size=4)
+    assert (training.schedule, training.max_grad_norm, training.optimizer) == ("linear", 1.0, "adamw")
+    assert (training.epochs, training.checkpoint_every, training.batch_size) == (3, 5, 4)
 
 
 def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
@@ -210,7 +223,7 @@ def test_responses_that_never_end_are_counted_and_warned_of(tmp_path, caplog):
         optimise(tmp_path, one=one, reference=one.copy(), settings=config(updates=1))
     rows = Run(tmp_path).metrics()
     if rows[0]["missing_end"] > 0.5:
-        assert "had no end token and got the fixed penalty" in caplog.text
+        assert "had no EOS token and got the fixed penalty" in caplog.text
     assert rows[0]["missing_end"] > 0.3
 
 

@@ -206,5 +206,5 @@ def test_half_precision_weights_have_a_key():
 def test_cutting_by_tokens_changes_nothing(monkeypatch):
     policy, rows = new_policy(), groups(9, k=3)
     whole = reference_logps(policy, rows)
-    monkeypatch.setattr("workbench.training.reference.held_at_once", lambda device: 40)
+    monkeypatch.setattr("workbench.training.reference.tokens_per_microbatch", lambda device: 40)
     np.testing.assert_allclose(reference_logps(policy, rows), whole, rtol=1e-6)

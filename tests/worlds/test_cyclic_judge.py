@@ -102,7 +102,7 @@ def test_preference_rows_prefer_what_the_judge_prefers():
 def test_the_start_is_skewed_legal_and_cached(runs_root):
     world = CyclicJudge(start_steps=300)
     numbers = world.evaluate(world.start(0), 0)
-    law = world.measure(np.append(world._start_law(), np.zeros((144, 1)), axis=1))
+    law = world.measure(np.append(world._start_probabilities(), np.zeros((144, 1)), axis=1))
     assert numbers["leak"] < 0.01
     assert numbers["quality"] == pytest.approx(law["quality"], abs=0.05)
     assert 0.15 < numbers["exploitability"] < 0.36  # uniform: 0.1

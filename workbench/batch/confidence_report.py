@@ -19,8 +19,9 @@ import pandas as pd
 from workbench import metrics, ranking, runs
 from workbench.feedback import chat
 from workbench.feedback.transcript import Transcript
-from workbench.methods.confidence.relative_confidence import method as method
-from workbench.methods.confidence.relative_confidence.opponents import count_unread, schedule, to_matches
+from workbench.methods.confidence.relative_confidence.method import Config
+from workbench.methods.confidence.relative_confidence.opponents import ask_matchups, count_unread, to_matches
+from workbench.methods.confidence.relative_confidence.prompts import ask_judgments
 from workbench.share import pages
 from workbench.tasks.questions import Question, QuestionFile, answer_table, ask_answers, by_data_set, neutral
 from workbench.widgets.confidence_ranking import ConfidenceRanking
@@ -104,7 +105,7 @@ def write(
             f" at least one judgment, {2 * len(task.rows)} calls; give more or ask fewer questions"
         )
     folder = output or Path(f"confidence-{Path(questions).name.split('.')[0]}")
-    config = method.Config(
+    config = Config(
         schedule=how,
         opponents=max(1, (calls - len(task.rows)) // len(task.rows)),
         cot=cot,
@@ -130,7 +131,7 @@ def _rank(
     questions: list[Question],
     model: chat.ChatModel,
     transcript: Transcript,
-    config: method.Config,
+    config: Config,
     seed: int,
     run: runs.Run,
 ) -> Report:
@@ -138,13 +139,13 @@ def _rank(
     players, unanswered = ask_answers(questions, ask, max_tokens=config.max_tokens, on_missing="drop")
     n, qids = len(players), [player["qid"] for player in players]
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    judge = partial(method.ask_judgments, players, model=model, ask=ask, config=config, seed=seed)
-    if config.schedule == "active":
-        judged = run.table("matchups", lambda: method.ask_actively(n, n * config.opponents, judge, config, rng))
-    else:
-        opponents = max(1, config.opponents // 2) if config.schedule == "both_orders" else config.opponents
-        pairs = schedule(n, min(opponents, n - 1), config.schedule, rng)
-        judged = run.table("matchups", lambda: judge(pairs))
+    judge = partial(
+        ask_judgments, players, model=model, ask=ask, cot=config.cot, max_tokens=config.max_tokens, seed=seed
+    )
+    opponents = max(1, config.opponents // 2) if config.schedule == "both_orders" else config.opponents
+    judged = run.table(
+        "matchups", lambda: ask_matchups(n, min(opponents, n - 1), config.schedule, judge, rng, l2=config.l2)
+    )
     unread = count_unread(judged, model.name, config.max_unparsed, run.folder)
     rated = ranking.bradley_terry(to_matches(judged, qids), n, l2=config.l2)
     scores = {"bt": rated.scores}

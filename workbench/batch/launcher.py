@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 EVERY_S = 0.5  # between two looks at what goes on
 AGAIN_S = 5.0  # a view is told again how long something takes, at the latest
 CHECKOUT = runs.PACKAGE.parent
-SCOREBOARD = CHECKOUT / "figures" / "scoreboard.json"
+PUBLISHED = CHECKOUT / "figures" / "results"
 _TOLD = ("status", "scale", "seeds", "reason", "cell", "cells", "done", "total", "stage", "ours", "reused", "verdicts")
 _SHOWN = 20  # of the widgets made last, which are kept up to date
 
@@ -141,7 +141,7 @@ class Launcher:
             ValueError: an unknown system.
         """
         launches.check(name, "tiny", 0)
-        return verdicts_of(name, self.root, SCOREBOARD)
+        return verdicts_of(name, self.root, PUBLISHED)
 
     # -- what the button does
     def run(self, name: str, *, scale: str = "tiny", seeds: int = 0) -> State:
@@ -152,7 +152,7 @@ class Launcher:
 
         Args:
             scale: "smoke", "tiny" or "full".
-            seeds: how many; 0 takes what the specification asks for.
+            seeds: how many; 0 takes the number in the registry.
 
         Raises:
             ValueError: an unknown system or scale, or a wrong number of seeds.
@@ -288,7 +288,7 @@ class Launcher:
         except (OSError, ValueError):
             story = notebook_story.Story("")
             trouble = f"{method.notebook} cannot be read: start this from a checkout of the project"
-        known = verdicts_of(method.name, self.root, SCOREBOARD)
+        known = verdicts_of(method.name, self.root, PUBLISHED)
         first = decisive(known)
         return {
             "name": method.name,

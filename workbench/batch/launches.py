@@ -103,7 +103,7 @@ def check(name: str, scale: str, seeds: int) -> methods.Method:
     if scale not in methods.SCALES:
         raise ValueError(f"scale must be one of {', '.join(methods.SCALES)}; got {scale!r}")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or not 0 <= seeds <= MOST_SEEDS:
-        raise ValueError(f"seeds is how many, 1 to {MOST_SEEDS}, or 0 for what the specification asks; got {seeds!r}")
+        raise ValueError(f"seeds is how many, 1 to {MOST_SEEDS}, or 0 for the number in the registry; got {seeds!r}")
     return methods.REGISTRY[name]
 
 
@@ -179,11 +179,6 @@ def state(name: str, root: Path) -> State:
     if locked:
         return _elsewhere(name, locked[0])
     return _ended(name, folder, asked, own) if asked else State(name)
-
-
-def all_going_on(root: Path) -> list[str]:
-    """The systems of which a run goes on under this root, whoever started it."""
-    return [name for name in methods.REGISTRY if (root / name).is_dir() and state(name, root).goes_on]
 
 
 _CHILDREN: list[subprocess.Popen[bytes]] = []  # polled, so that none that has ended stays as a zombie

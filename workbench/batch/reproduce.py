@@ -91,7 +91,7 @@ def reproduce(
 
     Args:
         names: systems or groups; none takes the quick set.
-        seeds: one run of the method each; None takes as many as its specification asks for.
+        seeds: one run of the method each; None takes the number in the registry.
         overrides: fields of the methods' `Config`.
         sweep: fields of the methods' `Config` with the values that each of them takes in turn; one run for each
             combination.
@@ -117,11 +117,10 @@ def reproduce(
     jobs: list[Job] = []
     points = _points(sweep or {}, fixed)
     for method in methods.find(names):
-        quick = method.quick or {} if not names and scale == "tiny" and not model and not dataset else {}
         for point in points:
-            jobs.append(plan(method, root, **{**given, "overrides": {**quick, **fixed, **point}}))
+            jobs.append(plan(method, root, **{**given, "overrides": {**fixed, **point}}))
             jobs[-1].setting = ", ".join(f"{key}={_shown(value)}" for key, value in point.items())
-    for job in jobs:  # 1 and 1.0 are two texts and one value
+    for job in jobs:  # two ways to write one value (1 and 1.0) would share a run folder
         same = [other.title for other in jobs if other.run.folder == job.run.folder]
         if len(same) > 1:
             raise ValueError(f"{' and '.join(same)} are the same run; give each value once")
@@ -151,7 +150,7 @@ def run_jobs(
         console = Console(file=console.file, width=max(console.width, 140), force_terminal=False)
     waiting = [job for job in jobs if job.status == "waiting"]
     device = waiting[0].parameters["device"] if waiting else "auto"
-    # nothing to run asks no cluster
+    # where everything is reused, no cluster is contacted
     where = executors.executor(executor if waiting else "local", root, [job.notebook for job in waiting], device=device)
     try:
         _watch(jobs, root, workers, timeout_s, force, console, where)

@@ -127,8 +127,8 @@ class RealJudge:
         """
         if self.kind != "reward":
             raise ValueError(
-                f"judge={self.source!r}, judge_kind={self.kind!r}: scores need a reward model; give the folder or hub id "
-                "of a sequence-classification model with one label as judge"
+                f"judge={self.source!r}, judge_kind={self.kind!r}: scores need a reward model; give the folder or hub"
+                " id of a sequence-classification model with one label as judge"
             )
         return self._loaded.score(prompts, responses)
 

@@ -26,8 +26,8 @@ def prompts_of_round(
     """The prompts of round t: a part of its own, or with `prompt_repeats` all prompts that often in every round.
 
     Args:
-        prompt_repeats: 0 gives every round a part that shares no prompt with the others; a small world that has too few prompts
-            for that repeats all of them.
+        prompt_repeats: 0 gives every round a part that shares no prompt with the others; a small world that has too
+            few prompts for that repeats all of them.
         n_prompts: at most so many of a part; 0 for all.
         may_overlap: warn of parts that share prompts instead of refusing them.
 

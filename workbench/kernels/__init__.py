@@ -1,7 +1,7 @@
 """Tensors in, tensors out: the two operations that every method is built from, `score` and `sample`."""
 
 from workbench.kernels.heads import TokenScores, token_logps, token_scores
-from workbench.kernels.meter import metered, unmetered
+from workbench.kernels.meter import count_cost, without_cost
 from workbench.kernels.sampling import Samples, sample
 from workbench.kernels.scoring import Group, NanScore, Scores, score
 
@@ -11,10 +11,10 @@ __all__ = [
     "Samples",
     "Scores",
     "TokenScores",
-    "metered",
+    "count_cost",
     "sample",
     "score",
     "token_logps",
     "token_scores",
-    "unmetered",
+    "without_cost",
 ]

@@ -16,12 +16,12 @@ def n_tokens(row: Any) -> int:
     return len(group.prompt_ids) + sum(map(len, group.responses_ids)) if isinstance(group, Group) else 0
 
 
-def held_at_once(device: torch.device) -> int:
+def tokens_per_microbatch(device: torch.device) -> int:
     """Tokens of a pass through the model: few enough that a CPU's caches hold them, enough that a GPU is busy."""
     return 2_048 if device.type == "cpu" else 8_192
 
 
-def cut(
+def microbatches(
     numbers: Sequence[int], sizes: Sequence[int], *, max_tokens: int, max_rows: int = 0, at_least: int = 1
 ) -> Iterator[list[int]]:
     """Cuts rows into batches of like length, the longest first, so that too little memory shows at once.

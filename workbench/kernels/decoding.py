@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
-from workbench.kernels.drawing import Law, draw, logps_of
+from workbench.kernels.drawing import SamplingParams, draw, logps_of
 from workbench.kernels.finish import logit_finish
 from workbench.kernels.heads import body_and_head
 
@@ -34,7 +34,7 @@ class Row:
 
 
 @dataclass(eq=False)
-class Stem:
+class Prefix:
     """What several responses continue: a prompt and, from `start` on, the given beginning of the response."""
 
     ids: list[int]
@@ -68,7 +68,7 @@ class StopTexts:
 class Rules:
     """How tokens are drawn, and which tokens and texts end a row."""
 
-    law: Law
+    params: SamplingParams
     ends: frozenset[int] = frozenset()
     stop: StopTexts | None = None
 
@@ -122,24 +122,28 @@ class Network:
         return self._finish(logits)
 
     def read_given(
-        self, stems: Sequence[Stem], hidden: Float[Tensor, "stem tok d_model"], first: list[int], law: Law
+        self,
+        prefixes: Sequence[Prefix],
+        hidden: Float[Tensor, "prefix tok d_model"],
+        first: list[int],
+        params: SamplingParams,
     ) -> None:
-        """Writes the given beginning of each stem's responses, with its log-probs, into its rows.
+        """Writes the given beginning of each prefix's responses, with its log-probs, into its rows.
 
         Args:
-            hidden: last hidden states of the stems, whose first token stands in column `first`.
+            hidden: last hidden states of the prefixes, whose first token stands in column `first`.
 
         Raises:
             FloatingPointError: as `Rules.record` does.
         """
-        for stem, states, column in zip(stems, hidden, first, strict=True):
-            if stem.start == len(stem.ids):
+        for prefix, states, column in zip(prefixes, hidden, first, strict=True):
+            if prefix.start == len(prefix.ids):
                 continue
-            given = torch.tensor(stem.ids[stem.start :], dtype=torch.long, device=self.device)
-            states = states[column + stem.start - 1 :][: len(given)]
+            given = torch.tensor(prefix.ids[prefix.start :], dtype=torch.long, device=self.device)
+            states = states[column + prefix.start - 1 :][: len(given)]
             for chunk, targets in zip(states.split(GIVEN_TOKENS), given.split(GIVEN_TOKENS), strict=True):
-                logps, sampling_logps = (x.tolist() for x in logps_of(self.logits(chunk), targets, law))
-                for row in stem.rows:
+                logps, sampling_logps = (x.tolist() for x in logps_of(self.logits(chunk), targets, params))
+                for row in prefix.rows:
                     if any(map(math.isnan, logps)):
                         raise _no_distribution(row, len(row.tokens) + list(map(math.isnan, logps)).index(True))
                     row.tokens += targets.tolist()
@@ -147,16 +151,17 @@ class Network:
                     row.sampling_logps += sampling_logps
 
 
-def batches(stems: Sequence[Stem], max_rows: int) -> list[list[Stem]]:
-    """Whole stems in batches of at most `max_rows` rows, or one alone; equal lengths side by side: little padding."""
-    found: list[list[Stem]] = []
+def batches(prefixes: Sequence[Prefix], max_rows: int) -> list[list[Prefix]]:
+    """Whole prefixes in batches of at most `max_rows` rows, or one alone; equal lengths side by side: little
+    padding."""
+    found: list[list[Prefix]] = []
     free = 0
-    for stem in sorted(stems, key=lambda stem: len(stem.ids)):
-        if not found or len(stem.rows) > free:
+    for prefix in sorted(prefixes, key=lambda prefix: len(prefix.ids)):
+        if not found or len(prefix.rows) > free:
             found.append([])
             free = max_rows
-        found[-1].append(stem)
-        free -= len(stem.rows)
+        found[-1].append(prefix)
+        free -= len(prefix.rows)
     return found
 
 
@@ -165,17 +170,19 @@ def next_uniforms(rows: Sequence[Row], device: torch.device) -> Float[Tensor, " 
 
 
 # -- the textbook
-def decode_plain(network: Network, stems: Sequence[Stem], rules: Rules, max_rows: int) -> None:
-    """Completes the rows of all stems, one batch of whole stems after another."""
-    for batch in batches(stems, max_rows):
+def decode_plain(network: Network, prefixes: Sequence[Prefix], rules: Rules, max_rows: int) -> None:
+    """Completes the rows of all prefixes, one batch of whole prefixes after another."""
+    for batch in batches(prefixes, max_rows):
         _decode_batch(network, batch, rules)
 
 
-def _decode_batch(network: Network, stems: list[Stem], rules: Rules) -> None:
+def _decode_batch(network: Network, prefixes: list[Prefix], rules: Rules) -> None:
     """Each prompt once, then its branches; a row that ends leaves the batch."""
-    device, width = network.device, max(len(stem.ids) for stem in stems)
-    padding = [width - len(stem.ids) for stem in stems]
-    input_ids = torch.tensor([[0] * pad + stem.ids for pad, stem in zip(padding, stems, strict=True)], device=device)
+    device, width = network.device, max(len(prefix.ids) for prefix in prefixes)
+    padding = [width - len(prefix.ids) for prefix in prefixes]
+    input_ids = torch.tensor(
+        [[0] * pad + prefix.ids for pad, prefix in zip(padding, prefixes, strict=True)], device=device
+    )
     columns, starts = torch.arange(width, device=device), torch.tensor(padding, device=device)
     mask = (columns >= starts[:, None]).long() if any(padding) else None  # without a mask attention takes its fast path
     positions = (columns - starts[:, None]).clamp(min=0)
@@ -188,15 +195,15 @@ def _decode_batch(network: Network, stems: list[Stem], rules: Rules) -> None:
             f"{type(network.model).__name__} does not keep its past in a DynamicCache, without which its next token"
             ' would see only the last one; use engine="transformers"'
         )
-    network.read_given(stems, out.last_hidden_state, padding, rules.law)
+    network.read_given(prefixes, out.last_hidden_state, padding, rules.params)
 
-    rows = [row for stem in stems for row in stem.rows]
-    kept = torch.tensor([i for i, stem in enumerate(stems) for _ in stem.rows], device=device)
+    rows = [row for prefix in prefixes for row in prefix.rows]
+    kept = torch.tensor([i for i, prefix in enumerate(prefixes) for _ in prefix.rows], device=device)
     hidden, next_position = out.last_hidden_state[kept, -1], (width - starts)[kept]
     cache.reorder_cache(kept)  # type: ignore[arg-type]
     mask = mask[kept] if mask is not None else None
     while True:
-        drawn = draw(network.logits(hidden), next_uniforms(rows, device), rules.law)
+        drawn = draw(network.logits(hidden), next_uniforms(rows, device), rules.params)
         ended = set(rules.record(rows, drawn))
         if len(ended) == len(rows):
             return

@@ -13,7 +13,7 @@ from torch import Tensor
 BLOCK = 128
 
 
-class Law(NamedTuple):
+class SamplingParams(NamedTuple):
     """The distribution that a next token is drawn from: softmax(logits / temperature), cut by top_k and then top_p.
 
     Attributes:
@@ -33,49 +33,49 @@ class Law(NamedTuple):
 
 
 def draw(
-    logits: Float[Tensor, "row vocab"], uniforms: Float[Tensor, " row"], law: Law
+    logits: Float[Tensor, "row vocab"], uniforms: Float[Tensor, " row"], params: SamplingParams
 ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"], Float[Tensor, " row"]]:
-    """Next tokens, their log-probabilities (nats) under the policy, and under `law` (0 for greedy).
+    """Next tokens, their log-probabilities (nats) under the policy, and under `params` (0 for greedy).
 
     A row with a NaN or positive infinity among its logits, or with nothing but negative infinities, gets a NaN
     log-probability: callers must look for it.
     """
-    if law.temperature == 0:
+    if params.temperature == 0:
         tokens = logits.argmax(-1)
         logps = logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
         return tokens, logps, torch.zeros_like(logps)
-    if law.is_policy:
+    if params.is_policy:
         probabilities = logits.softmax(-1)
         tokens, _ = _invert(probabilities, uniforms)
         logps = probabilities.gather(-1, tokens[:, None]).squeeze(-1).log()
         return tokens, logps, logps
-    tokens, _ = _invert(_sampling_logps(logits, law).exp(), uniforms)
-    return tokens, *logps_of(logits, tokens, law)
+    tokens, _ = _invert(_sampling_logps(logits, params).exp(), uniforms)
+    return tokens, *logps_of(logits, tokens, params)
 
 
 def logps_of(
-    logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, " row"], law: Law
+    logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, " row"], params: SamplingParams
 ) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
-    """Log-probabilities (nats) of given tokens under the policy and under `law`: -inf for what `law` cuts off.
+    """Log-probabilities (nats) of given tokens under the policy and under `params`: -inf for what `params` cuts off.
 
     Greedy decoding has no distribution: 0 for every token, also for one that greedy would not have taken.
     """
     pick = tokens[:, None]
     logps = logits.log_softmax(-1).gather(-1, pick).squeeze(-1)
-    if law.temperature == 0:
+    if params.temperature == 0:
         return logps, torch.zeros_like(logps)
-    return logps, logps if law.is_policy else _sampling_logps(logits, law).gather(-1, pick).squeeze(-1)
+    return logps, logps if params.is_policy else _sampling_logps(logits, params).gather(-1, pick).squeeze(-1)
 
 
-def _sampling_logps(logits: Float[Tensor, "row vocab"], law: Law) -> Float[Tensor, "row vocab"]:
-    scaled = (logits / law.temperature).log_softmax(-1)
-    if law.top_k:
-        smallest = scaled.topk(min(law.top_k, scaled.shape[-1]), -1).values[:, -1:]
+def _sampling_logps(logits: Float[Tensor, "row vocab"], params: SamplingParams) -> Float[Tensor, "row vocab"]:
+    scaled = (logits / params.temperature).log_softmax(-1)
+    if params.top_k:
+        smallest = scaled.topk(min(params.top_k, scaled.shape[-1]), -1).values[:, -1:]
         scaled = scaled.masked_fill(scaled < smallest, -torch.inf).log_softmax(-1)
-    if law.top_p < 1:
+    if params.top_p < 1:
         ordered, places = scaled.sort(-1, descending=True)
         before = ordered.exp().cumsum(-1) - ordered.exp()  # the token that crosses top_p stays
-        beyond = before >= law.top_p
+        beyond = before >= params.top_p
         scaled = scaled.masked_fill(beyond.scatter(-1, places, beyond), -torch.inf).log_softmax(-1)
     return scaled
 

@@ -11,7 +11,7 @@ _open: ContextVar[tuple[Counter, ...]] = ContextVar("meters", default=())
 
 
 @contextmanager
-def metered() -> Iterator[Counter]:
+def count_cost() -> Iterator[Counter]:
     """Counts what is spent inside, also within meters inside it.
 
     Yields:
@@ -27,7 +27,7 @@ def metered() -> Iterator[Counter]:
 
 
 @contextmanager
-def unmetered() -> Iterator[None]:
+def without_cost() -> Iterator[None]:
     """Nothing inside is counted: evaluations are not part of what a method costs."""
     token = _open.set(())
     try:
@@ -36,7 +36,7 @@ def unmetered() -> Iterator[None]:
         _open.reset(token)
 
 
-def spend(**amounts: int) -> None:
+def add_cost(**amounts: int) -> None:
     """Adds to every open meter; costs nothing where none is open."""
     for meter in _open.get():
         meter.update(amounts)

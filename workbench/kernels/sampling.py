@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from workbench.kernels import engines
-from workbench.kernels.decoding import Network, Row, Rules, Stem, StopTexts
-from workbench.kernels.drawing import Law
-from workbench.kernels.meter import spend
+from workbench.kernels.decoding import Network, Prefix, Row, Rules, StopTexts
+from workbench.kernels.drawing import SamplingParams
+from workbench.kernels.meter import add_cost
 from workbench.kernels.slots import decode
 
 ENGINES = ("workbench", "transformers", "vllm")
@@ -98,7 +98,7 @@ def sample(
     seeds = _seeds(seed, len(prompts))
     ends = frozenset(_end_tokens(model, tokenizer) | {int(token) for token in stop_tokens})
     encode: Any = getattr(policy, "encode_prompt", None)
-    stems: list[Stem] = []
+    prefixes: list[Prefix] = []
     for i, prompt in enumerate(prompts):
         room = lengths[i] + max(map(len, given[i]))
         ids = [] if not prompt else list(prompt) if encode is None else encode(prompt, room=room)
@@ -110,22 +110,22 @@ def sample(
                     f"the prefix of prompt {i} contains token {min(found)}, which ends a response; cut it there"
                 )
             rows = [_row(*seeds[i], i, k, len(start) + lengths[i]) for k in range(n) if tuple(given[i][k]) == start]
-            stems.append(Stem([*ids, *start], len(ids), rows))
+            prefixes.append(Prefix([*ids, *start], len(ids), rows))
 
-    rules = Rules(Law(temperature, top_p, top_k), ends, StopTexts(stop, tokenizer) if stop else None)
+    rules = Rules(SamplingParams(temperature, top_p, top_k), ends, StopTexts(stop, tokenizer) if stop else None)
     was_training = model.training
     model.eval()
     try:
         with nullcontext() if is_bare else policy.autocast():
-            if stems and engine == "workbench":
-                decode(Network(model), stems, rules, max_rows)
-            elif stems:
-                engines.decode_with(engine, policy, stems, rules, max_rows)
+            if prefixes and engine == "workbench":
+                decode(Network(model), prefixes, rules, max_rows)
+            elif prefixes:
+                engines.decode_with(engine, policy, prefixes, rules, max_rows)
     finally:
         model.train(was_training)
 
-    rows = {(row.prompt, row.k): row for stem in stems for row in stem.rows}
-    spend(generated_tokens=sum(len(row.tokens) - len(given[i][k]) for (i, k), row in rows.items()))
+    rows = {(row.prompt, row.k): row for prefix in prefixes for row in prefix.rows}
+    add_cost(generated_tokens=sum(len(row.tokens) - len(given[i][k]) for (i, k), row in rows.items()))
     table = [[rows[i, k] for k in range(n)] for i in range(len(prompts))]
 
     def text(row: Row) -> str:

@@ -217,7 +217,7 @@ def _layout(groups: Sequence[Group], route: str, model: nn.Module) -> str:
 
 _verdicts: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # "" where the routes agreed, else why not
 _warned: set[str] = set()
-_NUMBER = re.compile(r"\d[\d.e+-]*")  # a reason is the same whatever its figures are
+_NUMBER = re.compile(r"\d[\d.e+-]*")  # warn once a reason: the same one with other figures is no new one
 
 
 def _can_share(model: nn.Module, body: nn.Module, groups: Sequence[Group]) -> bool:
@@ -249,7 +249,8 @@ def _verify(model: nn.Module, body: nn.Module, groups: Sequence[Group]) -> str:
     except Unsupported as reason:
         return str(reason)
     worst = _agree(float((shared - padded).abs().max()))
-    agreed = worst <= TOLERANCE[_compute_dtype(model)] or not padded.isfinite().all()  # bad weights are no reason
+    # weights that are not finite fail on every route alike, which says nothing about this one
+    agreed = worst <= TOLERANCE[_compute_dtype(model)] or not padded.isfinite().all()
     return "" if agreed else f"its log-probs differ from the padded route's by {worst:.2g} nats a token"
 
 

@@ -21,8 +21,8 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from workbench.kernels.attention import Unsupported, own_attention
-from workbench.kernels.decoding import Network, Row, Rules, Stem, decode_plain, next_uniforms
-from workbench.kernels.drawing import Law, draw
+from workbench.kernels.decoding import Network, Prefix, Row, Rules, decode_plain, next_uniforms
+from workbench.kernels.drawing import SamplingParams, draw
 from workbench.kernels.scoring import TOLERANCE, Group, score
 
 log = logging.getLogger(__name__)
@@ -119,89 +119,92 @@ def attend(
 class Slots(Cache):
     """Cache and attention layout in one: what a model is called with to add one token to every live row.
 
-    `own` holds what belongs to a row alone. Where responses share prompts, `shared` holds their stems; else a row's own
-    part begins with its prompt, and one softmax over one block is all there is.
+    `own` holds what belongs to a row alone. Where responses share prompts, `shared` holds their prefixes; else a row's
+    own part begins with its prompt, and one softmax over one block is all there is.
 
     Attributes:
         span: see `attention.Layout`.
-        rows, stems: what lives in the rows of `own` and of `shared`; `stem_of[i]` is the stem of row i.
+        rows, prefixes: what lives in the rows of `own` and of `shared`; `prefix_of[i]` is the prefix of row i.
         hidden: last hidden state of every row, from which its next token is drawn, [row, d_model].
     """
 
-    def __init__(self, network: Network, stems: Sequence[Stem], max_rows: int):
+    def __init__(self, network: Network, prefixes: Sequence[Prefix], max_rows: int):
         super().__init__(layers=[])
         self.network = network
         self.max_rows = max_rows
         self.own = Block()
-        self.shared = Block() if any(len(stem.rows) > 1 for stem in stems) else None
-        self.span = max(stem.start + len(row.uniforms) for stem in stems for row in stem.rows)
+        self.shared = Block() if any(len(prefix.rows) > 1 for prefix in prefixes) else None
+        self.span = max(prefix.start + len(row.uniforms) for prefix in prefixes for row in prefix.rows)
         self.rows: list[Row] = []
-        self.stem_of: list[Stem] = []
-        self.stems: list[Stem] = []
+        self.prefix_of: list[Prefix] = []
+        self.prefixes: list[Prefix] = []
         self.hidden: Tensor = next(network.model.parameters()).new_empty(0)
-        self._last: dict[Stem, Tensor] = {}  # a stem's last hidden state
+        self._last: dict[Prefix, Tensor] = {}  # a prefix's last hidden state
 
     # -- rows come and go
-    def admit(self, waiting: deque[tuple[Stem, Row]], rules: Rules) -> None:
-        """Gives free slots to the first that wait; computes the stems that are not there yet."""
+    def admit(self, waiting: deque[tuple[Prefix, Row]], rules: Rules) -> None:
+        """Gives free slots to the first that wait; computes the prefixes that are not there yet."""
         new = [waiting.popleft() for _ in range(min(len(waiting), self.max_rows - len(self.rows)))]
-        unknown = list(dict.fromkeys(stem for stem, _ in new if stem not in self._last))
+        unknown = list(dict.fromkeys(prefix for prefix, _ in new if prefix not in self._last))
         block = self.own if self.shared is None else self.shared
         rows = len(block) + len(unknown)
         for batch in _batches(unknown):
-            block.add(self._prefill(batch, rules), [len(stem.ids) for stem in batch], rows)
+            block.add(self._prefill(batch, rules), [len(prefix.ids) for prefix in batch], rows)
         if self.shared is not None:
-            self.stems += unknown
+            self.prefixes += unknown
             like = list(zip(self.shared.keys, self.shared.values, strict=True))
             self.own.add(like, [0] * len(new), len(self.rows) + len(new))
         self.rows += [row for _, row in new]
-        self.stem_of += [stem for stem, _ in new]
-        self.hidden = torch.cat([self.hidden, torch.stack([self._last[stem] for stem, _ in new])])
-        self._forget_stems(waiting)
+        self.prefix_of += [prefix for prefix, _ in new]
+        self.hidden = torch.cat([self.hidden, torch.stack([self._last[prefix] for prefix, _ in new])])
+        self._forget_prefixes(waiting)
 
-    def leave(self, ended: Sequence[int], waiting: deque[tuple[Stem, Row]]) -> list[tuple[int, int]]:
+    def leave(self, ended: Sequence[int], waiting: deque[tuple[Prefix, Row]]) -> list[tuple[int, int]]:
         """Frees the slots of rows that ended. Returns the moves that closed the gaps, as `Block.remove` does."""
         moves = self.own.remove(ended)
         for place, row in moves:
-            self.rows[place], self.stem_of[place] = self.rows[row], self.stem_of[row]
-        del self.rows[len(self.own) :], self.stem_of[len(self.own) :]
-        self._forget_stems(waiting)
+            self.rows[place], self.prefix_of[place] = self.rows[row], self.prefix_of[row]
+        del self.rows[len(self.own) :], self.prefix_of[len(self.own) :]
+        self._forget_prefixes(waiting)
         return moves
 
-    def _forget_stems(self, waiting: deque[tuple[Stem, Row]]) -> None:
-        """Drops stems that no row needs, and says which rows belong to which of the others."""
-        needed = {*self.stem_of, *([waiting[0][0]] if waiting else [])}  # who waits further back was never here
-        self._last = {stem: hidden for stem, hidden in self._last.items() if stem in needed and self.shared is not None}
+    def _forget_prefixes(self, waiting: deque[tuple[Prefix, Row]]) -> None:
+        """Drops prefixes that no row needs, and says which rows belong to which of the others."""
+        # of those that wait only the first may have been computed already
+        needed = {*self.prefix_of, *([waiting[0][0]] if waiting else [])}
+        self._last = {
+            prefix: hidden for prefix, hidden in self._last.items() if prefix in needed and self.shared is not None
+        }
         if self.shared is None:
             return
-        gone = [i for i, stem in enumerate(self.stems) if stem not in needed]
-        for place, stem in self.shared.remove(gone):
-            self.stems[place] = self.stems[stem]
-        del self.stems[len(self.shared) :]
-        places: dict[Stem, list[int]] = {stem: [] for stem in self.stems}
-        for row, stem in enumerate(self.stem_of):
-            places[stem].append(row)
+        gone = [i for i, prefix in enumerate(self.prefixes) if prefix not in needed]
+        for place, prefix in self.shared.remove(gone):
+            self.prefixes[place] = self.prefixes[prefix]
+        del self.prefixes[len(self.shared) :]
+        places: dict[Prefix, list[int]] = {prefix: [] for prefix in self.prefixes}
+        for row, prefix in enumerate(self.prefix_of):
+            places[prefix].append(row)
         most = max(map(len, places.values()), default=0)
         device = self.hidden.device
-        # [stem, k]: the rows of a stem, filled up with row 0, and for every row where in that table it stands
+        # [prefix, k]: the rows of a prefix, filled up with row 0, and for every row where in that table it stands
         table = [rows + [0] * (most - len(rows)) for rows in places.values()]
         where = sorted((row, i * most + k) for i, rows in enumerate(places.values()) for k, row in enumerate(rows))
         self._members = torch.tensor(table, dtype=torch.long, device=device)
         self._where = torch.tensor([place for _, place in where], dtype=torch.long, device=device)
         self._shared_mask = self.shared.mask()
 
-    def _prefill(self, stems: list[Stem], rules: Rules) -> list[tuple[Tensor, Tensor]]:
+    def _prefill(self, prefixes: list[Prefix], rules: Rules) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every layer. Rows are filled up on the right, where causal attention cannot look; with the
         last token again, because models warn of a padding token without a mask."""
-        net, width = self.network, max(len(stem.ids) for stem in stems)
+        net, width = self.network, max(len(prefix.ids) for prefix in prefixes)
         input_ids = torch.tensor(
-            [stem.ids + stem.ids[-1:] * (width - len(stem.ids)) for stem in stems], device=net.device
+            [prefix.ids + prefix.ids[-1:] * (width - len(prefix.ids)) for prefix in prefixes], device=net.device
         )
         cache = DynamicCache(config=net.config)
         hidden = net.body(input_ids=input_ids, past_key_values=cache, use_cache=True).last_hidden_state
-        net.read_given(stems, hidden, [0] * len(stems), rules.law)
-        for stem, states in zip(stems, hidden, strict=True):
-            self._last[stem] = states[len(stem.ids) - 1].clone()  # a view would keep the states of the whole batch
+        net.read_given(prefixes, hidden, [0] * len(prefixes), rules.params)
+        for prefix, states in zip(prefixes, hidden, strict=True):
+            self._last[prefix] = states[len(prefix.ids) - 1].clone()  # a view would keep the states of the whole batch
         return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[union-attr]
 
     # -- one more token
@@ -209,7 +212,7 @@ class Slots(Cache):
         """Feeds one token to each row and keeps what comes out in `hidden`."""
         device = tokens.device
         before = self.own.lengths
-        starts = [0] * len(before) if self.shared is None else [len(stem.ids) for stem in self.stem_of]
+        starts = [0] * len(before) if self.shared is None else [len(prefix.ids) for prefix in self.prefix_of]
         positions = torch.tensor([[a + b] for a, b in zip(starts, before, strict=True)], device=device)
         self._row, self._column = torch.arange(len(before), device=device), torch.tensor(before, device=device)
         self.own.lengths = [length + 1 for length in before]
@@ -260,33 +263,35 @@ class Slots(Cache):
         return out.to(own.dtype).view(n_rows, -1, 1, d_head)
 
 
-def _batches(stems: Sequence[Stem]) -> list[list[Stem]]:
+def _batches(prefixes: Sequence[Prefix]) -> list[list[Prefix]]:
     """Stems that go through the model together: at most `PREFILL_TOKENS` with their padding, or one alone."""
-    batches: list[list[Stem]] = []
-    for stem in stems:
-        if not batches or (len(batches[-1]) + 1) * max(len(s.ids) for s in [*batches[-1], stem]) > PREFILL_TOKENS:
+    batches: list[list[Prefix]] = []
+    for prefix in prefixes:
+        if not batches or (len(batches[-1]) + 1) * max(len(s.ids) for s in [*batches[-1], prefix]) > PREFILL_TOKENS:
             batches.append([])
-        batches[-1].append(stem)
+        batches[-1].append(prefix)
     return batches
 
 
 # -- the loop
-def decode_in_slots(network: Network, stems: Sequence[Stem], rules: Rules, max_rows: int) -> None:
-    """Completes the rows of all stems, at most `max_rows` at a time.
+def decode_in_slots(network: Network, prefixes: Sequence[Prefix], rules: Rules, max_rows: int) -> None:
+    """Completes the rows of all prefixes, at most `max_rows` at a time.
 
     Raises:
         Unsupported: by the model's attention.
     """
     # Prompts of equal length side by side, the responses of one together: least padding, fewest prompts held.
-    waiting = deque((stem, row) for stem in sorted(stems, key=lambda stem: len(stem.ids)) for row in stem.rows)
-    slots = Slots(network, stems, max_rows)
+    waiting = deque(
+        (prefix, row) for prefix in sorted(prefixes, key=lambda prefix: len(prefix.ids)) for row in prefix.rows
+    )
+    slots = Slots(network, prefixes, max_rows)
     with own_attention(network.body) as options:
         while waiting or slots.rows:
             free = max_rows - len(slots.rows)
             # several at once, because a pass over one short prompt costs nearly as much as one over eight
             if waiting and free >= min(len(waiting), max(1, max_rows // 8)):
                 slots.admit(waiting, rules)
-            drawn = draw(network.logits(slots.hidden), next_uniforms(slots.rows, network.device), rules.law)
+            drawn = draw(network.logits(slots.hidden), next_uniforms(slots.rows, network.device), rules.params)
             tokens = drawn[0]
             ended = rules.record(slots.rows, drawn)
             if ended:
@@ -300,22 +305,22 @@ def decode_in_slots(network: Network, stems: Sequence[Stem], rules: Rules, max_r
 
 
 # -- the choice
-def decode(network: Network, stems: Sequence[Stem], rules: Rules, max_rows: int) -> None:
-    """Completes the rows of all stems: in slots where the model can, else by the plain loop, and says so once.
+def decode(network: Network, prefixes: Sequence[Prefix], rules: Rules, max_rows: int) -> None:
+    """Completes the rows of all prefixes: in slots where the model can, else by the plain loop, and says so once.
 
-    A model meets the slots for the first time with two of its stems, whose greedy continuations are scored again. Texts
-    of a few tokens go through the plain loop.
+    A model meets the slots for the first time with two of its prefixes, whose greedy continuations are scored again.
+    Texts of a few tokens go through the plain loop.
     """
-    if max(len(stem.ids) + len(row.uniforms) for stem in stems for row in stem.rows) <= SHORT:
-        decode_plain(network, stems, rules, max_rows)
-    elif reason := _reason_against(network, stems):
+    if max(len(prefix.ids) + len(row.uniforms) for prefix in prefixes for row in prefix.rows) <= SHORT:
+        decode_plain(network, prefixes, rules, max_rows)
+    elif reason := _reason_against(network, prefixes):
         name = type(network.model.get_base_model() if hasattr(network.model, "peft_config") else network.model).__name__
         if (kind := f"{name} {_NUMBER.sub('#', reason)}") not in _said:
             _said.add(kind)
             log.warning("%s is sampled by the plain loop: %s", name, reason)
-        decode_plain(network, stems, rules, max_rows)
+        decode_plain(network, prefixes, rules, max_rows)
     else:
-        decode_in_slots(network, stems, rules, max_rows)
+        decode_in_slots(network, prefixes, rules, max_rows)
 
 
 _said: set[str] = set()
@@ -323,8 +328,8 @@ _NUMBER = re.compile(r"\d[\d.e+-]*")  # a reason is the same whatever its figure
 _verdicts: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # "" where slots and scoring agreed, else why not
 
 
-def _reason_against(network: Network, stems: Sequence[Stem]) -> str:
-    span = max(stem.start + len(row.uniforms) for stem in stems for row in stem.rows)
+def _reason_against(network: Network, prefixes: Sequence[Prefix]) -> str:
+    span = max(prefix.start + len(row.uniforms) for prefix in prefixes for row in prefix.rows)
     for layer in DynamicCache(config=network.config).layers:
         if isinstance(layer, DynamicSlidingWindowLayer) and type(layer).__mro__[1] is DynamicLayer:
             if layer.sliding_window < span:
@@ -332,18 +337,18 @@ def _reason_against(network: Network, stems: Sequence[Stem]) -> str:
         elif type(layer) is not DynamicLayer:
             return f"its cache has a {type(layer).__name__}"
     if network.body not in _verdicts:
-        _verdicts[network.body] = _verdict(network, stems)
+        _verdicts[network.body] = _verdict(network, prefixes)
     return _verdicts[network.body]
 
 
-def _verdict(network: Network, stems: Sequence[Stem]) -> str:
+def _verdict(network: Network, prefixes: Sequence[Prefix]) -> str:
     """Two short prompts, two greedy rows each: their log-probs from the slots against the padded route of `score`."""
     probes = []
-    for stem in sorted(stems, key=lambda stem: stem.start)[:2]:
-        rows = [Row(stem.rows[0].prompt, k, stem.rows[0].uniforms[:4]) for k in range(2)]
-        probes.append(Stem(stem.ids[: stem.start], stem.start, rows))
+    for prefix in sorted(prefixes, key=lambda prefix: prefix.start)[:2]:
+        rows = [Row(prefix.rows[0].prompt, k, prefix.rows[0].uniforms[:4]) for k in range(2)]
+        probes.append(Prefix(prefix.ids[: prefix.start], prefix.start, rows))
     try:
-        decode_in_slots(network, probes, Rules(Law(temperature=0.0)), max_rows=4)
+        decode_in_slots(network, probes, Rules(SamplingParams(temperature=0.0)), max_rows=4)
     except Unsupported as reason:
         return str(reason)
     scores = score(network.model, [Group(p.ids, [row.tokens for row in p.rows]) for p in probes], route="padded")

@@ -23,9 +23,8 @@ class Method:
     Attributes:
         name: key of the registry; also the file name of its module and its notebook.
         group: folder under `methods/` and `notebooks/` ("" for a study, which lives in `notebooks/` itself).
-        n_seeds: seeds that its specification asks for.
-        quick: what the quick set of `make reproduce` changes in `Config` at scale "tiny"; None keeps it out of that
-            set.
+        n_seeds: seeds that it is published with.
+        quick: whether `make reproduce` runs it: the set shows training, judging and ranking at the least cost.
         cost: time of `scale="tiny"` on two cores, for the reader's planning.
     """
 
@@ -35,12 +34,8 @@ class Method:
     paper: str
     tags: tuple[str, ...]
     n_seeds: int = 5
-    quick: dict[str, Any] | None = None
+    quick: bool = False
     cost: str = ""
-
-    @property
-    def in_quick_set(self) -> bool:
-        return self.quick is not None
 
     @property
     def module(self) -> str:
@@ -68,7 +63,6 @@ REGISTRY: dict[str, Method] = {
             "align",
             "arXiv 2401.01335",
             ("self-play", "demonstrations", "iterated"),
-            quick={"arms": ["spin", "sft", "long", "frozen", "shuffled", "fixed_point"]},
             cost="8 min",
         ),
         Method(
@@ -93,6 +87,7 @@ REGISTRY: dict[str, Method] = {
             "align",
             "arXiv 2305.18290",
             ("preferences", "baseline"),
+            quick=True,
             cost="2 min",
         ),
         Method(
@@ -182,7 +177,7 @@ REGISTRY: dict[str, Method] = {
             "arXiv 2502.01126",
             ("confidence", "ranking", "selective classification"),
             n_seeds=20,
-            quick={},
+            quick=True,
             cost="2 min",
         ),
         Method(
@@ -239,7 +234,7 @@ def find(names: Sequence[str]) -> list[Method]:
         ValueError: a name is neither; the known ones are listed.
     """
     if not names:
-        return [method for method in REGISTRY.values() if method.in_quick_set]
+        return [method for method in REGISTRY.values() if method.quick]
     found: dict[str, Method] = {}
     for name in names:
         matches = {key: m for key, m in REGISTRY.items() if name in (key, m.group or "studies", "all")}
@@ -253,16 +248,8 @@ def find(names: Sequence[str]) -> list[Method]:
 
 
 def default_seeds(method: Method, scale: str) -> list[int]:
-    """As many seeds as the specification asks; two at "smoke", where nothing is decided."""
+    """As many seeds as it is published with; two at "smoke", where nothing is decided."""
     return list(range(2 if scale == "smoke" else method.n_seeds))
-
-
-def overview() -> Any:
-    """Every method and study in one table."""
-    import pandas as pd
-
-    rows = [(m.name, m.title, m.paper, str(m.notebook), m.cost) for m in REGISTRY.values()]
-    return pd.DataFrame(rows, columns=["name", "title", "paper", "notebook", "cost (two cores)"])
 
 
 def __getattr__(name: str) -> Any:  # on first use: the driver needs numpy, the registry nothing

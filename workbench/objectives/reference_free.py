@@ -10,6 +10,9 @@ from torch.nn.functional import logsigmoid, relu
 from workbench.objectives.pairwise import Logged, PairValues, pair_rewards
 
 LOGO_LOSSES = ("sigmoid", "hinge")
+# facts of a loss, by the names of `dpo(loss_type=)` and of the functions here
+REFERENCE_FREE = ("simpo", "orpo")
+AVERAGED = ("ipo", *REFERENCE_FREE)  # takes log-probs per token, not their sums
 CERTAIN = -1e-7  # nats a token: above this the odds of a response cannot be told from infinite ones
 
 

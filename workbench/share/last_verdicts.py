@@ -47,8 +47,8 @@ class Verdicts:
         return shown
 
 
-def verdicts_of(name: str, root: Path, scoreboard: Path) -> list[Verdicts]:
-    """The newest finished run of each scale and setting, newest first, then what the scoreboard's file says."""
+def verdicts_of(name: str, root: Path, published: Path) -> list[Verdicts]:
+    """The newest finished run of each scale and setting, newest first, then what is published of it."""
     found: dict[str, Verdicts] = {}
     for _, folder, manifest in sorted(_finished(root / name), key=lambda item: item[0], reverse=True):
         what = _setting(folder, manifest)
@@ -56,12 +56,10 @@ def verdicts_of(name: str, root: Path, scoreboard: Path) -> list[Verdicts]:
             label = f"run here, {what}{_day(manifest.get('finished'))}"
             records = _valid(_json(folder / "claims.json"))
             found[what] = Verdicts(label, str(manifest.get("scale", "")), folder, records)
-    published = _json(scoreboard)
-    for entry in published if isinstance(published, list) else ():
-        if isinstance(entry, dict) and entry.get("system") == name:
-            what = f"{entry.get('scale')}, {_counted(entry.get('seeds'))}"
-            label = f"published, {what}{_day(entry.get('finished'))}"
-            found["published"] = Verdicts(label, str(entry.get("scale", "")), None, _valid(entry.get("claims")))
+    entry = _json(published / f"{name}.json")
+    if isinstance(entry, dict):
+        label = f"published, {entry.get('scale')}, {_counted(entry.get('seeds'))}{_day(entry.get('finished'))}"
+        found["published"] = Verdicts(label, str(entry.get("scale", "")), None, _valid(entry.get("claims")))
     return list(found.values())
 
 

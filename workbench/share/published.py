@@ -1,4 +1,4 @@
-"""What README shows: the newest finished tiny run of each system, written to one file, and the table made from it."""
+"""What README shows: the newest finished tiny run of each system, a file each, and the table made from them."""
 
 from __future__ import annotations
 
@@ -11,29 +11,53 @@ from typing import Any
 from workbench import methods, runs
 from workbench.share.scoreboard import VERDICTS, collect
 
+LIMIT = 1_000_000  # bytes of one system's file; larger results stay in the run folder
 
-def publish(scoreboard: Path, root: Path | None = None) -> list[str]:
-    """Writes the newest finished tiny run of each system, with default settings, to a JSON file for README.
 
-    Systems without such a run keep what the file says about them already.
+def entries(folder: Path) -> list[dict[str, Any]]:
+    """What is published of each system, in the order of the registry."""
+    paths = [folder / f"{name}.json" for name in methods.REGISTRY]
+    return [runs.read_json(path) for path in paths if path.is_file()]
+
+
+def publish(folder: Path, root: Path | None = None) -> list[str]:
+    """Writes the newest finished tiny run of each system, with default settings, to a file of its own: the results of
+    every seed and the claims that were judged from them.
+
+    Systems without such a run keep what is published of them already.
 
     Returns:
         One line for each system of the registry that was not written from a run.
     """
-    published = {entry["system"]: entry for entry in runs.read_json(scoreboard)} if scoreboard.is_file() else {}
     found = {}
     for run, manifest in reversed(collect((root or runs.default_root()).resolve())):  # the newest one stays
         if (manifest["scale"], manifest["status"]) == ("tiny", "done") and _is_default(manifest):
-            facts = {key: manifest[key] for key in ("system", "scale", "finished", "provenance")}
-            found[manifest["system"]] = {**facts, "seeds": manifest["parameters"]["seeds"], "claims": run.claims()}
-    merged = published | found
-    runs.write_json(scoreboard, [merged[name] for name in methods.REGISTRY if name in merged])
+            found[manifest["system"]] = (run, manifest)
+    for name, (run, manifest) in found.items():
+        facts = {key: manifest[key] for key in ("system", "scale", "finished", "provenance")}
+        seeds = manifest["parameters"]["seeds"]
+        stored = [run.folder / f"seed-{seed}" / "result.json" for seed in seeds]
+        whole = all(path.is_file() for path in stored) and sum(path.stat().st_size for path in stored) < LIMIT
+        results = {"results": [runs.read_json(path) for path in stored]} if stored and whole else {}
+        runs.write_json(folder / f"{name}.json", {**facts, "seeds": seeds, "claims": run.claims(), **results})
     return [
         f"{name}: no finished tiny run with default settings; "
-        + ("kept what was published" if name in published else "not in the table")
+        + ("kept what was published" if (folder / f"{name}.json").is_file() else "not in the table")
         for name in methods.REGISTRY
         if name not in found
     ]
+
+
+def judged(entry: Mapping[str, Any]) -> Any:
+    """The claims of a published system judged again from its published results, without training.
+
+    Raises:
+        ValueError: its results are not published, only what its claims measured.
+    """
+    if "results" not in entry:
+        raise ValueError(f"{entry['system']}: the file holds what its claims measured, not the results of its seeds")
+    experiment = methods.Experiment(entry["system"], scale=entry["scale"], seeds=entry["seeds"])
+    return experiment.claims(methods.Results(entry["results"]))
 
 
 def _is_default(manifest: Mapping[str, Any]) -> bool:
@@ -57,7 +81,7 @@ def readme_table(entries: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def update_readme(readme: Path, scoreboard: Path) -> bool:
+def update_readme(readme: Path, folder: Path) -> bool:
     """Puts the table of the published systems between README's `<!-- scoreboard -->` and `<!-- /scoreboard -->`.
 
     Returns:
@@ -65,10 +89,10 @@ def update_readme(readme: Path, scoreboard: Path) -> bool:
 
     Raises:
         ValueError: a marker is missing.
-        FileNotFoundError: there is no README, or nothing was published yet.
+        FileNotFoundError: there is no README.
     """
     text = readme.read_text(encoding="utf-8")
-    table = readme_table(runs.read_json(scoreboard))
+    table = readme_table(entries(folder))
     markers = re.compile(r"(<!-- scoreboard -->\n).*?(<!-- /scoreboard -->)", re.DOTALL)
     new, count = markers.subn(lambda match: f"{match[1]}{table}\n{match[2]}", text)
     if count != 1:

@@ -1,7 +1,7 @@
 """What leaves this machine: texts and notebooks without the folders of this machine and without keys.
 
-A folder is replaced by "…", what stands behind it stays: "…/workbench/training/loop.py". A key that an environment variable
-holds, or that looks like one, is replaced by a note.
+A folder is replaced by "…", what stands behind it stays: "…/workbench/training/loop.py". A key that an environment
+variable holds, or that looks like one, is replaced by a note.
 """
 
 from __future__ import annotations

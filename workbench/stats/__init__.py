@@ -1,1 +1,1 @@
-"""Numbers in, numbers out."""
+"""Numbers in, numbers out: no files, no configuration, no model."""

@@ -1,13 +1,17 @@
-"""Small samples compared by drawing again: bootstrap of a difference of means, and the exact sign-flip permutation.
+"""The bootstrap: draws with replacement, of rows or of whole clusters, and the percentile interval of what they give;
+and two small samples compared by it and by the exact sign-flip permutation.
 
 Sums are compared with a slack of 1e-9, so that rounding never decides which of two equal means is larger.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 SLACK = 1e-9
 _EXACT = 20  # pairs up to which all 2^n sign flips are counted
@@ -32,9 +36,28 @@ class GapTest(NamedTuple):
     p_permutation: float
 
 
-def draws(n: int, rounds: int, seed: int | list[int]) -> np.ndarray:
+def draws(n: int, rounds: int, seed: int | list[int] | np.random.Generator) -> np.ndarray:
     """Places [round, n], with replacement."""
     return np.random.default_rng(seed).integers(n, size=(rounds, n))
+
+
+def cluster_counts(cluster: Sequence[object], rounds: int, seed: int) -> np.ndarray:
+    """How often each row is drawn in each of `rounds` samples of whole clusters: [rounds, n]."""
+    _, member = np.unique(np.asarray(cluster), return_inverse=True)
+    n = int(member.max()) + 1
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=rounds)
+    return counts[:, member].astype(np.float64)
+
+
+def middle(resampled: ArrayLike, confidence: float = 0.95) -> tuple[Any, Any]:
+    """Percentile interval of numbers [rounds, ...], over the rounds in which they are defined (a round may have drawn a
+    single class); NaN where there is none."""
+    values = np.asarray(resampled, dtype=float)
+    values = np.where(np.isfinite(values), values, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # "All-NaN slice": that is what NaN says
+        low, high = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return low, high
 
 
 def gaps(general: np.ndarray, guided: np.ndarray, for_general: np.ndarray, for_guided: np.ndarray) -> np.ndarray:
@@ -86,7 +109,7 @@ def gap_test(
         )
     places = draws(len(one), rounds, [seed, 0])
     resampled = gaps(one, two, places, places if paired else draws(len(two), rounds, [seed, 1]))
-    low, high = np.percentile(resampled, (2.5, 97.5))
+    low, high = middle(resampled)
     permutation = sign_flip_p(two - one, seed=seed) if paired else float("nan")
     means = float(one.mean()), float(two.mean())
     return GapTest(bootstrap_p(resampled), *means, means[1] - means[0], float(low), float(high), permutation)

@@ -90,6 +90,29 @@ def latency(
     )
 
 
+def average_lagging(delays: Sequence[float], source_length: int, reference_length: int | None = None) -> float:
+    """AL of one sentence, in source words; see `latency` for the four metrics, their arguments and what is refused."""
+    return latency(delays, source_length, reference_length).AL
+
+
+def length_adaptive_average_lagging(
+    delays: Sequence[float], source_length: int, reference_length: int | None = None
+) -> float:
+    """LAAL of one sentence, in source words: AL that does not reward writing too much; see `latency`."""
+    return latency(delays, source_length, reference_length).LAAL
+
+
+def average_proportion(delays: Sequence[float], source_length: int, reference_length: int | None = None) -> float:
+    """AP of one sentence, a share: how much of the source was read on average when a word was written; see
+    `latency`."""
+    return latency(delays, source_length, reference_length).AP
+
+
+def differentiable_average_lagging(delays: Sequence[float], source_length: int) -> float:
+    """DAL of one sentence, in source words: every word costs at least S/H; needs no reference; see `latency`."""
+    return latency(delays, source_length).DAL
+
+
 def _lagging(delays: Sequence[float], source_length: int, target_length: int) -> float:
     if delays[0] > source_length:
         return float(delays[0])

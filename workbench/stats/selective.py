@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from workbench.stats.bootstrap import cluster_counts, middle
+
 THRESHOLDS = np.linspace(-0.05, 0.99, 50)  # the paper's
 DIGITS = 9
 
@@ -50,14 +52,6 @@ def _checked(h: ArrayLike, s: ArrayLike, ids: Sequence[object] | None) -> tuple[
             named = ", ".join(str(row if ids is None else ids[row]) for row in rows)
             raise ValueError(f"{what} in {wrong.sum()} rows: {named}; leave them out and count them, or mend them")
     return labels, scores.round(DIGITS)
-
-
-def cluster_draws(cluster: Sequence[object], rounds: int, seed: int) -> np.ndarray:
-    """How often each row is drawn in each of `rounds` bootstrap samples of whole clusters: [rounds, n]."""
-    _, member = np.unique(np.asarray(cluster), return_inverse=True)
-    n = int(member.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=rounds)
-    return drawn[:, member].astype(np.float64)
 
 
 def roc(h: ArrayLike, s: ArrayLike, *, ids: Sequence[object] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +102,7 @@ def roc_ci(
     if math.isnan(value):
         warnings.warn(f"AUROC is undefined: all {len(np.asarray(h))} labels are the same", stacklevel=2)
         return Interval(math.nan, math.nan, math.nan)
-    return Interval(value, *_percentiles(auroc(h, s, cluster_draws(cluster, rounds, seed))))
+    return Interval(value, *middle(auroc(h, s, cluster_counts(cluster, rounds, seed))))
 
 
 def gains_ci(
@@ -122,15 +116,15 @@ def gains_ci(
 ) -> dict[tuple[str, str], Interval]:
     """AUROC of the first score minus that of the second, for each pair of names; every round draws the same rows for
     both."""
-    draws = cluster_draws(cluster, rounds, seed)
+    draws = cluster_counts(cluster, rounds, seed)
     every = {name: (float(auroc(h, scores[name])[0]), auroc(h, scores[name], draws)) for pair in pairs for name in pair}
-    return {(a, b): Interval(every[a][0] - every[b][0], *_percentiles(every[a][1] - every[b][1])) for a, b in pairs}
+    return {(a, b): Interval(every[a][0] - every[b][0], *middle(every[a][1] - every[b][1])) for a, b in pairs}
 
 
 def mean_ci(values: ArrayLike, cluster: Sequence[object], *, rounds: int = 1_000, seed: int = 0) -> Interval:
     """Mean of a column (the share of invented rows, say) and its interval over clusters."""
-    draws, column = cluster_draws(cluster, rounds, seed), np.asarray(values, dtype=np.float64)
-    return Interval(float(column.mean()), *_percentiles(draws @ column / draws.sum(1)))
+    draws, column = cluster_counts(cluster, rounds, seed), np.asarray(values, dtype=np.float64)
+    return Interval(float(column.mean()), *middle(draws @ column / draws.sum(1)))
 
 
 def fdr_curve(
@@ -168,7 +162,8 @@ def fdr_at(
     for i in range(len(weights)):
         some = size[i] > 0
         n, invented = (np.concatenate([[0.0], np.cumsum(part[i][some])]) for part in (size, hit))
-        # straight lines inside a tie are its expectation; the smallest request still keeps a part of the top group
+        # Within equal scores the order is random, so the expected count is linear in between. At least 1e-9 is kept, so
+        # that the smallest coverage is the rate among the highest scores and not 0/0.
         rows = np.maximum(wanted * n[-1], 1e-9)
         found[i] = np.interp(rows, n, invented) / rows
     return found
@@ -182,10 +177,3 @@ def fleiss_kappa(ratings: ArrayLike) -> float:
     observed = float(np.mean(((counts**2).sum(1) - raters) / (raters * (raters - 1))))
     by_chance = float(((counts.sum(0) / counts.sum()) ** 2).sum())
     return (observed - by_chance) / (1 - by_chance) if by_chance < 1 else math.nan
-
-
-def _percentiles(rounds: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of the rounds that are defined (one may have drawn a single class)."""
-    rounds = rounds[np.isfinite(rounds)]
-    low, high = np.percentile(rounds, [2.5, 97.5]) if len(rounds) else (math.nan, math.nan)
-    return float(low), float(high)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from rapidfuzz.distance import LCSseq, Levenshtein
 
 Match = Literal["exact", "near-exact", "no"]
-# Thresholds of a near-exact match; the specification's.
+# Thresholds of a near-exact match; ours.
 NEAR_RECALL, NEAR_EDIT = 0.9, 0.85
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 

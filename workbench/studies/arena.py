@@ -3,8 +3,8 @@
 The world is the any-order sum, which serves every kind of method: demonstrations, pairs, a judge, a reward, steps that
 can be checked. All start from the same weights, get the same number of optimiser steps and about the same number of
 generated tokens (pairs that a task hands over cost what their drawing cost). Each is trained at every learning rate of
-`rates`; the one with the best greedy accuracy on validation problems is measured, on test problems. The other rates are
-not counted in the price, because all had them.
+`learning_rates`; the one with the best greedy accuracy on validation problems is measured, on test problems. The other
+rates are not counted in the price, because all had them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pandas as pd
 
 from workbench.claims import Claims, interval
 from workbench.config import Field, Presets, listed, strict
-from workbench.kernels import metered, sample
+from workbench.kernels import count_cost, sample
 from workbench.methods.align.dno import method as dno
 from workbench.methods.align.dpo import method as dpo
 from workbench.methods.align.dr_po import method as dr_po
@@ -31,6 +31,7 @@ from workbench.methods.align.sphere import method as sphere
 from workbench.methods.align.spin import method as spin
 from workbench.methods.align.sppo import method as sppo
 from workbench.methods.align.step_dpo import method as step_dpo
+from workbench.methods.experiment import run_arm
 from workbench.models import Policy
 from workbench.ranking import bradley_terry
 from workbench.runs.run import Run
@@ -49,7 +50,7 @@ class Config(Presets):
     # optimiser steps; a multiple of 40, so that every number of rounds divides it
     steps: int = Field(default=40, ge=40)
     batch_size: int = Field(default=32, ge=8)  # pairs or demonstrations a step
-    rates: list[float] = listed(3e-5, 2e-4)  # learning rates that every competitor gets
+    learning_rates: list[float] = listed(3e-5, 2e-4)  # learning rates that every competitor gets
     test_size: int = Field(default=300, ge=20)  # test problems, and as many for validation
     arms: list[str] = listed()  # see COMPETITORS; [] takes all
     world: dict[str, int] = Field(default_factory=dict)  # settings of the embedded world, see AnyOrderSum
@@ -59,7 +60,7 @@ class Config(Presets):
             "responses": 320,
             "steps": 40,
             "batch_size": 8,
-            "rates": [2e-4],
+            "learning_rates": [2e-4],
             "test_size": 30,
             "world": SMALL_WORLD,
             "arms": ["spin", "dpo", "simpo", "dpo_shuffled", "sppo", "dno", "step_dpo", "sphere", "dr_po"],
@@ -175,7 +176,7 @@ def _online(config: Config, rate: float, *, updates: int = 0, responses: int = 0
         "minibatch_size": size // 2,
         "inner_epochs": 4,
         "learning_rate": rate,
-        "critic_rate": 3.0,
+        "critic_lr_ratio": 3.0,
         "test_size": 50,
         "evaluations": 1,
         "ppo_checkpoint_every": 0,
@@ -232,10 +233,10 @@ def _in_stages(config: Config, rate: float) -> dict[str, Any]:
     return {
         "dpo_steps": config.steps - 16,
         "dpo_batch_size": config.batch_size,
-        "dpo_rate": rate,
+        "dpo_learning_rate": rate,
         "dpo_beta": 0.1,
         "n_pairs": 0,
-        "reward_rate": 1e-3,
+        "reward_learning_rate": 1e-3,
         "reward_epochs": 8,
         "folds": 2,
         **_online(config, rate, updates=2, responses=config.responses // 2),
@@ -301,16 +302,7 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
 
 
 # ------------------------------------------------------------------------------------------------------------ the runs
-def run(task: AnyOrderSum, config: Config, seed: int, run: Run) -> dict[str, Any]:
-    """All competitors of one seed. Returns `{"arms": {name: [the start, the end]}}`."""
-    return {"arms": {arm: run_arm(task, config, arm, seed, run) for arm in config.arms}}
-
-
-def run_arm(task: AnyOrderSum, config: Config, arm: str, seed: int, run: Run) -> list[dict[str, float]]:
-    return run.cached(f"arm-{arm}", lambda: compete(task, config, arm, seed, run.child(arm)))
-
-
-def compete(task: AnyOrderSum, config: Config, arm: str, seed: int, run: Run) -> list[dict[str, float]]:
+def train_arm(task: AnyOrderSum, config: Config, arm: str, seed: int, run: Run) -> list[dict[str, float]]:
     """Trains one competitor at every rate and measures the one that is best on the validation problems."""
     competitor = COMPETITORS[arm]
     task = replace(task, n_problems=competitor.problems(config))
@@ -321,7 +313,9 @@ def compete(task: AnyOrderSum, config: Config, arm: str, seed: int, run: Run) ->
         given = task.n_problems * np.mean(
             [_length(row["chosen"]) + _length(row["rejected"]) for row in task.preferences("train", seed)]
         )
-    tried = [attempt(task, competitor, config, rate, seed, run.child(f"rate-{rate:g}")) for rate in config.rates]
+    tried = [
+        attempt(task, competitor, config, rate, seed, run.child(f"rate-{rate:g}")) for rate in config.learning_rates
+    ]
     best = max(tried, key=lambda found: found["validation"])
     folder = run.child(f"rate-{best['rate']:g}").folder
     load_weights(policy.model, last_weights(folder))
@@ -348,8 +342,8 @@ def attempt(
         )  # a killed attempt starts over: its meter must see all of it
         settings = competitor.module.Config.at("tiny", arms=[competitor.arm], **competitor.settings(config, rate))
         began = time.process_time()
-        with metered() as spent:
-            start, *_, end = competitor.module.run_arm(task, settings, competitor.arm, seed, run.child("run"))
+        with count_cost() as spent:
+            start, *_, end = run_arm(competitor.module, task, settings, competitor.arm, seed, run.child("run"))
         return {
             "rate": rate,
             "validation": end["validation"],

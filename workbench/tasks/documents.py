@@ -55,11 +55,10 @@ def content_words(text: str) -> set[str]:
     """Words that carry content, without case and simple endings; names and numbers among them.
 
     The official code takes lemmas of nouns and verbs and named entities from spaCy's en_core_web_lg. This light
-    extractor
-    has no model: it drops function words and cuts endings, so a few unrelated words meet and irregular forms do not.
-    Pass another function where that matters.
+    extractor has no model: it drops function words and cuts endings, so a few unrelated words meet and irregular forms
+    do not. Pass another function where that matters.
     """
-    found = set()
+    words = set()
     for word in re.findall(r"\w+", text.lower()):
         if word in STOP_WORDS:
             continue
@@ -67,8 +66,8 @@ def content_words(text: str) -> set[str]:
             if word.endswith(suffix) and len(word) - len(suffix) >= 3:
                 word = word[: -len(suffix)]
                 break
-        found.add(word)
-    return found
+        words.add(word)
+    return words
 
 
 def overlaps(
@@ -94,7 +93,7 @@ def keep_best(scores: Sequence[int], n: int, minimum: int) -> list[int] | None:
 def ablated(chunks: Sequence[str], best: Sequence[int]) -> list[list[str]]:
     """Three contexts from the kept chunks (best first): all, the better half, the worse half; in document order."""
     half = len(best) // 2
-    return [[chunks[i] for i in sorted(part)] for part in (best, best[:half], best[half:])]
+    return [[chunks[i] for i in sorted(kept)] for kept in (best, best[:half], best[half:])]
 
 
 # ------------------------------------------------------------------------------------------------------------- tokens
@@ -120,7 +119,7 @@ def prompt_ids(policy: Policy, chunks: Sequence[str], question: str) -> list[int
 
 
 def next_question(policy: Policy, question: str) -> list[int]:
-    """Token ids between an answer, its end token included, and the next answer: the next turn of a conversation."""
+    """Token ids between an answer with its turn-end token and the next answer: the next turn of a conversation."""
     if not getattr(policy.tokenizer, "chat_template", None):
         return policy.encode_part(f"\n{question}")
     turns = [("user", _MARK), ("assistant", _SECOND), ("user", _THIRD)]
@@ -181,13 +180,13 @@ class TextDocuments(TextTask):
             if is_text:
                 rows = [{**row, "chunks": self._chunks(row["text"], i)} for i, row in enumerate(rows)]
             is_documents = is_text or "chunks" in rows[0]
-            found = [_document(row, i) for i, row in enumerate(rows)] if is_documents else self._packed(rows)
-            if len(found) <= self.test_size:
+            documents = [_document(row, i) for i, row in enumerate(rows)] if is_documents else self._packed(rows)
+            if len(documents) <= self.test_size:
                 raise ValueError(
-                    f"{self.dataset} gives {len(found)} documents, of which test_size={self.test_size} are held out:"
-                    " none is left to train on; give more rows, or lower test_size or pack"
+                    f"{self.dataset} gives {len(documents)} documents, of which test_size={self.test_size} are held"
+                    " out: none is left to train on; give more rows, or lower test_size or pack"
                 )
-            self._documents |= {"test": found[: self.test_size], "train": found[self.test_size :]}
+            self._documents |= {"test": documents[: self.test_size], "train": documents[self.test_size :]}
         rows = self._documents[split]
         return rows[: self.train_size or None] if split == "train" else rows
 
@@ -209,53 +208,51 @@ class TextDocuments(TextTask):
 
     def _packed(self, rows: Sequence[Row]) -> list[Row]:
         problems = data.as_demonstrations(rows)
-        rng, found = np.random.default_rng(0), []
+        rng, documents = np.random.default_rng(0), []
         for first in range(0, len(problems) - self.pack + 1, self.pack):
-            part = problems[first : first + self.pack]
+            packed = problems[first : first + self.pack]
             asked = sorted(rng.permutation(self.pack)[: self.turns].tolist())
-            found.append(
+            documents.append(
                 {
-                    "chunks": [f"{problem['prompt']}\n{problem['completion']}\n\n" for problem in part],
-                    "questions": [part[i]["prompt"] for i in asked],
-                    "answers": [part[i]["completion"] for i in asked],
+                    "chunks": [f"{problem['prompt']}\n{problem['completion']}\n\n" for problem in packed],
+                    "questions": [packed[i]["prompt"] for i in asked],
+                    "answers": [packed[i]["completion"] for i in asked],
                     "chunk_of": asked,
                 }
             )
-        return found
+        return documents
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
         """Negative log-likelihood a token of the reference answers to held-out questions, nats: `long_nll` behind the
         whole document, `short_nll` behind the chunk that the question is about; `quality` is minus the former. Where no
-        document
-        has a question: of the last chunk, behind all others or behind the one before it."""
-        found = {}
+        document has a question: of the last chunk, behind all others or behind the one before it."""
+        numbers = {}
         for name in ("long_nll", "short_nll"):
-            groups = []
+            whole, groups = name == "long_nll", []
             for row in self.documents("test", seed):
                 if not row["questions"]:
                     before, parts, _ = prompt_parts(policy, row["chunks"], "?")
-                    context = parts[:-1] if name == "long_nll" else parts[-2:-1]
-                    groups.append(policy.group([*before, *chain(*context)], [parts[-1]], max_length=self.max_length))
+                    context = chain(*(parts[:-1] if whole else parts[-2:-1]))
+                    groups.append(policy.group([*before, *context], [parts[-1]], max_length=self.max_length))
                 for question, answer, place in zip(row["questions"], row["answers"], row["chunk_of"], strict=True):
-                    chunks = row["chunks"] if name == "long_nll" else [row["chunks"][place]]
-                    groups.append(
-                        policy.group(prompt_ids(policy, chunks, question), [answer], max_length=self.max_length)
-                    )
-            found[name] = -float(reference_logps(policy, groups).sum() / sum(len(g.responses_ids[0]) for g in groups))
-        return {"quality": -found["long_nll"], **found}
+                    ids = prompt_ids(policy, row["chunks"] if whole else [row["chunks"][place]], question)
+                    groups.append(policy.group(ids, [answer], max_length=self.max_length))
+            numbers[name] = -float(reference_logps(policy, groups).sum() / sum(len(g.responses_ids[0]) for g in groups))
+        return {"quality": -numbers["long_nll"], **numbers}
 
 
 def _document(row: Row, index: int) -> Row:
     """A row of documents with plural columns; every text is there and says something."""
-    found: dict[str, Any] = dict(row)
+    document: dict[str, Any] = dict(row)
     is_bare = not {"question", "questions", "chosen", "answer", "answers"} & set(row)
     for many, one in (("questions", "question"), ("answers", "answer")):
-        if many not in found:
-            found[many] = [found[one]] if found.get(one) is not None else found.get("chosen") and [found["chosen"]]
+        if many not in document:
+            alone, chosen = document.get(one), document.get("chosen")
+            document[many] = [alone] if alone is not None else chosen and [chosen]
     if is_bare:
-        found |= {"questions": [], "answers": [], "chunk_of": []}
+        document |= {"questions": [], "answers": [], "chunk_of": []}
     for column in ("chunks",) if is_bare else ("chunks", "questions", "answers"):
-        texts = found.get(column)
+        texts = document.get(column)
         if not isinstance(texts, list) or not texts:
             raise ValueError(f"row {index}: column {column!r} must be a list of texts with at least one; got {texts!r}")
         for number, text in enumerate(texts):
@@ -264,10 +261,10 @@ def _document(row: Row, index: int) -> Row:
                     f"row {index}, column {column!r}, number {number}: a text is needed; got {text!r}; mend or remove"
                     " the row"
                 )
-    if len(found["questions"]) != len(found["answers"]):
-        raise ValueError(f"row {index}: {len(found['questions'])} questions but {len(found['answers'])} answers")
-    found["chunks"] = [chunk if chunk[-1].isspace() else chunk + "\n\n" for chunk in found["chunks"]]
-    if "chunk_of" not in found:
-        pairs = zip(found["questions"], found["answers"], strict=True)
-        found["chunk_of"] = [int(np.argmax(overlaps(found["chunks"], q, a))) for q, a in pairs]
-    return found
+    if len(document["questions"]) != len(document["answers"]):
+        raise ValueError(f"row {index}: {len(document['questions'])} questions but {len(document['answers'])} answers")
+    document["chunks"] = [chunk if chunk[-1].isspace() else chunk + "\n\n" for chunk in document["chunks"]]
+    if "chunk_of" not in document:
+        pairs = zip(document["questions"], document["answers"], strict=True)
+        document["chunk_of"] = [int(np.argmax(overlaps(document["chunks"], q, a))) for q, a in pairs]
+    return document

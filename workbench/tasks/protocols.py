@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from workbench.data import Row
-from workbench.models import Policy
-from workbench.tasks.reasoning.solution_steps import StepVerifier
+
+if TYPE_CHECKING:  # systems that ask a model of words only do without torch
+    from workbench.models import Policy
+    from workbench.tasks.reasoning.solution_steps import StepVerifier
 
 
 class DemonstrationTask(Protocol):
@@ -71,13 +73,15 @@ class RewardedTask(Protocol):
 class ReasoningTask(Protocol):
     """Policies to align on problems whose solutions are written step by step and whose steps can be checked.
 
-    Optional, asked for by `hasattr`: `opening` (text that every solution begins with), `correction(prompt, wrong)` (the
-    prompt that asks for another try), `outside(step)` (a step as another writer would put it).
+    `opening` is text that every solution begins with, `delimiters` end a step. A world may have `outside(step)`, a step
+    as another writer would put it.
     """
 
     name: str
     max_new_tokens: int
     verifier: StepVerifier
+    opening: str
+    delimiters: tuple[str, ...]
 
     def problems(self, split: str, seed: int) -> list[Row]:
         """Rows with `prompt` and `answer`; `split` is "train", "validation" or "test"."""
@@ -89,14 +93,22 @@ class ReasoningTask(Protocol):
         """A smaller model of the same family."""
         ...
 
+    def correction(self, prompt: str, wrong: str) -> str:
+        """The prompt that asks for another try behind a wrong one."""
+        ...
+
+    def band(self, prompt: str) -> str:
+        """How hard a problem is, in a word."""
+        ...
+
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]: ...
 
 
 class JudgedTask(Protocol):
     """Policies to align by a judge that compares two responses; its preferences may go round in a circle.
 
-    A task may also have `teacher(prompts, seed)`, one strong answer a prompt (None where there is none), and
-    `rate(prompts, candidates)`, whole numbers 0 to 6 for all candidates of a prompt side by side (None where unread).
+    A task may also have `rate(prompts, candidates)`, whole numbers 0 to 6 for all candidates of a prompt side by side
+    (None where unread).
     """
 
     name: str
@@ -112,14 +124,19 @@ class JudgedTask(Protocol):
         """P(a is better than b) for each row, in [0, 1]; NaN where the judge gave no readable answer."""
         ...
 
+    def teacher(self, prompts: Sequence, seed: int) -> Sequence[str | None]:
+        """One strong answer a prompt; None where there is none."""
+        ...
+
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]: ...
 
 
 class RankingTask(Protocol):
-    """Policies to align from lists of two or more scored responses."""
+    """Policies to align from lists of two or more scored responses. `hints` ask for a bad and for a good one."""
 
     name: str
     max_new_tokens: int
+    hints: Any
 
     def start(self, seed: int) -> Policy: ...
 
@@ -141,12 +158,7 @@ class RankingTask(Protocol):
 
 
 class DocumentTask(Protocol):
-    """Policies to align on documents with questions, whose reference answers serve measurements and chunk scores alone.
-
-    Optional, asked for by `hasattr`: `evidence(row, rng)` (three contexts: all that a question needs, a part, nothing),
-    `misaligned(seed)` (a start that finds and does not tell), `needles(policy)` (accuracy by length and depth),
-    `longer(n)` (the task with documents of another length).
-    """
+    """Policies to align on documents with questions; reference answers serve measurements and chunk scores alone."""
 
     name: str
     max_new_tokens: int
@@ -158,19 +170,39 @@ class DocumentTask(Protocol):
         for each question in which chunk its answer stands."""
         ...
 
+    def longer(self, n: int, /) -> Any:
+        """The task with documents of another length."""
+        ...
+
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class PlantedDocuments(Protocol):
+    """Documents whose truth is known, with a start that finds the answer and does not tell it."""
+
+    def evidence(self, row: Row, rng: np.random.Generator) -> list[list[str]]:
+        """Three contexts for a row's first question: all that it needs, a part of it, nothing of it."""
+        ...
+
+    def misaligned(self, seed: int) -> Policy: ...
+
+    def needles(self, policy: Policy) -> Any:
+        """Table of answers by length of the document and depth of the answer: `length`, `depth`, `right`."""
+        ...
 
 
 class FollowUpTask(Protocol):
     """Policies to align by what a user would say next.
 
-    Optional, asked for by `hasattr`: `follow_ups` (phrases by dimension and polarity), `pose` (what asks for a
-    question), `feedback(seed, shuffled=False)` (rows with `prompt`, `response` and `feedback` in words), `deaf(seed)`
-    (the start, had what users say been independent of the response), `score(prompts, responses)` (the truth).
+    `follow_ups` are phrases by dimension and polarity; `pose` is what asks for a question.
     """
 
     name: str
+    device: str
     max_new_tokens: int
+    follow_ups: Any
+    pose: Any
 
     def start(self, seed: int) -> Policy: ...
 
@@ -180,7 +212,21 @@ class FollowUpTask(Protocol):
         """Pairs with known order, to test a reward on."""
         ...
 
+    def feedback(self, seed: int, *, shuffled: bool = False) -> list[Row]:
+        """Rows with `prompt`, `response` and `feedback` in words; shuffled, the feedback belongs to another row."""
+        ...
+
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class DeafTask(Protocol):
+    """A planted task with follow-ups: its truth is known, and what its start learns with what users say made
+    independent of the response."""
+
+    def deaf(self, seed: int) -> Policy: ...
+
+    def score(self, prompts: Sequence, responses: Sequence[str]) -> np.ndarray: ...
 
 
 @runtime_checkable
@@ -232,11 +278,7 @@ class TranslationTask(Protocol):
 
 
 class EvidenceTask(Protocol):
-    """Policies to align on responses to a prompt about evidence, which is a sequence of frames of any kind.
-
-    Optional, asked for by `hasattr`: `truth(evidence, prompt)`, the oracle's response to any evidence;
-    `untrained(seed)`, a model of the start's class that knows nothing.
-    """
+    """Policies to align on responses to a prompt about evidence, which is a sequence of frames of any kind."""
 
     name: str
     blank: Any
@@ -256,3 +298,20 @@ class EvidenceTask(Protocol):
         ...
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class PlantedEvidence(Protocol):
+    """A planted task with evidence: its truth is known."""
+
+    def truth(self, evidence: Sequence, prompt: str) -> str:
+        """The oracle's response to any evidence."""
+        ...
+
+    def untrained(self, seed: int) -> Policy:
+        """A model of the start's class that knows nothing."""
+        ...
+
+    def grounded(self, seed: int) -> float:
+        """How well the start saw before it got its habit, a share of right answers."""
+        ...

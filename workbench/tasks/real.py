@@ -6,15 +6,16 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from workbench import data
 from workbench.data import Row
 from workbench.feedback.judges import RealJudge, open_judge
-from workbench.models import Policy
-from workbench.training.reference import reference_logps
+
+if TYPE_CHECKING:  # torch loads with the first weights, not before
+    from workbench.models import Policy
 
 
 def open_task(
@@ -80,6 +81,8 @@ class RealRows:
         return cls(**shared | changes | {"dataset": dataset, "model": model, "device": device})
 
     def start(self, seed: int) -> Policy:
+        from workbench.models import Policy
+
         dtype = "auto" if self.lora else "float32"
         return Policy.load(self.model, device=self.device, dtype=dtype, precision=self.precision, lora=self.lora)
 
@@ -176,6 +179,8 @@ class TextTask(RealRows):
         """
         if self.judge:
             return self._judged(policy, seed)
+        from workbench.training.reference import reference_logps
+
         answer = "completion" if self.kind == "demonstration" else "chosen"
         rows = self.part("test", seed)
         groups = [policy.group(row["prompt"], [row[answer]], max_length=self.max_length) for row in rows]

@@ -1,7 +1,7 @@
 """Weights move: the loop, its steps and rounds, rows of pairs, the reference, rewards."""
 
 from workbench.training.loop import TrainConfig, train
-from workbench.training.reference import PairRow, reference_logps
+from workbench.training.reference import PairRow, pair_rows, reference_logps
 from workbench.training.rounds import Round, check_start, iterate
 from workbench.training.steps import (
     Step,
@@ -20,6 +20,7 @@ __all__ = [
     "check_start",
     "iterate",
     "pair_numbers",
+    "pair_rows",
     "preference_step",
     "reference_logps",
     "supervised_step",

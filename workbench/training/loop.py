@@ -18,8 +18,8 @@ import torch
 
 from workbench import runs
 from workbench.config import Field, strict
-from workbench.kernels.batching import cut, held_at_once, n_tokens
-from workbench.kernels.meter import spend, unmetered
+from workbench.kernels.batching import microbatches, n_tokens, tokens_per_microbatch
+from workbench.kernels.meter import add_cost, without_cost
 from workbench.kernels.scoring import NanScore
 from workbench.models import Policy
 from workbench.training import distributed
@@ -142,11 +142,11 @@ def _loop(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        spend(optimizer_steps=1, trained_tokens=sum(sizes[i] for i in batch))
+        add_cost(optimizer_steps=1, trained_tokens=sum(sizes[i] for i in batch))
         if run and is_first:
             run.log({"step": number, **tag, **means, "learning_rate": rate, "grad_norm": norm})
         if watch:
-            with unmetered():
+            with without_cost():
                 watch(policy, number + 1)
         if checkpoint and (number + 1) % config.checkpoint_every == 0 and number + 1 < n_steps:
             checkpoint.store(number + 1)
@@ -171,11 +171,11 @@ def _backward(
     """
     world, rank = distributed.world(), distributed.rank()
     denominator = getattr(step, "denominator", len)([rows[i] for i in batch])
-    max_tokens = config.micro_batch_tokens or held_at_once(policy.device)
+    max_tokens = config.micro_batch_tokens or tokens_per_microbatch(policy.device)
     held = {"max_tokens": max_tokens * world, "max_rows": config.micro_batch_size * world}
     names: list[str] = []
     sums, seen = torch.zeros((), device=policy.device), []
-    for part in cut(batch, sizes, **held, at_least=world):
+    for part in microbatches(batch, sizes, **held, at_least=world):
         # a process without a row of this part repeats the first one with weight 0: all must meet in the collectives
         mine = part[rank::world]
         try:

@@ -4,10 +4,10 @@ A response may begin with a given prefix (a *reset*): its tokens count for rewar
 policy did not choose them and gets no gradient from them.
 
 Where this differs from Cornell-RL/drpo (src/tldr/drpo.py), and why:
-- generation stops at the end token, and what would come behind it has no part in KL, whitening, advantages or losses
-  (there, generation goes on to the full length and those tokens count like all others). With a mask behind the end
+- generation stops at the EOS token, and what would come behind it has no part in KL, whitening, advantages or losses
+  (there, generation goes on to the full length and those tokens count like all others). With a mask behind the EOS
   token both are the same computation;
-- an end token in the very last position is an end (there, it counts as missing);
+- an EOS token in the very last position is an end (there, it counts as missing);
 - policy and critic may have learning rates of their own; policy, reference and critic are scored in whole batches of
   like length, gradients are accumulated where a minibatch is larger than what is held at once.
 
@@ -28,14 +28,15 @@ import torch
 from torch import Tensor, nn
 
 from workbench import objectives
-from workbench.config import Field, strict
-from workbench.kernels import Group, sample, score, unmetered
-from workbench.kernels.batching import cut, held_at_once, n_tokens
-from workbench.kernels.meter import spend
+from workbench.config import Field, Presets, Sampling, Training, strict
+from workbench.kernels import Group, sample, score, without_cost
+from workbench.kernels.batching import microbatches, n_tokens, tokens_per_microbatch
+from workbench.kernels.meter import add_cost
 from workbench.models import Policy
 from workbench.runs.run import Run
 from workbench.training import distributed
 from workbench.training.checkpoints import Checkpoint, load_weights, save_weights
+from workbench.training.loop import TrainConfig
 from workbench.training.reference import reference_logps
 from workbench.training.reward_model import RewardModel
 
@@ -45,15 +46,21 @@ Reward = Callable[[Sequence[Any], Sequence[list[int]], Sequence[str]], np.ndarra
 
 
 @strict
-class PPOConfig:
-    """Defaults are those of Chang et al. 2024 (table 5) and its code, where both agree."""
+class PPOConfig(Training, Sampling, Presets):
+    """What every system with a PPO stage has. Defaults are those of Chang et al. 2024 (table 5) and its code, where
+    both agree.
+
+    Of `Training`, PPO itself takes the learning rate, the batch size, the schedule and what is held at once; epochs,
+    steps and warm-up are those of what a system trains without rollouts (baselines, a stage of DPO), see `supervised`.
+    """
 
     updates: int = Field(default=200, ge=1)  # ours; the script says 1,000,000 episodes, the paper one epoch
     batch_size: int = Field(default=512, ge=1)  # prompts an update, one response each
     inner_epochs: int = Field(default=4, ge=1)  # over the responses of an update
     minibatch_size: int = Field(default=0, ge=0)  # responses an optimiser step; 0: all of the update (1 minibatch)
     learning_rate: float = Field(default=3e-6, gt=0)  # of the policy, at the start
-    critic_rate: float = Field(default=1.0, gt=0)  # the critic's learning rate as a multiple of the policy's
+    critic_lr_ratio: float = Field(default=1.0, gt=0)  # the critic's learning rate over the policy's
+    optimizer: Literal["adamw"] = "adamw"  # epsilon 1e-5 in PPO
     schedule: Literal["linear", "constant"] = "linear"  # over the updates, down to 0
     kl_coef: float = Field(default=0.05, ge=0)  # per-token penalty, reward a nat
     gamma: float = Field(default=1.0, ge=0, le=1)
@@ -62,16 +69,16 @@ class PPOConfig:
     cliprange_value: float = Field(default=0.2, gt=0)
     vf_coef: float = Field(default=0.1, ge=0)
     whiten_rewards: bool = True
-    temperature: float = Field(
-        default=0.7, gt=0
-    )  # of the rollouts and of every log-prob; the script's (the paper's table: 0.1)
+    temperature: float = Field(default=0.7, gt=0)  # of rollouts and of every log-prob; script's (paper's table: 0.1)
+    top_p: float = Field(default=1.0, ge=1, le=1)  # ratios are of the whole distribution: nothing may be cut off it
     max_new_tokens: int = Field(default=53, ge=2)  # length of a response, prefix included
-    missing_end_score: float = -1.0  # the score of a response without an end token
+    missing_end_score: float = -1.0  # the score of a response without an EOS token
     max_grad_norm: float = Field(default=0.0, ge=0)  # 0: no clipping, as in the official code
     evaluations: int = Field(default=1, ge=1)  # after the start, evenly spaced over the updates
     ppo_checkpoint_every: int = Field(default=10, ge=0)  # updates; 0: none
 
     def __post_init__(self):
+        super().__post_init__()
         smallest = min(self.batch_size, self.minibatch_size or self.batch_size)
         if self.whiten_rewards and smallest < 8:
             raise ValueError(
@@ -80,6 +87,10 @@ class PPOConfig:
             )
         if self.minibatch_size > self.batch_size:
             raise ValueError(f"minibatch_size={self.minibatch_size} is more than batch_size={self.batch_size}")
+
+    def supervised(self, **changes: Any) -> TrainConfig:
+        """How a stage without rollouts is trained: linear schedule, clipped gradient."""
+        return TrainConfig.of(self, **{"schedule": "linear", "max_grad_norm": 1.0, **changes})
 
 
 class Batch(NamedTuple):
@@ -134,7 +145,7 @@ def optimise(
         reference: what the KL penalty is measured from; None is the policy with its adapter off. It must be the
             policy's start, as in every method here.
         make_batch: prompts and prefixes of an update, from its number alone.
-        reward: scores of responses; those without an end token get `missing_end_score` whatever it says.
+        reward: scores of responses; those without an EOS token get `missing_end_score` whatever it says.
         evaluate: numbers of the policy after so many updates.
 
     Raises:
@@ -160,7 +171,7 @@ def optimise(
         run.rewind_metrics(first)
 
     def measured(update: int) -> dict[str, float]:
-        with unmetered():
+        with without_cost():
             return evaluate(policy, update)
 
     for update in range(first, config.updates):
@@ -203,7 +214,7 @@ def roll_out(
     if full := [i for i, prefix in enumerate(batch.prefixes) if len(prefix) >= length]:
         raise ValueError(f"the prefixes of rows {full[:10]} have {length} tokens or more: nothing is left to generate")
     prompts = [policy.encode_prompt(prompt, room=2 * length) for prompt in batch.prompts]
-    drawn = sample(
+    responses = sample(
         policy,
         prompts,
         prefix=batch.prefixes,
@@ -211,7 +222,7 @@ def roll_out(
         temperature=config.temperature,
         seed=seed,
     )
-    ids = [tokens[0] for tokens in drawn.tokens]
+    ids = [tokens[0] for tokens in responses.tokens]
     groups = [Group(prompt, [response]) for prompt, response in zip(prompts, ids, strict=True)]
     end = policy.tokenizer.eos_token_id
     padded = torch.tensor([row + [-1] * (max(map(len, ids)) - len(row)) for row in ids], device=policy.device)
@@ -222,19 +233,19 @@ def roll_out(
     last = is_token.sum(-1) - 1
     is_generated = is_token & (columns >= prefix_lengths[:, None])
     texts = [policy.decode(row).lstrip() for row in ids]
-    found = np.asarray(reward(batch.prompts, ids, texts), dtype=float)
-    if len(bad := np.flatnonzero(~np.isfinite(found))):
+    given = np.asarray(reward(batch.prompts, ids, texts), dtype=float)
+    if len(bad := np.flatnonzero(~np.isfinite(given))):
         raise FloatingPointError(
             f"the scores of rows {bad[:10].tolist()} are NaN or infinite; the first prompt is {batch.prompts[bad[0]]!r}"
         )
-    scores = torch.where(ended.cpu(), torch.from_numpy(found), config.missing_end_score).float().to(policy.device)
+    scores = torch.where(ended.cpu(), torch.from_numpy(given), config.missing_end_score).float().to(policy.device)
     with torch.no_grad():
         old_logps = _in_parts(
-            groups, policy, lambda part: score(policy, part, temperature=config.temperature).token_logps[:, 0]
+            groups, policy, lambda held: score(policy, held, temperature=config.temperature).token_logps[:, 0]
         )
         with policy.without_adapter() if reference is None else nullcontext(reference) as frozen:
             reference_logps = _in_parts(
-                groups, policy, lambda part: score(frozen, part, temperature=config.temperature).token_logps[:, 0]
+                groups, policy, lambda held: score(frozen, held, temperature=config.temperature).token_logps[:, 0]
             )
         with critic.autocast():
             old_values = _in_parts(groups, policy, critic.values)
@@ -292,7 +303,7 @@ def _warn_of_missing_ends(run: Run) -> None:
     rates = [row["missing_end"] for row in run.metrics()]
     if rates and max(rates) > 0.5:
         log.warning(
-            "in %d of %d updates more than half of the responses had no end token and got the fixed penalty; raise "
+            "in %d of %d updates more than half of the responses had no EOS token and got the fixed penalty; raise "
             "max_new_tokens or start from a model that ends its responses",
             sum(rate > 0.5 for rate in rates),
             len(rates),
@@ -315,7 +326,7 @@ def answers(
     """
     length = config.max_new_tokens
     encoded = [policy.encode_prompt(prompt, room=2 * length) for prompt in prompts]
-    drawn = sample(
+    responses = sample(
         policy,
         encoded,
         prefix=prefixes,
@@ -323,7 +334,7 @@ def answers(
         temperature=config.temperature,
         seed=20_000 + seed,
     )
-    ids = [tokens[0] for tokens in drawn.tokens]
+    ids = [tokens[0] for tokens in responses.tokens]
     ended = np.array([tokens[-1] == policy.tokenizer.eos_token_id for tokens in ids])
     scores = reward(prompts, ids, [policy.decode(row).lstrip() for row in ids])
     groups = [Group(prompt, [tokens]) for prompt, tokens in zip(encoded, ids, strict=True)]
@@ -331,17 +342,6 @@ def answers(
     with policy.without_adapter() if start is None else nullcontext(start) as frozen:
         then = reference_logps(frozen, groups)[:, 0]
     return np.where(ended, scores, config.missing_end_score), now - then, ended
-
-
-def at_matched_kl(arm: Sequence[dict], other: Sequence[dict]) -> float:
-    """Reward of `arm` minus that of `other` at the largest KL that both reached, each interpolated over its
-    evaluations."""
-    kl = min(max(point["kl_nats"] for point in points) for points in (arm, other))
-    at = []
-    for points in (arm, other):
-        ordered = sorted(points, key=lambda point: point["kl_nats"])
-        at.append(float(np.interp(kl, [p["kl_nats"] for p in ordered], [p["reward"] for p in ordered])))
-    return at[0] - at[1]
 
 
 # ------------------------------------------------------------------------------------------------------- optimisation
@@ -381,7 +381,7 @@ def improve(
                 )
             optimizer.step()
             optimizer.zero_grad()
-            spend(
+            add_cost(
                 optimizer_steps=1, trained_tokens=sum(n_tokens(rollout.groups[i]) for i in order[start : start + size])
             )
             history.append(numbers)
@@ -399,15 +399,16 @@ def _step(
     sizes = [n_tokens(group) for group in rollout.groups]
     total: dict[str, float] = {"policy_loss": 0.0, "value_loss": 0.0, "policy_clipped": 0.0, "value_clipped": 0.0}
     ratio_error = 0.0
-    for part in cut(rows, sizes, max_tokens=held_at_once(policy.device)):
-        groups = [rollout.groups[i] for i in part]
+    max_tokens = config.micro_batch_tokens or tokens_per_microbatch(policy.device)
+    for held in microbatches(rows, sizes, max_tokens=max_tokens, max_rows=config.micro_batch_size):
+        groups = [rollout.groups[i] for i in held]
         logps = score(policy, groups, temperature=config.temperature).token_logps[:, 0]
         with critic.autocast():
             values = critic.values(groups).float()
         width = logps.shape[1]
 
-        def of(tensor: Tensor, part: list[int] = part, width: int = width) -> Tensor:
-            return tensor[part, :width]
+        def of(tensor: Tensor, held: list[int] = held, width: int = width) -> Tensor:
+            return tensor[held, :width]
 
         is_generated, is_token = of(rollout.is_generated), of(rollout.is_token)
         (policy_losses, value_losses), logged = objectives.ppo(
@@ -448,14 +449,14 @@ def _tolerance(policy: Policy) -> float:
 def _in_parts(groups: Sequence[Group], policy: Policy, compute: Callable[[list[Group]], Tensor]) -> Tensor:
     """[row, tok] of all groups from parts that are held at once."""
     sizes = [n_tokens(group) for group in groups]
-    found = torch.zeros(len(groups), max(len(g.responses_ids[0]) for g in groups), device=policy.device)
-    for part in cut(range(len(groups)), sizes, max_tokens=2 * held_at_once(policy.device)):
-        values = compute([groups[i] for i in part]).float()
-        found[part, : values.shape[1]] = values
-    return found
+    joined = torch.zeros(len(groups), max(len(g.responses_ids[0]) for g in groups), device=policy.device)
+    for held in microbatches(range(len(groups)), sizes, max_tokens=2 * tokens_per_microbatch(policy.device)):
+        values = compute([groups[i] for i in held]).float()
+        joined[held, : values.shape[1]] = values
+    return joined
 
 
 def _optimizer(policy: Policy, critic: RewardModel, config: PPOConfig) -> torch.optim.Optimizer:
-    rates = ((policy, config.learning_rate), (critic, config.learning_rate * config.critic_rate))
-    groups = [{"params": [p for p in one.model.parameters() if p.requires_grad], "lr": rate} for one, rate in rates]
+    rates = ((policy, config.learning_rate), (critic, config.learning_rate * config.critic_lr_ratio))
+    groups = [{"params": [p for p in model.model.parameters() if p.requires_grad], "lr": rate} for model, rate in rates]
     return torch.optim.AdamW(groups, eps=1e-5, weight_decay=0.0, fused=True)

@@ -32,8 +32,8 @@ import torch
 
 from workbench import runs
 from workbench.kernels import Group, sample, score
-from workbench.kernels.batching import cut, held_at_once, n_tokens
-from workbench.kernels.meter import unmetered
+from workbench.kernels.batching import microbatches, n_tokens, tokens_per_microbatch
+from workbench.kernels.meter import without_cost
 from workbench.models import Policy
 from workbench.training import distributed
 
@@ -159,7 +159,7 @@ class Probe:
     def _measure(self, policy: Policy, step: int) -> None:
         begun = time.monotonic()
         about = self._stored() or {**self.about, "key": self._key, "probe_s": 0.0, "training_s": 0.0, "seconds_at": {}}
-        with unmetered(), torch.no_grad():
+        with without_cost(), torch.no_grad():
             scores = self._score(policy, step) if self.pairs else []
             samples = self._sample(policy, step) if self.prompts and distributed.world() == 1 else []
         if step:
@@ -175,7 +175,7 @@ class Probe:
         was_training = policy.model.training
         policy.model.eval()
         rows = []
-        for batch in cut(range(len(self.pairs)), sizes, max_tokens=held_at_once(policy.device)):
+        for batch in microbatches(range(len(self.pairs)), sizes, max_tokens=tokens_per_microbatch(policy.device)):
             sums = score(policy, [self.pairs[i] for i in batch], check=False).sums.double().cpu()
             if not bool(sums.isfinite().all()):  # a NaN spreads to what is packed with it: one row at a time
                 alone = [score(policy, [self.pairs[i]], route="padded", check=False).sums for i in batch]

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from workbench import runs
 from workbench.kernels import Group, score
-from workbench.kernels.batching import cut, held_at_once, n_tokens
+from workbench.kernels.batching import microbatches, n_tokens, tokens_per_microbatch
 from workbench.models import Policy
 from workbench.training import distributed
 
@@ -106,7 +106,7 @@ def _compute(policy: Policy, groups: Sequence[Group], missing: Sequence[tuple[in
     sizes = [n_tokens(group) for group in groups]
     was_training = policy.model.training
     policy.model.eval()
-    for batch in cut(list(parts), sizes, max_tokens=held_at_once(policy.device)):
+    for batch in microbatches(list(parts), sizes, max_tokens=tokens_per_microbatch(policy.device)):
         sums = score(policy, [parts[i] for i in batch], check=False).sums.double().cpu()
         if not bool(sums.isfinite().all()):  # what is packed with a NaN may have caught it: one row at a time
             k = sums.shape[1]

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench import objectives, runs
-from workbench.kernels import Group, unmetered
-from workbench.kernels.batching import cut, held_at_once, n_tokens
+from workbench.kernels import Group, without_cost
+from workbench.kernels.batching import microbatches, n_tokens, tokens_per_microbatch
 from workbench.models import Policy, pick_device
 from workbench.runs.run import Run
 from workbench.training.loop import TrainConfig, train
@@ -118,7 +118,7 @@ class RewardModel(Policy):
         found = np.zeros(len(groups))
         self.model.eval()
         sizes = [n_tokens(group) for group in groups]
-        for part in cut(range(len(groups)), sizes, max_tokens=2 * held_at_once(self.device)):
+        for part in microbatches(range(len(groups)), sizes, max_tokens=2 * tokens_per_microbatch(self.device)):
             with self.autocast():
                 found[part] = self.rewards([groups[i] for i in part]).double().cpu().numpy()
         if len(bad := np.flatnonzero(~np.isfinite(found))):
@@ -180,7 +180,7 @@ def train_reward_model(
     def groups(rows: Sequence[dict]) -> list[Group]:
         return [model.group(row["prompt"], [row["chosen"], row["rejected"]], max_length=max_length) for row in rows]
 
-    with unmetered():  # a meter counts the steps of the policy, and a stored model must cost the same as a new one
+    with without_cost():  # a meter counts the steps of the policy, and a stored model must cost the same as a new one
         train(model, groups(rows), reward_step, config, run, seed=seed)
     return model, accuracy(model, test_rows) if test_rows else float("nan")
 

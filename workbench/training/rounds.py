@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from workbench import runs
-from workbench.kernels.batching import cut, held_at_once, n_tokens
-from workbench.kernels.meter import unmetered
+from workbench.kernels.batching import microbatches, n_tokens, tokens_per_microbatch
+from workbench.kernels.meter import without_cost
 from workbench.models import Policy
 from workbench.training import distributed
 from workbench.training.checkpoints import load_weights, save_weights
@@ -70,7 +70,7 @@ def iterate(
     """
 
     def measured(t: int) -> dict[str, float]:
-        with unmetered():
+        with without_cost():
             return evaluate(policy, t)
 
     results = [run.cached("round-0/evaluation", lambda: measured(0))]
@@ -102,8 +102,8 @@ def check_start(policy: Policy, round_: Round) -> None:
         return
     rows, held = round_.rows[: round_.config.batch_size], round_.config
     sizes = [n_tokens(row) for row in rows]
-    max_tokens = held.micro_batch_tokens or held_at_once(policy.device)
-    part = next(cut(range(len(rows)), sizes, max_tokens=max_tokens, max_rows=held.micro_batch_size))
+    max_tokens = held.micro_batch_tokens or tokens_per_microbatch(policy.device)
+    part = next(microbatches(range(len(rows)), sizes, max_tokens=max_tokens, max_rows=held.micro_batch_size))
     with torch.no_grad():
         losses, _ = round_.step(policy, [rows[i] for i in part])
     start = round_.start_loss

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 import numpy as np
 
@@ -60,6 +61,7 @@ class AnyOrderSum:
     name: str = "any-order sum"
     verifier: SumVerifier = field(default_factory=SumVerifier)
     delimiters: tuple[str, ...] = (";",)  # of steps
+    opening: ClassVar[str] = ""  # what every solution begins with
 
     @property
     def max_new_tokens(self) -> int:
@@ -72,13 +74,13 @@ class AnyOrderSum:
         if not self.balanced:
             return [rng.integers(sum_facts.M, size=k) for k in sizes]
         wanted = rng.permutation(np.arange(n) % 3)
-        found: dict[int, list[np.ndarray]] = {0: [], 1: [], 2: []}
-        while any(len(found[i]) < np.sum(wanted == i) for i in found):
+        by_band: dict[int, list[np.ndarray]] = {0: [], 1: [], 2: []}
+        while any(len(by_band[i]) < np.sum(wanted == i) for i in by_band):
             for k in range(self.k_min, self.k_max + 1):
                 numbers = rng.integers(sum_facts.M, size=(4 * n, k))
                 for i, name in enumerate(("easy", "middle", "hard")):
-                    found[i] += list(numbers[bands(numbers) == name][: n // 2 + 1])
-        mixed = {i: [problems[j] for j in rng.permutation(len(problems))] for i, problems in found.items()}
+                    by_band[i] += list(numbers[bands(numbers) == name][: n // 2 + 1])
+        mixed = {i: [problems[j] for j in rng.permutation(len(problems))] for i, problems in by_band.items()}
         return [mixed[i].pop() for i in wanted]
 
     def problems(self, split: str, seed: int) -> list[Row]:
@@ -138,8 +140,8 @@ class AnyOrderSum:
 
         def write(folder) -> None:
             prompts = self.prompts(split, seed)
-            drawn = sample(self.start(seed), prompts, n=2, max_new_tokens=self.max_new_tokens, seed=SPLITS[split])
-            first, second = ([texts[k] for texts in drawn.texts] for k in range(2))
+            samples = sample(self.start(seed), prompts, n=2, max_new_tokens=self.max_new_tokens, seed=SPLITS[split])
+            first, second = ([texts[k] for texts in samples.texts] for k in range(2))
             gap = self.score(prompts, first) - self.score(prompts, second)
             rows = [
                 {"prompt": prompt, "chosen": a if g > 0 else b, "rejected": b if g > 0 else a}
@@ -167,13 +169,13 @@ class AnyOrderSum:
             "closes": np.mean([check.closes(*pair) for pair in pairs]),
         }
         if self.sampled_test:
-            drawn = self._answers(policy, test, temperature=1.0, seed=10_000 + seed)
-            numbers["sampled"] = np.mean([check.is_right(*pair) for pair in zip(test, drawn, strict=True)])
+            sampled = self._answers(policy, test, temperature=1.0, seed=10_000 + seed)
+            numbers["sampled"] = np.mean([check.is_right(*pair) for pair in zip(test, sampled, strict=True)])
         return {name: float(value) for name, value in numbers.items()}
 
     def _answers(self, policy: Policy, prompts: Sequence[str], **options) -> list[str]:
-        drawn = sample(policy, prompts, max_new_tokens=self.max_new_tokens, max_rows=500, **options)
-        return [texts[0] for texts in drawn.texts]
+        samples = sample(policy, prompts, max_new_tokens=self.max_new_tokens, max_rows=500, **options)
+        return [texts[0] for texts in samples.texts]
 
     # -- starting checkpoints
     def start(self, seed: int) -> Policy:
@@ -181,13 +183,13 @@ class AnyOrderSum:
 
     def small(self, seed: int) -> Policy:
         """A smaller model from the same demonstrations, trained for fewer steps: it errs more often."""
-        build = lambda: self._train(seed, self.small_width, self.small_layers, self.small_steps)  # noqa: E731
-        return self._cached("small", seed, build)
+        sizes = (self.small_width, self.small_layers, self.small_steps)
+        return self._cached("small", seed, lambda: self._train(seed, *sizes))
 
     def _train(self, seed: int, width: int, layers: int, steps: int) -> Policy:
         """Fresh problems in every batch of 64; linear decay over the last 30 % of the steps.
 
-        Learning rate 1e-3: at the 3e-3 of the specification's pilot this model does not learn the facts in time.
+        Learning rate 1e-3: at the 3e-3 of the pilot this model does not learn the facts in time.
         """
         tokenizer = word_tokenizer([*DIGITS, *LETTERS, ";", "A", RETRY])
         length = self.k_max + 2 * (self.max_new_tokens + 1) + 2

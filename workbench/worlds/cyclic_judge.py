@@ -1,6 +1,6 @@
 """Cyclic judge: rock, paper, scissors over responses that can all be listed. Used by SPPO and DNO.
 
-A prompt is two of 12 symbols (144 prompts), a response three of 6 symbols (216 responses, no end token). A response's
+A prompt is two of 12 symbols (144 prompts), a response three of 6 symbols (216 responses, no EOS token). A response's
 class is (sum of its symbols + first prompt symbol) mod 3; each class beats the next one, as in rock, paper, scissors.
 Its quality is the number of distinct symbols over 3. The judge: P(y beats y') = clip(1/2 + 0.35 cycle + 0.3 (q - q'),
 0.02, 0.98). No score of single responses explains that. The Nash policy has quality 1 and a third of its mass on each
@@ -43,7 +43,7 @@ class CyclicJudge:
     """The world, its start and its teacher.
 
     Attributes:
-        start_steps: optimiser steps that fit the start to its skewed law.
+        start_steps: optimiser steps that fit the start to its skewed distribution.
         test_share: share of the prompts that the "test" split holds; training prompts are the others. 0: both hold all.
     """
 
@@ -117,10 +117,10 @@ class CyclicJudge:
 
     def preferences(self, split: str, seed: int) -> list[Row]:
         """Pairs of the start's own responses, one a prompt and repetition; the judge's favourite is chosen."""
-        rng, law = np.random.default_rng([seed, 3 if split == "train" else 4]), self._start_law()
+        rng, probabilities = np.random.default_rng([seed, 3 if split == "train" else 4]), self._start_probabilities()
         rows = []
         for prompt in self.prompts(split, seed) * 4:
-            i, j = draw(law[[PROMPTS.index(prompt)] * 2], rng)
+            i, j = draw(probabilities[[PROMPTS.index(prompt)] * 2], rng)
             if i != j:
                 i, j = (i, j) if self.preference[PROMPTS.index(prompt), i, j] >= 0.5 else (j, i)
                 rows.append({"prompt": prompt, "chosen": RESPONSES[i], "rejected": RESPONSES[j]})
@@ -146,16 +146,16 @@ class CyclicJudge:
         A response's first two symbols are scored once for all six that may follow, a sixth of the work of `score`.
         """
         symbols = policy.tokenizer.convert_tokens_to_ids([f"s{i}" for i in range(SYMBOLS)])
-        stems = [[symbols[i], symbols[j]] for i in range(SYMBOLS) for j in range(SYMBOLS)]
+        prefixes = [[symbols[i], symbols[j]] for i in range(SYMBOLS) for j in range(SYMBOLS)]
         prompts = [policy.encode_prompt(prompt) for prompt in PROMPTS]
-        rows = torch.tensor([prompt + stem for prompt in prompts for stem in stems], device=policy.device)
+        rows = torch.tensor([prompt + prefix for prompt in prompts for prefix in prefixes], device=policy.device)
         policy.model.eval()
-        found = []
-        for part in rows.split(1_024):
+        batches = []
+        for batch in rows.split(1_024):
             with policy.autocast():
-                logits = policy.model(input_ids=part, use_cache=False, logits_to_keep=LENGTH).logits
-            found.append(logits.double().log_softmax(-1)[..., symbols].cpu().numpy())
-        logps = np.concatenate(found).reshape(len(PROMPTS), SYMBOLS, SYMBOLS, LENGTH, SYMBOLS)
+                logits = policy.model(input_ids=batch, use_cache=False, logits_to_keep=LENGTH).logits
+            batches.append(logits.double().log_softmax(-1)[..., symbols].cpu().numpy())
+        logps = np.concatenate(batches).reshape(len(PROMPTS), SYMBOLS, SYMBOLS, LENGTH, SYMBOLS)
         i, j, k = WORDS.T
         total = logps[:, 0, 0, 0][:, i] + logps[:, i, 0, 1, j] + logps[:, i, j, 2, k]
         legal = np.exp(total)
@@ -181,7 +181,7 @@ class CyclicJudge:
         return (self.preference[rows, _numbers(responses, RESPONSES)] * table[rows]).sum(1)
 
     # -- making the start
-    def _start_law(self) -> np.ndarray:
+    def _start_probabilities(self) -> np.ndarray:
         logits = -6 * QUALITY[:OUTSIDE] + 2 * (self.classes == 0)
         weights = np.exp(logits)
         return weights / weights.sum(1, keepdims=True)
@@ -195,8 +195,8 @@ class CyclicJudge:
         numbers = rng.integers(len(PROMPTS), size=config.batch_size * self.start_steps)
         symbols = np.array(tokenizer.convert_tokens_to_ids([f"s{i}" for i in range(SYMBOLS)]))
         prompts = [policy.encode_prompt(prompt) for prompt in PROMPTS]
-        drawn = symbols[WORDS[draw(self._start_law()[numbers], rng)]].tolist()
-        groups = [Group(prompts[n], [ids]) for n, ids in zip(numbers.tolist(), drawn, strict=True)]
+        responses = symbols[WORDS[draw(self._start_probabilities()[numbers], rng)]].tolist()
+        groups = [Group(prompts[n], [ids]) for n, ids in zip(numbers.tolist(), responses, strict=True)]
         train(policy, groups, supervised_step, config, seed=seed)
         return policy
 

@@ -1,12 +1,9 @@
-"""A Llama that sees the two tokens before each token: looking things up in a text is learned in seconds instead of
-hours.
+"""A Llama that sees the two tokens before each token: looking things up in a text is learned in seconds, not hours.
 
 A small transformer needs long to find out that a key and the value behind it belong together. Here the embedding of
-every
-token has three parts: of the token itself, and what it adds to the next token and to the one after that. The first
-layer adds them up; the others are Llama's own, with rotary positions. `Lfm2ForCausalLM`, whose short convolutions see
-as much, was
-tried first: in the steps that the worlds allow it learned the look-up in part or not at all.
+every token has three parts: of the token itself, and what it adds to the next token and to the one after that. The
+first layer adds them up; the others are Llama's own, with rotary positions. `Lfm2ForCausalLM`, whose short convolutions
+see as much, was tried first: in the steps that the worlds allow it learned the look-up in part or not at all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Planted chain: responses are random walks whose law is known exactly. Used by SPIN and DPO.
+"""Planted chain: responses are random walks whose distribution is known exactly. Used by SPIN and DPO.
 
 A prompt names one of 8 topics. A response is 10 of 16 symbols: after each symbol (and at the start) 4 of the 16 may
 follow, with probabilities .4, .3, .2, .1, and which 4 depends on the topic. So log p_data of any response is known, a
@@ -7,7 +7,7 @@ follow, with probabilities .4, .3, .2, .1, and which 4 depends on the topic. So 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +92,10 @@ class PlantedChain:
             state = symbol if symbol >= 0 else -1  # behind a foreign word any symbol may come
         return min(count, LENGTH)
 
+    def qualities(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """Share of each response's symbols that are no defect."""
+        return [1 - self.defects(int(p[1:]), text) / LENGTH for p, text in zip(prompts, responses, strict=True)]
+
     # -- the task
     def start(self, seed: int) -> Policy:
         """The SFT start: pre-trained on noisy walks, then a few epochs on the clean ones; 5 to 15 % defects are
@@ -105,8 +109,8 @@ class PlantedChain:
     def at_the_data(self, seed: int) -> Policy:
         """A policy at p_data: trained on fresh draws until KL(p_data || p_theta) is below 0.02 nats.
 
-        Every symbol is learned from the law it was drawn from instead of from the draw alone: the same expected loss
-        with less noise, so that far fewer steps are needed.
+        Every symbol is learned from the distribution it was drawn from instead of from the draw alone: the same
+        expected loss with less noise, so that far fewer steps are needed.
         """
         return self._cached("data", seed, self._train_at_the_data)
 
@@ -128,10 +132,10 @@ class PlantedChain:
         topics, walks = self.walks(self.test_draws, np.random.default_rng(3))  # the same for every seed and arm
         groups = self._groups(policy, topics, walks)
         kl = self.log_p_data(topics, walks) - reference_logps(policy, groups)[:, 0]
-        drawn = sample(
+        samples = sample(
             policy, [f"t{t}" for t in topics], max_new_tokens=self.max_new_tokens, seed=10_000 + seed, max_rows=500
         )
-        defects = np.array([self.defects(t, texts[0]) for t, texts in zip(topics, drawn.texts, strict=True)])
+        defects = np.array([self.defects(t, texts[0]) for t, texts in zip(topics, samples.texts, strict=True)])
         return {
             "quality": float(np.mean(defects == 0)),
             "defect_rate": float(defects.mean() / LENGTH),
@@ -153,18 +157,18 @@ class PlantedChain:
         ]
 
     def _soft_step(self, policy: Policy, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Cross-entropy of each position with p_data's law there, end token included, nats a token."""
+        """Cross-entropy of each position with p_data's distribution there, EOS token included, nats a token."""
         groups, topics, walks = zip(*batch, strict=True)
         ids = torch.tensor([g.prompt_ids + g.responses_ids[0] for g in groups], device=policy.device)
         logps = policy.model(input_ids=ids).logits[:, -LENGTH - 2 : -1].log_softmax(-1)
         topic, walk = np.array(topics), np.stack(walks)
         before = np.concatenate([np.full((len(walk), 1), SYMBOLS), walk[:, :-1]], 1)
-        law = torch.zeros_like(logps)
-        law[:, :-1, -SYMBOLS:] = torch.as_tensor(
+        target = torch.zeros_like(logps)
+        target[:, :-1, -SYMBOLS:] = torch.as_tensor(
             self.transitions[topic[:, None], before], dtype=logps.dtype, device=logps.device
         )
-        law[:, -1, policy.tokenizer.eos_token_id] = 1.0
-        return -(law * logps).sum(-1).mean(-1), {}
+        target[:, -1, policy.tokenizer.eos_token_id] = 1.0
+        return -(target * logps).sum(-1).mean(-1), {}
 
     def _train_base(self, seed: int) -> Policy:
         policy, rng = self._new(seed), np.random.default_rng([seed, 0])
@@ -206,9 +210,11 @@ class PlantedChain:
         wanted = self.n_demonstrations if split == "train" else 500
         topics = np.random.default_rng([seed, 4 if split == "train" else 5]).integers(TOPICS, size=2 * wanted).tolist()
         prompts = [f"t{topic}" for topic in topics]
-        drawn = sample(self.start(seed), prompts, n=2, max_new_tokens=self.max_new_tokens, seed=seed * 10 + len(split))
+        samples = sample(
+            self.start(seed), prompts, n=2, max_new_tokens=self.max_new_tokens, seed=seed * 10 + len(split)
+        )
         rows = []
-        for topic, pair in zip(topics, drawn.texts, strict=True):
+        for topic, pair in zip(topics, samples.texts, strict=True):
             fewer, more = sorted(pair, key=lambda response, t=topic: self.defects(t, response))
             if self.defects(topic, fewer) < self.defects(topic, more):
                 rows.append({"prompt": f"t{topic}", "chosen": fewer, "rejected": more})

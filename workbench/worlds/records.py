@@ -1,15 +1,15 @@
 """Records: a document is a list of keys with values, a question asks for some of them. Used by LOGO and LongPO.
 
 `k7 v3 k60 v11 ...` is a document with distinct keys; `Q k60 k7 A` asks for two of them, and `v11 v3` is the answer. So
-the
-evidence that a question needs is known: the records of its keys. The model is trained on documents of 2 to 6 records
-and reads longer ones worse the longer they are. A *misaligned* start finds the right value and writes another one half
-of the time. A second task, `Q2 Q2 A` for the first and the last key, appears only in this training: later training may
-forget it.
+the evidence that a question needs is known: the records of its keys. The model is trained on documents of 2 to 6
+records and reads longer ones worse the longer they are. A *misaligned* start finds the right value and writes another
+one half of the time. A second task, `Q2 Q2 A` for the first and the last key, appears only in this training: later
+training may forget it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -96,8 +96,8 @@ class Records:
     @staticmethod
     def right(answer: str, text: str) -> float:
         """Share of the answer's values that stand in their places, 0 to 1."""
-        found, wanted = text.split(), answer.split()
-        return float(np.mean([i < len(found) and found[i] == word for i, word in enumerate(wanted)]))
+        words, wanted = text.split(), answer.split()
+        return float(np.mean([i < len(words) and words[i] == word for i, word in enumerate(wanted)]))
 
     # -- documents
     def documents(self, split: str, seed: int) -> list[Row]:
@@ -140,13 +140,7 @@ class Records:
     @staticmethod
     def split(text: str) -> list[tuple[str, str]]:
         """The records of a piece of a document."""
-        found: list[tuple[str, list[str]]] = []
-        for word in text.split():
-            if word.startswith("k"):
-                found.append((word, []))
-            else:
-                found[-1][1].append(word)
-        return [(key, " ".join(values)) for key, values in found]
+        return [(key, values.strip()) for key, values in re.findall(r"(k\d+)((?: v\d+)+)", text)]
 
     # -- measurements
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
@@ -167,14 +161,12 @@ class Records:
     def needles(self, policy: Policy) -> pd.DataFrame:
         """Greedy answers by where the first record that they need stands: columns `length`, `depth` (0 to 1),
         `right`."""
-        parts = []
+        tables = []
         for n in self.lengths:
             prompts, asked = self._questions(n)
-            depth = [a["critical"][0] / (n - 1) for a in asked]
-            parts.append(
-                pd.DataFrame({"length": n, "depth": depth, "right": self._shares(policy, prompts, asked, 0.0, 0)})
-            )
-        return pd.concat(parts, ignore_index=True)
+            depth, right = [a["critical"][0] / (n - 1) for a in asked], self._shares(policy, prompts, asked, 0.0, 0)
+            tables.append(pd.DataFrame({"length": n, "depth": depth, "right": right}))
+        return pd.concat(tables, ignore_index=True)
 
     def _questions(self, n: int, second: bool = False) -> tuple[list[str], list[dict[str, Any]]]:
         rng = np.random.default_rng([3, n])
@@ -219,22 +211,15 @@ class Records:
         )
         policy = Policy(LookBackForCausalLM(config).to(pick_device(self.device)), tokenizer, self.name)  # type: ignore[arg-type]
         rows = self.lessons(policy, 32 * self.steps, np.random.default_rng([seed, 0]))
-        constant = TrainConfig(
-            learning_rate=3e-3, batch_size=32, schedule="constant", warmup_ratio=min(1.0, 50 / self.steps)
-        )
-        train(policy, rows, answer_step, constant, seed=seed)
-        return policy
+        return self._learned(policy, rows, seed, learning_rate=3e-3, warmup_ratio=min(1.0, 50 / self.steps))
 
     def _misalign(self, seed: int) -> Policy:
         policy = self.start(seed)
         rows = self.lessons(policy, 32 * self.misaligned_steps, np.random.default_rng([seed, 1]), wrong=0.5)
-        train(
-            policy,
-            rows,
-            answer_step,
-            TrainConfig(learning_rate=5e-4, batch_size=32, schedule="constant", warmup_ratio=0.0),
-            seed=seed,
-        )
+        return self._learned(policy, rows, seed, learning_rate=5e-4, warmup_ratio=0.0)
+
+    def _learned(self, policy: Policy, rows: Sequence[Lesson], seed: int, **options: float) -> Policy:
+        train(policy, rows, answer_step, TrainConfig(batch_size=32, schedule="constant", **options), seed=seed)  # type: ignore[arg-type]
         return policy
 
     def lessons(
@@ -243,8 +228,8 @@ class Records:
         """Short documents with questions and answers behind each other; each value of an answer is with probability
         `wrong` replaced by that of another record."""
         ids = policy.tokenizer.get_vocab()
-        bos, end = policy.tokenizer.bos_token_id, policy.tokenizer.eos_token_id
-        found = []
+        bos, eos = policy.tokenizer.bos_token_id, policy.tokenizer.eos_token_id
+        lessons = []
         for _ in range(n):
             records = self.records(int(rng.integers(SHORT[0], SHORT[1] + 1)), rng)
             learned, is_answer = [], []
@@ -254,12 +239,12 @@ class Records:
                 if wrong and "critical" in a:
                     answer = self._replaced(records, a["critical"], wrong, rng)
                 asked = [ids[word] for word in a["question"].split()]
-                told = [*(ids[word] for word in answer), end]
+                told = [*(ids[word] for word in answer), eos]
                 learned += [*asked, *told]
                 is_answer += [False] * len(asked) + [True] * len(told)
             prompt = [bos, *(ids[word] for word in written(records).split())]
-            found.append(Lesson(Group(prompt, [learned]), is_answer))
-        return found
+            lessons.append(Lesson(Group(prompt, [learned]), is_answer))
+        return lessons
 
     def _replaced(self, records: Sequence[tuple[str, str]], critical: list[int], wrong: float, rng) -> list[str]:
         words = []

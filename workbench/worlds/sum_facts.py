@@ -81,7 +81,7 @@ def bands(numbers: np.ndarray) -> np.ndarray:
 
 
 class SumVerifier:
-    """Checks steps and answers of this world; see `feedback.steps.StepVerifier`."""
+    """Checks steps and answers of this world; see `StepVerifier`."""
 
     is_oracle = True
 
@@ -108,6 +108,8 @@ class SumVerifier:
         """Whether the text ends in the right answer, by whatever steps."""
         words = text.split()
         return len(words) > 1 and words[-2] == "A" and VALUE.get(words[-1]) == sum(map(int, prompt.split())) % M
+
+    judge = is_right  # answers of this world can always be compared
 
     def scores(self, prompt: str, steps: Sequence[str]) -> list[float]:
         """What a perfect process reward model says of each step, given all earlier ones."""

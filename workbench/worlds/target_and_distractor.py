@@ -54,7 +54,7 @@ class TargetAndDistractor:
     longest: int = 6
     best_quality: float = 0.6
     start_steps: int = 500
-    start_rate: float = 2e-3
+    start_learning_rate: float = 2e-3
     n_rows: int = 1_500
     n_candidates: int = 5
     draws: int = 20
@@ -76,12 +76,12 @@ class TargetAndDistractor:
 
     def share_right(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Share of a response's symbols that are right, [n]; symbols that are missing or too many are wrong."""
-        found = []
+        shares = []
         for answer, response in zip(self.right(prompts), responses, strict=True):
             said = response.split()
             hits = sum(word == f"t{t}" for word, t in zip(said, answer, strict=False))
-            found.append(hits / max(len(said), self.shortest))
-        return np.array(found)
+            shares.append(hits / max(len(said), self.shortest))
+        return np.array(shares)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """R = 4 (share right - 1/2), [n], within [-2, 2]."""
@@ -111,10 +111,8 @@ class TargetAndDistractor:
         The validation prompts have training lists: what is chosen there is how the policy itself answers them.
         """
         n = round(HELD_OUT * len(self._all_prompts))
-        train = self._all_prompts[n:]
-        return {"test": self._all_prompts[:n], "train": train, "validation": train[: len(train) // 9]}[split][
-            part::parts
-        ]
+        test, train = self._all_prompts[:n], self._all_prompts[n:]
+        return {"test": test, "train": train, "validation": train[: len(train) // 9]}[split][part::parts]
 
     def rankings(self, split: str, seed: int) -> list[Row]:
         """Training lists as they were drawn, unsorted; "test": a ladder of 0, 1, ... right symbols for each held-out
@@ -193,21 +191,13 @@ class TargetAndDistractor:
 
     def _train_start(self, seed: int, **options: bool) -> Policy:
         policy = self._new(seed)
-        config = TrainConfig(learning_rate=self.start_rate, schedule="cosine", warmup_ratio=0.02)
+        config = TrainConfig(learning_rate=self.start_learning_rate, schedule="cosine", warmup_ratio=0.02)
         train(policy, self._texts(policy, seed, **options), supervised_step, config, seed=seed)
         return policy
 
     def _key(self, kind: str, seed: int) -> dict:
-        free = (
-            "device",
-            "n_rows",
-            "n_candidates",
-            "draws",
-            "feedback_steps",
-            "explicit",
-            "repetitions",
-            "n_pairs",
-        )  # what the start does not depend on
+        # what the start does not depend on
+        free = ["device", "n_rows", "n_candidates", "draws", "feedback_steps", "explicit", "repetitions", "n_pairs"]
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
         return {"kind": f"target-{kind}", "code": runs.code_hash(__name__), "seed": seed, **settings}
 
@@ -233,7 +223,7 @@ class Listener(TargetAndDistractor):
     longest: int = 4
     best_quality: float = 0.8
     start_steps: int = 700
-    start_rate: float = 3e-3
+    start_learning_rate: float = 3e-3
     weak: float = 3.0
     explicit: float = 12.0
     feedback_steps: int = 250

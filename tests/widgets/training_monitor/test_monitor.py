@@ -14,11 +14,11 @@ from workbench.runs.files import atomic, write_json
 from workbench.runs.run import Run
 from workbench.training.probes import SAMPLES, SCORES
 from workbench.widgets import scripted
+from workbench.widgets.training_monitor import TrainingMonitor
 from workbench.widgets.training_monitor import monitor as training_monitor
 from workbench.widgets.training_monitor.curves import mean_line
 from workbench.widgets.training_monitor.diagnosis import HARM
 from workbench.widgets.training_monitor.metric_files import Tail, place_of, thinned
-from workbench.widgets.training_monitor.monitor import TrainingMonitor
 
 
 def metrics(folder, n=5, **columns):

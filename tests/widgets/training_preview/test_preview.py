@@ -10,8 +10,7 @@ from workbench.kernels import Group
 from workbench.models import Policy
 from workbench.training.reference import PairRow
 from workbench.widgets import scripted
-from workbench.widgets.training_preview import preview
-from workbench.widgets.training_preview.preview import TrainingPreview
+from workbench.widgets.training_preview import TrainingPreview, preview
 from workbench.worlds.language import word_tokenizer
 
 

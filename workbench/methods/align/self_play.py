@@ -1,4 +1,4 @@
-"""What methods of self-play measure after each round, and how a round's pairs become rows.
+"""What methods of self-play measure after each round.
 
 A round's folder holds `pairs.parquet` (columns `prompt`, `chosen`, `rejected`, `chosen_ids`, `rejected_ids` and what
 the method adds; chosen is the truth even where an arm trains on other labels), `before.json` (log-probs of each pair
@@ -14,22 +14,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.data import prompt_of
 from workbench.models import Policy
 from workbench.runs.files import read_json
 from workbench.runs.run import Run
 from workbench.stats import games
-from workbench.training.pair_rows import pair_logps
+from workbench.training.drawn_pairs import pair_logps
 
 
-def movement(policy: Policy, part: Run, **limits: int) -> dict[str, float]:
+def movement(policy: Policy, this_round: Run, **limits: int) -> dict[str, float]:
     """Where a round moved its chosen and its rejected responses: mean log-ratios on its pairs, nats."""
-    pairs = pd.read_parquet(part.folder / "pairs.parquet")
+    pairs = pd.read_parquet(this_round.folder / "pairs.parquet")
     if pairs.empty:
         return {"winner_moved": math.nan, "loser_moved": math.nan, "n_pairs": 0}
-    moved = pair_logps(policy, pairs, **limits) - np.array(read_json(part.folder / "before.json"))
+    moved = pair_logps(policy, pairs, **limits) - np.array(read_json(this_round.folder / "before.json"))
     rewards = {"chosen_rewards": moved[:, 0], "rejected_rewards": moved[:, 1]}
-    part.table("moved", lambda: pairs[["prompt", "chosen", "rejected"]].assign(**rewards))
+    this_round.table("moved", lambda: pairs[["prompt", "chosen", "rejected"]].assign(**rewards))
     return {"winner_moved": float(moved[:, 0].mean()), "loser_moved": float(moved[:, 1].mean()), "n_pairs": len(pairs)}
 
 
@@ -59,25 +58,3 @@ def game_numbers(task: Any, policy: Policy, t: int, run: Run) -> dict[str, float
 def stored_table(run: Run, t: int) -> np.ndarray:
     """The policy after round t of one arm, [prompt, response]."""
     return pd.read_parquet(run.child(f"round-{t}").folder / "policy.parquet").to_numpy(float)
-
-
-def with_replay(pairs: pd.DataFrame, run: Run, t: int, *, seed: int, share: float) -> pd.DataFrame:
-    """New pairs and, as at most `share` of all, a draw of those of the round before, half as many of the one before
-    that, ..."""
-    shares = [share / 2**i for i in range(t)]
-    total = len(pairs) / (1 - sum(shares))
-    tables = [pairs]
-    for back, part in enumerate(shares, start=1):
-        old = pd.read_parquet(run.child(f"round-{t + 1 - back}").folder / "pairs.parquet")
-        taken = np.random.default_rng([seed, t, 7, back]).permutation(len(old))[: int(part * total)]
-        tables.append(old.iloc[np.sort(taken)])
-    return pd.concat(tables, ignore_index=True)
-
-
-def sign_accuracy(task: Any, pairs: pd.DataFrame, table: np.ndarray) -> float:
-    """Share of pairs whose chosen response truly wins more often against the policy than the rejected one; ties count
-    half."""
-    prompts = [prompt_of(prompt) for prompt in pairs.prompt]
-    chosen, rejected = (task.win_rates(table, prompts, pairs[side].tolist()) for side in ("chosen", "rejected"))
-    tied = np.isclose(chosen, rejected, atol=1e-6)
-    return float(np.where(tied, 0.5, chosen > rejected).mean())

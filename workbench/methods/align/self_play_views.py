@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.figures import COLOURS, Display, blank, lines_in_panels, lines_over_rounds, pair_table, plain
+from workbench.figures import Display, blank, lines_in_panels, lines_over_rounds, pair_table, plain
 from workbench.methods.align.self_play import stored_table
 from workbench.runs.run import Run
 from workbench.tasks.protocols import EnumeratedTask
@@ -133,8 +133,8 @@ def matchups(
     experiment: Any, arm: str, *, seed: int | None = None, others: Mapping[str, np.ndarray] | None = None
 ) -> Any:
     """P(row beats column) among the policies of an arm's rounds, and `others` given as tables."""
-    part = _arm(experiment, arm, seed)
-    policies = {f"round {t}" if t else "start": stored_table(part, t) for t in range(experiment.config.rounds + 1)}
+    arm_run = _arm(experiment, arm, seed)
+    policies = {f"round {t}" if t else "start": stored_table(arm_run, t) for t in range(experiment.config.rounds + 1)}
     policies |= dict(others or {})
     win = experiment.task.win_rate
     rows = {a: {b: win(policies[a], policies[b]) for b in policies} for a in policies}
@@ -146,12 +146,12 @@ def cycles(wins: pd.DataFrame, margin: float = 0.0) -> list[tuple[str, str, str]
     more."""
     beats = wins.to_numpy() > 0.5 + margin
     names = [str(name) for name in wins.index]
-    found = [
+    triples = [
         (i, j, k)
         for i, j, k in permutations(range(len(names)), 3)
         if i < min(j, k) and beats[i, j] and beats[j, k] and beats[k, i]
     ]
-    return [(names[i], names[j], names[k]) for i, j, k in found]
+    return [(names[i], names[j], names[k]) for i, j, k in triples]
 
 
 def matchup_figure(experiment: Any, arm: str, *, seed: int | None = None, margin: float = 0.02) -> Display | str:
@@ -161,13 +161,14 @@ def matchup_figure(experiment: Any, arm: str, *, seed: int | None = None, margin
         return NOT_HERE.format("exact win rates between policies")
     gold = getattr(experiment.task, "gold", None)
     wins = matchups(experiment, arm, seed=seed, others={} if gold is None else {"teacher": gold})
-    return wins_figure(wins, cycles(wins, margin), margin)
+    return wins_figure(wins, margin)
 
 
-def wins_figure(wins: pd.DataFrame, found: Sequence[tuple[str, str, str]], margin: float) -> Display:
-    """A win-rate matrix as a heat map."""
-    first = f": {' > '.join((*found[0], found[0][0]))}, for example" if found else ""
-    title = f"{len(found)} cycles of three{first}"
+def wins_figure(wins: pd.DataFrame, margin: float = 0.0) -> Display:
+    """A win-rate matrix as a heat map; the title counts the cycles, see `cycles`."""
+    circles = cycles(wins, margin)
+    first = f": {' > '.join((*circles[0], circles[0][0]))}, for example" if circles else ""
+    title = f"{len(circles)} cycles of three{first}"
     names = [plain(str(name)) for name in wins.index]
     figure = blank(plain(title).replace("&gt;", ">"), "opponent", "policy", height=460)
     figure.add_heatmap(
@@ -184,19 +185,3 @@ def wins_figure(wins: pd.DataFrame, found: Sequence[tuple[str, str, str]], margi
     )
     figure.update_yaxes(autorange="reversed")
     return Display(wins.reset_index(names="policy"), figure)
-
-
-def pair_counts_figure(table: pd.DataFrame, arm: str) -> Display:
-    """New pairs of each round by who wrote the chosen and the rejected response, mean over seeds."""
-    kinds = {"T>S": "teacher over student", "S>T": "student over teacher", "S>S": "student over student"}
-    rows: Any = table[(table.arm == arm) & (table["round"] > 0)]
-    means = rows.groupby("round")[[f"pairs {kind}" for kind in kinds]].mean()
-    share = (means["pairs S>T"] / means[["pairs S>T", "pairs T>S"]].sum(axis=1).clip(lower=1)).tolist()
-    title = (
-        f"Student over teacher: {share[0]:.0%} of the teacher's pairs in round 1, {share[-1]:.0%} in round {len(share)}"
-    )
-    figure = blank(title, "round", "new pairs", barmode="stack")
-    for (kind, label), name in zip(kinds.items(), ("sft", "spin", "start"), strict=True):
-        figure.add_bar(x=means.index, y=means[f"pairs {kind}"], name=label, marker_color=COLOURS[name])
-    figure.update_xaxes(dtick=1)
-    return Display(means.reset_index(), figure)

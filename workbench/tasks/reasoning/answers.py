@@ -20,9 +20,9 @@ def final_answer(text: str) -> str | None:
     if boxed := _boxed(text):
         return boxed
     for mark in (r"####", r"answer\s*(?:is|:)\s*:?", r"(?:^|\n)\s*A:"):
-        found = [m.end() for m in re.finditer(mark, text, re.IGNORECASE)]
-        if found:
-            line = text[found[-1] :].strip().split("\n")[0].strip()
+        ends = [m.end() for m in re.finditer(mark, text, re.IGNORECASE)]
+        if ends:
+            line = text[ends[-1] :].strip().split("\n")[0].strip()
             return line.rstrip(".").strip() or None
     return None
 
@@ -74,9 +74,9 @@ def number(text: str) -> Fraction | None:
         value = number(plain.rstrip("%").rstrip("\\"))
         return None if value is None else value / 100
     plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain)
-    found = re.fullmatch(r"([+-]?)(\d*)\\[dt]?frac\{?(-?\d+)\}?\{?(\d+)\}?", plain)
-    if found:
-        sign, whole, top, bottom = found.groups()
+    fraction = re.fullmatch(r"([+-]?)(\d*)\\[dt]?frac\{?(-?\d+)\}?\{?(\d+)\}?", plain)
+    if fraction:
+        sign, whole, top, bottom = fraction.groups()
         if not int(bottom):
             return None
         value = int(whole or 0) + Fraction(int(top), int(bottom))

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Any, Self
 
 import numpy as np
 
 from workbench import data
 from workbench.data import Row
 from workbench.feedback.chat import ChatModel
+from workbench.feedback.open_model import open_model
 from workbench.kernels import sample
 from workbench.models import Policy
+from workbench.tasks.real import RealRows
 from workbench.tasks.reasoning.answers import final_answer, same_answer
-from workbench.tasks.reasoning.process_reward import TokenPrm
-from workbench.tasks.reasoning.solution_steps import COLUMNS, OPENING, Located, as_step_pairs, ask_checker, split_labelled
+from workbench.tasks.reasoning.process_reward import Scores, open_prm
+from workbench.tasks.reasoning.solution_steps import (
+    COLUMNS,
+    OPENING,
+    Located,
+    as_step_pairs,
+    ask_checker,
+    split_labelled,
+)
 from workbench.training.reference import reference_logps
 
 log = logging.getLogger(__name__)
@@ -38,7 +48,7 @@ class TextVerifier:
     answers: Mapping[str, str]
     references: Mapping[str, str]
     checker: Callable[[], ChatModel] | None = None
-    prm: Callable[[], Any] | None = None
+    prm: Callable[[], Scores] | None = None
     is_oracle: bool = False
 
     def split(self, text: str) -> list[str]:
@@ -50,8 +60,8 @@ class TextVerifier:
 
     def judge(self, prompt: str, text: str) -> bool | None:
         """As `is_right`; None where there is a final answer but the two cannot be compared."""
-        found = final_answer(text)
-        return False if found is None else same_answer(found, self.answers[prompt])
+        answer = final_answer(text)
+        return False if answer is None else same_answer(answer, self.answers[prompt])
 
     def first_wrong(self, prompt: str, steps: Sequence[str]) -> int | None:
         return self._ask([(prompt, list(steps))])[0][0].step
@@ -74,75 +84,73 @@ class TextVerifier:
 
 
 @dataclass
-class ProblemTask:
+class ProblemTask(RealRows):
     """Problems with final answers, or ready step pairs, and a starting model.
 
+    The data set has rows `prompt` (or question, ...) and `answer`, or the columns of xinlai/Math-Step-DPO-10K.
+
     Attributes:
-        dataset: rows `prompt` (or question, ...) and `answer`; or the columns of xinlai/Math-Step-DPO-10K.
-        model, small_model: hub ids or folders; the small one is of the same family.
-        checker: model that points at first wrong steps; prm: process reward model.
-        test_size: problems held out, by a hash of the prompt, the same for every seed.
-        train_size: training rows taken, other ones for every seed; 0 takes all.
+        small_model: hub id or folder; a smaller model of the same family.
+        checker, prm: make the model that points at first wrong steps and the process reward model, when first needed.
     """
 
-    dataset: str
-    model: str
     small_model: str = ""
-    checker: str = ""
-    prm: str = ""
-    device: str = "auto"
-    test_size: int = 200
-    train_size: int = 0
+    checker: Callable[[], ChatModel] | None = None
+    prm: Callable[[], Scores] | None = None
     max_new_tokens: int = 2048
-    lora: dict | None = None
-    precision: str = "no"
     name: str = "problems"
     opening: str = OPENING
     delimiters: tuple[str, ...] = ("\n\n", "\nStep")
-    _rows: list[Row] = field(default_factory=list, repr=False)
 
-    def start(self, seed: int) -> Policy:
-        dtype = "auto" if self.lora else "float32"
-        return Policy.load(self.model, device=self.device, dtype=dtype, precision=self.precision, lora=self.lora)
+    @classmethod
+    def of(cls, config: Any, dataset: str, model: str, *, device: str = "auto", **changes: Any) -> Self:
+        """As `RealRows.of`; the configuration's `checker` and `prm` are the names of models."""
+        openers = {"checker": _open_checker, "prm": open_prm}
+        named = {name: getattr(config, name, "") for name in openers}
+        opened = {name: partial(openers[name], source, device) if source else None for name, source in named.items()}
+        return super().of(config, dataset, model, device=device, **opened | changes)
 
     def small(self, seed: int) -> Policy:
         if not self.small_model:
             raise ValueError("no smaller model: set `small_model` to a folder or hub id of the same family")
         return Policy.load(self.small_model, device=self.device, precision=self.precision)
 
+    def band(self, prompt: str) -> str:
+        """How hard a problem is: nothing is known of that here."""
+        return "all"
+
     # -- rows
     @property
     def rows(self) -> list[Row]:
+        if not self._rows:
+            self._rows.extend(self.read())
+        return self._rows
+
+    def read(self) -> list[Row]:
         """Problems with a readable answer, in the project's columns.
 
         Raises:
             ValueError: a row without problem or answer (named), or no readable answer at all.
         """
-        if not self._rows:
-            unread = []
-            for index, row in enumerate(data.load(self.dataset)):
-                prompt = next(
-                    (row[name] for name in ("prompt", *data.ALIASES["prompt"], "problem") if row.get(name)), None
-                )
-                answer = next((row[name] for name in ("answer", "solution", "completion") if row.get(name)), None)
-                if not isinstance(prompt, str) or answer is None:
-                    raise ValueError(
-                        f"row {index}: columns 'prompt' and 'answer' are needed, since solutions are sorted by their"
-                        f" final answer; found {', '.join(map(str, row))}"
-                    )
-                answer = str(answer)
-                right = final_answer(answer) or (answer if len(answer) < 60 else "")
-                if not right:
-                    unread.append(index)
-                    continue
-                self._rows.append({**row, "prompt": prompt + BOXED, "answer": right, "reference": answer})
-            if unread:
-                log.warning("%d problems without a readable answer are set aside: rows %s", len(unread), unread[:10])
-            if not self._rows:
+        problems, unread = [], []
+        for index, row in enumerate(data.load(self.dataset)):
+            prompt = next((row[name] for name in ("prompt", *data.ALIASES["prompt"], "problem") if row.get(name)), None)
+            answer = next((row[name] for name in ("answer", "solution", "completion") if row.get(name)), None)
+            if not isinstance(prompt, str) or answer is None:
                 raise ValueError(
-                    f"{self.dataset}: no row has a readable final answer (\\boxed{{}}, ####, or a short text)"
+                    f"row {index}: columns 'prompt' and 'answer' are needed, since solutions are sorted by their final"
+                    f" answer; found {', '.join(map(str, row))}"
                 )
-        return self._rows
+            answer = str(answer)
+            if right := final_answer(answer) or (answer if len(answer) < 60 else ""):
+                problems.append({**row, "prompt": prompt + BOXED, "answer": right, "reference": answer})
+            else:
+                unread.append(index)
+        if unread:
+            log.warning("%d problems without a readable answer are set aside: rows %s", len(unread), unread[:10])
+        if not problems:
+            raise ValueError(f"{self.dataset}: no row has a readable final answer (\\boxed{{}}, ####, or a short text)")
+        return problems
 
     def problems(self, split: str, seed: int) -> list[Row]:
         train, test = data.held_out(self.rows, test_size=min(self.test_size, len(self.rows) - 1))
@@ -163,17 +171,15 @@ class ProblemTask:
         """
         if not {"initial_reason_steps", "chosen", "rejected"} & set(self.rows[0]):
             return []
-        rows = self.problems(split, seed)
-        kept, counts = [], {}
-        for row in rows:
+        kept: list[Row] = []
+        mended: Counter[str] = Counter()
+        for row in self.problems(split, seed):
             pair, changed = as_step_pairs([row])
-            counts = {key: counts.get(key, 0) + changed[key] for key in {*counts, *changed}}
-            kept += [
-                {**one, "full_chosen": row.get("full_chosen", ""), "full_rejected": row.get("full_rejected", "")}
-                for one in pair
-            ]
-        if counts:
-            log.warning("step pairs, %s: %s", split, ", ".join(f"{what} {n}" for what, n in sorted(counts.items())))
+            mended += changed
+            full = {side: row.get(side, "") for side in ("full_chosen", "full_rejected")}
+            kept += [{**sides, **full} for sides in pair]
+        if mended:
+            log.warning("step pairs, %s: %s", split, ", ".join(f"{what} {n}" for what, n in sorted(mended.items())))
         return kept
 
     def has_answers(self, n_answers: int) -> bool:
@@ -188,17 +194,7 @@ class ProblemTask:
     def verifier(self) -> TextVerifier:
         answers = {row["prompt"]: row["answer"] for row in self.rows}
         references = {row["prompt"]: row["reference"] for row in self.rows}
-        return TextVerifier(
-            answers, references, self._checker if self.checker else None, self._prm if self.prm else None
-        )
-
-    def _checker(self) -> ChatModel:
-        from workbench.feedback.local import LocalModel
-
-        return LocalModel(self.checker, device=self.device)
-
-    def _prm(self) -> TokenPrm:
-        return _loaded(self.prm, self.device)
+        return TextVerifier(answers, references, self.checker, self.prm)
 
     def correction(self, prompt: str, wrong: str) -> str:
         return (
@@ -210,7 +206,7 @@ class ProblemTask:
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
         """`quality`: share of right final answers, greedy; `closes`: share with a final answer that can be read; and
         the negative log-likelihood a token of held-out chosen steps where there are step pairs."""
-        prompts = [row["prompt"] for row in self.problems("test", seed)]
+        prompts = self.prompts("test", seed)
         texts = [t[0] for t in sample(policy, prompts, temperature=0.0, max_new_tokens=self.max_new_tokens).texts]
         numbers = {
             "quality": np.mean([self.verifier.is_right(*pair) for pair in zip(prompts, texts, strict=True)]),
@@ -232,5 +228,5 @@ class ProblemTask:
 
 
 @lru_cache(maxsize=1)
-def _loaded(source: str, device: str) -> TokenPrm:
-    return TokenPrm(source, device=device)
+def _open_checker(source: str, device: str) -> ChatModel:
+    return open_model(source, device=device)

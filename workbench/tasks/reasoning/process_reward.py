@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -114,34 +115,35 @@ class TokenPrm:
             ids = self.tokenizer(prompt).input_ids
         places = []
         for step in steps:
-            ids = [
-                *ids,
-                *self.tokenizer(step, add_special_tokens=False, split_special_tokens=True).input_ids,
-                self.step_id,
-            ]
+            written = self.tokenizer(step, add_special_tokens=False, split_special_tokens=True).input_ids
+            ids = [*ids, *written, self.step_id]
             places.append(len(ids) - 1)
         logits = self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0, places].float()
         chosen = logits.sigmoid()[:, 0] if logits.shape[-1] == 1 else logits.softmax(-1)[:, -1]
         return check_scores(prompt, steps, chosen.tolist())
 
 
+@lru_cache(maxsize=1)
+def open_prm(source: str, device: str = "auto") -> TokenPrm:
+    """The process reward model in a folder or of a hub id, loaded once."""
+    return TokenPrm(source, device=device)
+
+
 def _two_layer_head(folder: Path) -> nn.Module | None:
     """Linear, ReLU, Linear under the names score.0 and score.2, where a checkpoint has them."""
     from safetensors import safe_open
 
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     index = folder / "model.safetensors.index.json"
     files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
     for name in files:
         if not (folder / name).is_file():
             continue
         with safe_open(str(folder / name), framework="pt") as file:
-            found |= {key: file.get_tensor(key) for key in file.keys() if key.startswith(("score.0.", "score.2."))}  # noqa: SIM118
-    if not found:
+            tensors |= {key: file.get_tensor(key) for key in file.keys() if key.startswith(("score.0.", "score.2."))}  # noqa: SIM118
+    if not tensors:
         return None
-    layers = [
-        nn.Linear(weight.shape[1], weight.shape[0]) for weight in (found["score.0.weight"], found["score.2.weight"])
-    ]
-    head = nn.Sequential(layers[0], nn.ReLU(), layers[1])
-    head.load_state_dict({key.removeprefix("score."): value for key, value in found.items()})
+    (hidden, width), (labels, _) = tensors["score.0.weight"].shape, tensors["score.2.weight"].shape
+    head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, labels))
+    head.load_state_dict({key.removeprefix("score."): value for key, value in tensors.items()})
     return head

@@ -21,7 +21,13 @@ COLUMNS = ("prompt", "initial_reason_steps", "chosen", "rejected")
 
 
 class StepVerifier(Protocol):
-    """Says which steps and which final answers are right."""
+    """Says which steps and which final answers are right.
+
+    Attributes:
+        is_oracle: it never errs, and counts the wrong steps of a solution (`n_wrong`).
+    """
+
+    is_oracle: bool
 
     def split(self, text: str) -> list[str]:
         """Steps of a solution; `"".join(steps)` is the text."""
@@ -33,6 +39,10 @@ class StepVerifier(Protocol):
 
     def is_right(self, prompt: str, text: str) -> bool:
         """Whether the final answer is the right one."""
+        ...
+
+    def judge(self, prompt: str, text: str) -> bool | None:
+        """As `is_right`; None where the answers cannot be compared."""
         ...
 
     def scores(self, prompt: str, steps: Sequence[str]) -> list[float]:
@@ -57,15 +67,15 @@ def split_labelled(text: str) -> list[str]:
 def cut_before(steps: Sequence[str], k: int) -> tuple[str, str]:
     """Everything up to step k, its label included, and step k itself without label and without white space behind
     it."""
-    found = LABEL.search(steps[k]) if k == 0 else LABEL.match(steps[k])
-    label = steps[k][: found.end()] if found else ""
+    match = LABEL.search(steps[k]) if k == 0 else LABEL.match(steps[k])
+    label = steps[k][: match.end()] if match else ""
     return "".join(steps[:k]) + label, steps[k][len(label) :].rstrip()
 
 
 def label_of(prefix: str) -> int:
     """The number of the "Step k:" that a prefix ends with; 0 where it ends otherwise."""
-    found = re.search(r"Step (\d+)\s*:\s*\Z", prefix, re.IGNORECASE)
-    return int(found[1]) if found else 0
+    match = re.search(r"Step (\d+)\s*:\s*\Z", prefix, re.IGNORECASE)
+    return int(match[1]) if match else 0
 
 
 # -------------------------------------------------------------------------------------------------- rows of step pairs
@@ -96,12 +106,12 @@ def as_step_pairs(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Row], Counter
         sides = {}
         for side in ("chosen", "rejected"):
             step = row[side]
-            if found := LABEL.match(step):
+            if label := LABEL.match(step):
                 counts["double label removed"] += 1
-                step = step[found.end() :]
-            if found := re.search(r"\n\s*Step \d+\s*:", step, re.IGNORECASE):
+                step = step[label.end() :]
+            if label := re.search(r"\n\s*Step \d+\s*:", step, re.IGNORECASE):
                 counts["cut at the next label"] += 1
-                step = step[: found.start()]
+                step = step[: label.start()]
             sides[side] = step.rstrip()
         if not all(step.strip() for step in sides.values()):
             counts["empty step"] += 1
@@ -162,13 +172,13 @@ def ask_checker(
         for problem, reference, steps in problems
     ]
     replies = [reply.text for reply in ask(requests)]
-    found = []
+    places = []
     for reply, (_, _, steps) in zip(replies, problems, strict=True):
         located = parse_decision(reply)
         if located.step is not None and located.step >= len(steps):
             located = Located(None, "step beyond the solution")
-        found.append(located)
-    return found, replies
+        places.append(located)
+    return places, replies
 
 
 def locate(verifier: StepVerifier, solutions: Sequence[tuple[str, str]]) -> tuple[list[Located], list[str]]:
@@ -178,8 +188,8 @@ def locate(verifier: StepVerifier, solutions: Sequence[tuple[str, str]]) -> tupl
     """
     if several := getattr(verifier, "locate", None):
         return several(solutions)
-    found = []
+    places = []
     for prompt, text in solutions:
         step = verifier.first_wrong(prompt, verifier.split(text))
-        found.append(Located(step, "" if step is not None else "every step is called correct"))
-    return found, [""] * len(found)
+        places.append(Located(step, "" if step is not None else "every step is called correct"))
+    return places, [""] * len(places)

@@ -38,8 +38,8 @@ def solutions(
     """
     if not prompts:
         return []
-    starts = starts or [getattr(task, "opening", "")] * len(prompts)
-    drawn = sample(
+    starts = starts or [task.opening] * len(prompts)
+    samples = sample(
         how.policy,
         prompts,
         n=n,
@@ -51,7 +51,7 @@ def solutions(
     )
     return [
         [(text, reason == "stop") for text, reason in zip(texts, reasons, strict=True)]
-        for texts, reasons in zip(drawn.texts, drawn.finish_reasons, strict=True)
+        for texts, reasons in zip(samples.texts, samples.finish_reasons, strict=True)
     ]
 
 
@@ -71,9 +71,9 @@ def collect_errors(task: Any, how: Drawing, prompts: Sequence[str], *, n: int, m
 def localise(task: Any, errors: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Stage 2: the first wrong step of each, as prefix (label included) and rejected step; and those without one, with
     the reason and what the checker replied."""
-    found, replies = locate(task.verifier, list(zip(errors["prompt"], errors["text"], strict=True)))
+    places, replies = locate(task.verifier, list(zip(errors["prompt"], errors["text"], strict=True)))
     rows = []
-    for error, (step, reason), reply in zip(errors.to_dict("records"), found, replies, strict=True):
+    for error, (step, reason), reply in zip(errors.to_dict("records"), places, replies, strict=True):
         if not error["ended"] and step is None:
             reason = f"{reason}, and cut off at max_new_tokens"
         prefix, rejected = ("", "") if step is None else cut_before(task.verifier.split(error["text"]), step)
@@ -114,8 +114,8 @@ def rectify(
     """
     rows, check = [], task.verifier
     starts = located["prefix"].tolist()
-    drawn = solutions(task, how, located["prompt"].tolist(), n, stage=2, starts=starts)
-    for error, texts in zip(located.to_dict("records"), drawn, strict=True):
+    continuations = solutions(task, how, located["prompt"].tolist(), n, stage=2, starts=starts)
+    for error, texts in zip(located.to_dict("records"), continuations, strict=True):
         k, prompt, seen = error["step"], error["prompt"], {error["rejected"].strip()}
         for text, _ in texts:
             if not text.startswith(error["prefix"].lstrip()) or not check.is_right(prompt, text):
@@ -124,7 +124,7 @@ def rectify(
             chosen = cut_before(steps, k)[1] if len(steps) > k else ""
             if not chosen.strip() or chosen.strip() in seen:
                 continue
-            if check_steps and getattr(check, "is_oracle", False) and check.first_wrong(prompt, steps) is not None:
+            if check_steps and check.is_oracle and check.first_wrong(prompt, steps) is not None:
                 continue
             seen.add(chosen.strip())
             rows.append(
@@ -144,8 +144,8 @@ def rectify(
 def whole_answers(task: Any, how: Drawing, located: pd.DataFrame, *, n: int) -> pd.DataFrame:
     """For DPO on whole answers: independent right answers to the same problems, against the same wrong ones."""
     rows = []
-    drawn = solutions(task, how, located["prompt"].tolist(), n, stage=3) if n else []
-    for error, texts in zip(located.to_dict("records"), drawn, strict=False):
+    answers = solutions(task, how, located["prompt"].tolist(), n, stage=3) if n else []
+    for error, texts in zip(located.to_dict("records"), answers, strict=False):
         prompt = error["prompt"]
         right = [text for text, ended in dict.fromkeys(texts) if ended and task.verifier.is_right(prompt, text)]
         rows += [{"prompt": prompt, "full_chosen": text, "full_rejected": error["text"]} for text in right]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from workbench.kernels import score
-from workbench.kernels.batching import cut, held_at_once, n_tokens
+from workbench.kernels.batching import microbatches, n_tokens, tokens_per_microbatch
 from workbench.models import Policy
 
 Piece = list[Any]  # [text, log-ratio in nats or None where the text was cut off, "end" for the end token or ""]
@@ -51,7 +51,7 @@ class Ratios:
             for row, (prompt, responses) in asked.items()
         }
         order, sizes = list(groups), [n_tokens(group) for group in groups.values()]
-        places = cut(range(len(order)), sizes, max_tokens=held_at_once(self.policy.device))
+        places = microbatches(range(len(order)), sizes, max_tokens=tokens_per_microbatch(self.policy.device))
         batches = [[order[place] for place in batch] for batch in places]
         found: dict[int, torch.Tensor] = {}
         for sign, chosen in ((1, self.policy), (-1, self.reference)):

@@ -21,6 +21,7 @@ import plotly.graph_objects as go
 
 from workbench import runs
 from workbench.figures import COLOURS, TEMPLATE, Note, colour, plain
+from workbench.objectives import AVERAGED, REFERENCE_FREE
 from workbench.runs.run import is_locked
 from workbench.training import probes
 from workbench.widgets import scripted
@@ -44,10 +45,6 @@ ALL_POINTS = 30_000  # of all lines together, about 0.5 MB
 LINES = 1_200  # beyond this many, only means over seeds are drawn
 TEXT_LIMIT = 250_000  # characters of samples and rows that a view carries
 REWARDS = "held_out_rewards.parquet"  # what finished runs of some methods leave
-REFERENCE_FREE, AVERAGED = (
-    ("simpo", "orpo"),
-    ("ipo",),
-)  # whose rewards are no changes since the start, or no sums of tokens
 _SHOWN = 20  # of the widgets made last, which are kept up to date
 _STATE = {"step": -1, "run": "", "prompt": 0, "look": -1, "smoothing": 0.0}
 

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from workbench import data
 from workbench.figures import blank, plain
 from workbench.kernels import Group
-from workbench.kernels.batching import cut, held_at_once
+from workbench.kernels.batching import microbatches, tokens_per_microbatch
 from workbench.kernels.scoring import check_groups
 from workbench.models import Policy
 from workbench.widgets import scripted
@@ -119,7 +119,7 @@ class TrainingPreview:
 
     def _begin(self, policy: Policy, groups: list[Group], names: list[str], texts: Any) -> None:
         self.groups, self.names = groups, names
-        self.held_tokens = held_at_once(policy.device)  # the model itself is let go: it may be large
+        self.held_tokens = tokens_per_microbatch(policy.device)  # the model itself is let go: it may be large
         self.scores: list[list[float]] | None = None
         self.words = TokenText(policy.tokenizer)
         self.rows = Rows([g.prompt_ids for g in groups], [g.responses_ids for g in groups], self.words, texts=texts)
@@ -219,7 +219,7 @@ class TrainingPreview:
         `micro_batches` and `rows_held` (median rows held at once on this device), and `lengths`: name -> (median, 95th
         percentile, max)."""
         sizes = [len(p) + sum(many) for p, many in zip(self.rows.prompts, self.rows.lengths, strict=True)]
-        parts = [len(part) for part in cut(range(len(sizes)), sizes, max_tokens=self.held_tokens)]
+        parts = [len(part) for part in microbatches(range(len(sizes)), sizes, max_tokens=self.held_tokens)]
         known = self.rows.prompts_cut is not None
         return {
             "rows": len(self.groups),

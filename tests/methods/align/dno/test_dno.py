@@ -1,4 +1,5 @@
-"""DNO: pairs and their rules, replay, noise, bad input, resume, real text, and what sabotage does to the verdicts."""
+"""DNO: candidates and their points, pairs and their rules, replay, bad input, real text, and what sabotage does to the
+verdicts."""
 
 import logging
 from dataclasses import replace
@@ -6,18 +7,24 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from workbench import methods
-from workbench.methods.align import self_play
 from workbench.methods.align.dno import method as dno
-from workbench.methods.align.dno.candidates import Candidate
+from workbench.methods.align.dno.candidates import Candidate, gather, judge
+from workbench.methods.align.dno.experiment import ARMS, claims
+from workbench.methods.align.dno.pairs import with_replay
+from workbench.methods.align.dno.view import pair_counts
+from workbench.methods.align.self_play import stored_table
+from workbench.methods.experiment import Results, run_seed
 from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.files import read_json
 from workbench.runs.run import Run
 from workbench.training import reference
 from workbench.training.reward_model import RewardModel
+from workbench.worlds.language import word_tokenizer
 
-QUICK = {"rounds": 2, "epochs": 1, "prompt_repeats": 1, "max_pairs": 144, "world": {"start_steps": 60}}
+QUICK = {"rounds": 2, "epochs": 1, "prompt_repeats": 1, "max_pairs": 96, "world": {"start_steps": 60}}
 
 
 def config(**changes):
@@ -25,34 +32,32 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A runs folder that all tests of this file share, so that the start is made once."""
-    folder = tmp_path_factory.mktemp("dno")
+def root(starts):
+    folder = starts("dno")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
+        patch.setenv("WORKBENCH_RUNS", str(folder))
         yield folder
 
 
 @pytest.fixture(scope="module")
-def played(root):
+def trained(root):
     settings = config(arms=["dno", "noisy"])
-    task = dno.open_task(settings)
-    run = Run(root / "seed-3")
-    return task, settings, run, dno.run(task, settings, 3, run)
+    task, run = dno.open_task(settings), Run(root / "seed-3")
+    return task, settings, run, run_seed(dno, task, settings, 3, run)
 
 
-def play(played, root, name, arm, **changes):
-    task, settings, _, _ = played
+def train(trained, root, name, arm, **changes):
+    task, settings, _, _ = trained
     run = Run(root / name)
-    return run, dno.play(task, replace(settings, **changes), dno.ARMS[arm] if isinstance(arm, str) else arm, 3, run)
+    return run, dno.train_arm(task, replace(settings, **changes), ARMS[arm], 3, run)
 
 
 # ------------------------------------------------------------------------------------------------------- what it does
-def test_pairs_obey_the_margin_rule_with_points_from_exact_win_rates(played):
-    task, _, run, _ = played
+def test_pairs_obey_the_margin_rule_with_points_from_exact_win_rates(trained):
+    task, _, run, _ = trained
     part = run.folder / "dno"
     pairs = pd.read_parquet(part / "round-1" / "pairs.parquet")
-    table = self_play.stored_table(Run(part), 0)
+    table = stored_table(Run(part), 0)
     rates = task.win_rates(table, pairs.prompt.tolist(), pairs.chosen.tolist())
     np.testing.assert_allclose(pairs.rate_chosen, rates)
     np.testing.assert_allclose(pairs.score_chosen, np.clip(np.floor(6 * rates + 1.5), 0, 6))
@@ -65,67 +70,40 @@ def test_pairs_obey_the_margin_rule_with_points_from_exact_win_rates(played):
     assert counts["sign_accuracy"] == 1.0
 
 
-def test_later_rounds_replay_at_most_thirty_percent(played, root):
-    _, settings, run, _ = played
+def test_later_rounds_replay_at_most_thirty_percent(trained, root):
+    _, settings, run, _ = trained
     part = Run(run.folder / "noisy")
     new = pd.read_parquet(part.folder / "round-2" / "pairs.parquet")
-    mixed = self_play.with_replay(new, part, 1, seed=3, share=settings.replay)
+    mixed = with_replay(new, part, 1, seed=3, share=settings.replay)
     assert len(mixed) == len(new) + int(0.3 * len(new) / 0.7)
     assert (mixed.iteration == 0).mean() <= 0.3
-    assert self_play.with_replay(new, part, 0, seed=3, share=0.3) is not new
-    assert len(self_play.with_replay(new, part, 0, seed=3, share=0.3)) == len(new)
+    assert len(with_replay(new, part, 0, seed=3, share=0.3)) == len(new)
 
 
 def test_replay_halves_further_back(tmp_path):
     run = Run(tmp_path)
     for t in range(3):
         run.child(f"round-{t + 1}").table("pairs", lambda t=t: pd.DataFrame({"iteration": [t] * 1_000}))
-    mixed = self_play.with_replay(pd.DataFrame({"iteration": [3] * 1_000}), run, 3, seed=0, share=0.3)
+    mixed = with_replay(pd.DataFrame({"iteration": [3] * 1_000}), run, 3, seed=0, share=0.3)
     shares = mixed.iteration.value_counts(normalize=True)
     np.testing.assert_allclose(shares[[2, 1, 0]], [0.3, 0.15, 0.075], atol=0.002)
 
 
-def test_every_round_starts_at_log_two(played):
+def test_every_round_starts_at_log_two_and_leaves_its_numbers(trained):
     """The reference of round t is the policy at its start, for replayed pairs too."""
+    _, _, run, result = trained
     for t in (1, 2):
-        assert Run(played[2].folder / "noisy" / f"round-{t}").metrics()[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)
-
-
-def test_numbers_are_there(played):
-    start, *after = played[3]["arms"]["dno"]
+        assert Run(run.folder / "noisy" / f"round-{t}").metrics()[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)
+    start, *after = result["arms"]["dno"]
     assert {"win_against_gold", "exploitability", "average_exploitability", "leak", "quality"} <= set(start)
-    for numbers in after:
-        assert {"win_against_last", "kl_to_last", "student_over_teacher", "pairs T>S", "pairs S>T", "pairs S>S"} <= set(
-            numbers
-        )
+    wanted = {"win_against_last", "kl_to_last", "student_over_teacher", "pairs T>S", "pairs S>T", "pairs S>S"}
+    assert all(wanted <= set(numbers) for numbers in after)
     assert after[0]["win_against_last"] > 0.5
-    assert (played[2].folder / "dno" / "round-2" / "weights.safetensors").is_file()
+    assert (run.folder / "dno" / "round-2" / "weights.safetensors").is_file()
 
 
-def test_a_second_call_computes_nothing(played, monkeypatch):
-    task, settings, run, result = played
-    monkeypatch.setattr(dno, "play", lambda *a: pytest.fail("played again"))
-    assert dno.run(task, settings, 3, run) == result
-
-
-def test_killed_in_round_two_goes_on_with_the_same_numbers(played, monkeypatch):
-    task, settings, run, result = played
-    broken, real, calls = Run(run.folder.parent / "killed"), self_play.with_replay, []
-
-    def dies(*a, **k):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*a, **k)
-
-    monkeypatch.setattr(self_play, "with_replay", dies)
-    with pytest.raises(KeyboardInterrupt):
-        dno.run(task, settings, 3, broken)
-    assert dno.run(task, settings, 3, broken) == result
-
-
-def test_offline_trains_on_the_pairs_of_round_one_only(played, root):
-    run, after = play(played, root, "offline", "offline")
+def test_offline_trains_on_the_pairs_of_round_one_only(trained, root):
+    run, after = train(trained, root, "offline", "offline")
     tables = [pd.read_parquet(run.folder / f"round-{t}" / "pairs.parquet") for t in (1, 2)]
     assert tables[0].chosen.tolist() == tables[1].chosen.tolist()
     assert not (run.folder / "round-2" / "samples.parquet").exists()
@@ -134,30 +112,55 @@ def test_offline_trains_on_the_pairs_of_round_one_only(played, root):
     assert 0 < gaps[1] < gaps[0]  # the second round finds less that is new
 
 
-@pytest.mark.parametrize("arm", ["spin", "sft", "soft_scaled", "sppo"])
-def test_every_arm_runs_a_round(played, root, arm):
-    run, after = play(played, root, arm, arm, rounds=1)
-    kinds = set(pd.read_parquet(run.folder / "round-1" / "pairs.parquet").kind)
-    assert kinds == (
-        {"T>S"} if arm == "spin" else {"S>S"} if arm.startswith("s") and arm != "sft" else {"T>S", "S>T", "S>S"}
-    )
+@pytest.mark.parametrize(
+    ("arm", "kinds"),
+    [("spin", {"T>S"}), ("sft", {"T>S", "S>T", "S>S"}), ("soft_scaled", {"S>S"}), ("sppo", {"S>S"})],
+)
+def test_every_loss_trains_a_round(trained, root, arm, kinds):
+    run, after = train(trained, root, arm, arm, rounds=1)
+    assert set(pd.read_parquet(run.folder / "round-1" / "pairs.parquet").kind) == kinds
     assert np.isfinite(after[1]["win_against_gold"])
 
 
-def test_scaling_rewards_and_eta_together_keeps_the_target(played):
-    for arm in ("soft", "soft_scaled"):
-        _, options = dno.objective_of(dno.ARMS[arm], played[1])
-        assert options["reward_scale"] / options["eta"] == pytest.approx(1 / played[1].soft_eta)
+def gradient_at_the_target(arm, **changes):
+    """Of the arm's loss on one pair whose log-ratios are r / eta, as those of pi_t exp(r / eta) are."""
+    objective, options = dno.objective_of(ARMS[arm], config())
+    rates = torch.tensor([0.8, 0.3], dtype=torch.float64)
+    logps, zero = (rates / config().soft_eta).requires_grad_(), torch.zeros(1, dtype=torch.float64)
+    targets = {"first_win_rate": rates[:1], "second_win_rate": rates[1:]}
+    losses, _ = objective(logps[:1], logps[1:], zero, zero, **targets, **{**options, **changes})
+    losses.sum().backward()
+    return logps.grad.abs().max()
 
 
-@pytest.mark.slow
-def test_margins_leave_fewer_wrong_pairs_of_noisy_judgements(played, root):
+@pytest.mark.parametrize("arm", ["soft", "soft_scaled"])
+def test_soft_dno_rests_at_its_target_and_with_hard_labels_does_not(arm):
+    assert gradient_at_the_target(arm) == pytest.approx(0, abs=1e-12)
+    assert gradient_at_the_target(arm, reward_scale=1e3) > 0.01
+
+
+def test_margins_leave_fewer_wrong_pairs_of_noisy_judgements(trained, root):
     """The first step of C3, on the same samples."""
-    accuracy = {}
+    task, settings, run, _ = trained
+    accuracy, start = {}, stored_table(Run(run.folder / "dno"), 0)
     for arm in ("noisy", "noisy_all"):
-        run, _ = play(played, root, f"signs-{arm}", arm, rounds=1, prompt_repeats=4)
-        accuracy[arm] = read_json(run.folder / "round-1" / "counts.json")["sign_accuracy"]
+        signs = Run(root / f"signs-{arm}")
+        signs.child("round-0").table("policy", lambda: pd.DataFrame(start).rename(columns=str))
+        dno.build_pairs(task, task.start(3), replace(settings, prompt_repeats=4), ARMS[arm], 3, 0, signs)
+        accuracy[arm] = read_json(signs.folder / "round-1" / "counts.json")["sign_accuracy"]
     assert accuracy["noisy_all"] < accuracy["noisy"] < 1
+
+
+def test_pair_counts_are_means_over_seeds():
+    rows = [
+        {"arm": "dno", "seed": seed, "round": t, "pairs T>S": 30 - 10 * t, "pairs S>T": 10 * t, "pairs S>S": 5 + seed}
+        for seed in (0, 1)
+        for t in (1, 2)
+    ]
+    shown = pair_counts(pd.DataFrame(rows))
+    assert shown.frame()["pairs S>S"].tolist() == [5.5, 5.5]
+    said = "Student over teacher: 33% of the teacher's pairs in round 1, 67% in round 2"
+    assert shown.figure().layout.title.text == said
 
 
 # ------------------------------------------------------------------------------------------------- rules of the arms
@@ -177,51 +180,106 @@ RATES, POINTS = [0.6, 0.9, 0.3, 0.3], [5.0, 6.0, 3.0, 3.0]
     ],
 )
 def test_rules_by_hand(arm, expected):
-    assert dno.pairs_of(MEMBERS, RATES, POINTS, config(), dno.ARMS[arm]) == expected
+    assert dno.pairs_of(MEMBERS, RATES, POINTS, config(), ARMS[arm]) == expected
 
 
-def test_sabotage_teacher_always_chosen_has_no_student_over_teacher():
-    """Gold treated as always chosen: the pair counts fall to SPIN's, and the share of C5 to 0."""
-    wrong = [pair for pair in dno.pairs_of(MEMBERS, RATES, POINTS, config(), dno.ARMS["spin"]) if pair[2] == "S>T"]
-    right = [pair for pair in dno.pairs_of(MEMBERS, RATES, POINTS, config(), dno.ARMS["dno"]) if pair[2] == "S>T"]
-    assert (len(wrong), len(right)) == (0, 1)
+@pytest.mark.parametrize(("student_gap", "expected"), [(1, [(0, 2, "T>S"), (1, 2, "S>S")]), (2, [(0, 2, "T>S")])])
+def test_a_chosen_student_needs_a_smaller_margin(student_gap, expected):
+    assert dno.pairs_of(MEMBERS[:3], [], [6.0, 5.0, 4.0], config(student_gap=student_gap), ARMS["dno"]) == expected
 
 
-def test_sabotage_one_margin_for_all_changes_the_counts():
-    same = config(student_gap=2)
-    members, points = MEMBERS[:3], [6.0, 5.0, 4.0]
-    assert len(dno.pairs_of(members, RATES[:3], points, config(), dno.ARMS["dno"])) == 2
-    assert len(dno.pairs_of(members, RATES[:3], points, same, dno.ARMS["dno"])) == 1
+# --------------------------------------------------------------------------------------- candidates and their points
+@pytest.fixture(scope="module")
+def policy():
+    tokenizer = word_tokenizer([f"s{i}" for i in range(6)])
+    return Policy(new_llama(tokenizer, width=8, layers=1, heads=2, max_length=16, seed=0), tokenizer)
 
 
-def test_sabotage_a_stale_reference_is_stopped(played, root, monkeypatch):
-    task = played[0]
-    first = task.start(3)
-    monkeypatch.setattr(dno, "pair_rows", lambda _, ids, groups: reference.pair_rows(first, ids, groups))
-    with pytest.raises(RuntimeError, match=r"step-0 check: the loss should be 0.693147"):
-        play(played, root, "stale", "noisy")
+def students(*texts, stuck=()):
+    return [Candidate(text, [i], False, i in stuck) for i, text in enumerate(texts)]
 
 
-@pytest.mark.slow
-def test_sabotage_hard_labels_under_the_name_of_soft(played, root, monkeypatch):
-    """Targets of 1 push the log-ratios on where the soft ones stay near their win rates."""
-    _, soft = play(played, root, "soft-own", "soft", rounds=1, epochs=20)
-    real = dno.objective_of
-    monkeypatch.setattr(dno, "objective_of", lambda arm, c: (real(arm, c)[0], {**real(arm, c)[1], "reward_scale": 1e3}))
-    _, hard = play(played, root, "soft-hard", "soft", rounds=1, epochs=20)
-    gap = {name: run[1]["winner_moved"] - run[1]["loser_moved"] for name, run in (("soft", soft), ("hard", hard))}
-    assert gap["hard"] > 2 * gap["soft"]
+class Judge:
+    """P(a beats b) from a table of strengths; "garbled" cannot be read."""
+
+    def __init__(self, **p):
+        self.p, self.asked = p, 0
+
+    def prefer(self, prompts, a, b):
+        self.asked += len(a)
+        said = [self.p.get(f"{x}{y}", 1 - self.p.get(f"{y}{x}", 0.5)) for x, y in zip(a, b, strict=True)]
+        unread = ["garbled" in both for both in zip(a, b, strict=True)]
+        return np.where(unread, np.nan, said)
+
+
+def test_duplicates_are_one_candidate_and_the_teachers_words_stay_the_teachers(policy):
+    found = gather(policy, ["s1 s2", "s1 s2 ", "s3"], [[3, 4], [3, 4], [5]], "s3", max_new_tokens=3)
+    assert [(c.text, c.is_teacher) for c in found] == [("s3", True), ("s1 s2", False)]
+    assert found[1].ids == [3, 4]
+
+
+def test_the_teachers_answer_is_cut_to_what_the_student_may_write(policy):
+    (teacher,) = gather(policy, [], [], "s0 s1 s2 s3", max_new_tokens=3)
+    assert teacher.ids == policy.encode_response("s0 s1 s2 s3")[:3]
+
+
+def test_win_rates_are_means_over_the_others():
+    (judged,) = judge(Judge(ab=1.0, ac=0.5, bc=0.0), ["q"], [students("a", "b", "c")], table=None)
+    rates, points = judged
+    np.testing.assert_allclose(rates, [0.75, 0.0, 0.75])
+    assert points == [6.0, 1.0, 6.0]  # round(6 * 0.75 + 1) = 5.5 -> 6, half up
+
+
+@pytest.mark.parametrize(("p", "expected"), [(0.5, 4), (0.6, 5), (0.0, 1), (1.0, 6)])
+def test_points_by_hand(p, expected):
+    """clip(round(6 r + 1), 0, 6)."""
+    ((_, points),) = judge(Judge(ab=p), ["q"], [students("a", "b")], table=None)
+    assert points[0] == expected
+
+
+def test_noise_makes_single_draws_with_the_right_mean():
+    noise = np.random.default_rng(0)
+    judged = judge(Judge(ab=0.8), ["q"] * 2_000, [students("a", "b")] * 2_000, table=None, noise=noise)
+    first = np.array([rates[0] for rates, _ in judged])
+    assert set(first) == {0.0, 1.0}
+    assert first.mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_stuck_answers_have_nothing_and_unreadable_prompts_are_none():
+    ((rates, points),) = judge(Judge(ab=1.0), ["q"], [students("a", "b", stuck=(0,))], table=None)
+    assert (rates[0], points[0]) == (0, 0)
+    unread, read = judge(Judge(), ["q", "q"], [students("a", "garbled"), students("a", "b")], table=None)
+    assert unread is None
+    assert read is not None
+
+
+def test_points_in_words_come_before_win_rates():
+    class Rater(Judge):
+        def rate(self, prompts, candidates):
+            return [[6, 2, 2], None]
+
+    task = Rater()
+    first, second = judge(task, ["q", "q"], [students("a", "b", "c"), students("a", "b")], table=None)
+    assert first == ([1.0, 0.25, 0.25], [6.0, 2.0, 2.0])
+    assert second is None
+    assert task.asked == 0
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
+def test_numbers_outside_0_and_1_are_refused():
+    with pytest.raises(ValueError, match=r"prompt 1: win rates in .0, 1. are needed; the judge gave 1.5"):
+        judge(Judge(ab=1.5), ["q", "q"], [students("a", "c"), students("a", "b")], table=None)
+    with pytest.raises(ValueError, match="win rates in"):
+        judge(Judge(ab=-0.1), ["q"], [students("a", "b")], table=None)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"eta": 0.0}, "eta = 0.0: Input should be greater than 0"),
         ({"soft_eta": -1.0}, "soft_eta = -1.0: Input should be greater than 0"),
         ({"replay": 0.5}, "replay = 0.5: Input should be less than 0.5"),
-        ({"arms": ["dpo"]}, r"unknown arms \['dpo'\]; known: dno, restrictive"),
-        ({"alpha": 0.005}, "alpha = 0.005: Unexpected keyword argument"),
+        ({"alpha": 0.005}, "alpha = 0.005: Unexpected keyword argument"),  # named in the paper, defined nowhere
     ],
 )
 def test_bad_config(changes, message):
@@ -229,22 +287,20 @@ def test_bad_config(changes, message):
         config(**changes)
 
 
-def test_missing_teacher_skips_its_pairs(played, root):
-    run, after = play(played, root, "no-teacher", "dno", rounds=1, with_teacher=False)
+def test_missing_teacher_skips_its_pairs(trained, root):
+    run, after = train(trained, root, "no-teacher", "dno", rounds=1, with_teacher=False)
     assert set(pd.read_parquet(run.folder / "round-1" / "pairs.parquet").kind) == {"S>S"}
     assert after[1]["prompts without a teacher"] == 144
 
 
-def test_a_judge_that_likes_nothing_is_warned_of_and_leaves_no_pair(played, root, caplog):
-    with (
-        caplog.at_level(logging.WARNING),
-        pytest.raises(ValueError, match=r"round 0: no pair is left of 144 prompts .*; lower floor or gap"),
-    ):
-        play(played, root, "strict", "dno", floor=7)
+def test_a_judge_that_likes_nothing_is_warned_of_and_leaves_no_pair(trained, root, caplog):
+    nothing = r"round 0: no pair is left of 144 prompts .*; lower floor or gap"
+    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match=nothing):
+        train(trained, root, "strict", "dno", floor=7)
     assert "no candidate of 100 % of the prompts reaches 7 points: judge too strict or model too weak" in caplog.text
 
 
-def test_a_later_round_without_pairs_leaves_the_policy_as_it_is(played, root, monkeypatch, caplog):
+def test_a_later_round_without_pairs_leaves_the_policy_as_it_is(trained, root, monkeypatch, caplog):
     real = dno.build_pairs
 
     def none_later(task, policy, config, arm, seed, t, run):
@@ -252,14 +308,14 @@ def test_a_later_round_without_pairs_leaves_the_policy_as_it_is(played, root, mo
 
     monkeypatch.setattr(dno, "build_pairs", none_later)
     with caplog.at_level(logging.INFO):
-        _, after = play(played, root, "later", "restrictive")
+        _, after = train(trained, root, "later", "restrictive")
     assert "round 1 has nothing to train on" in caplog.text
     assert after[2]["quality"] == after[1]["quality"]
     assert after[2]["win_against_last"] == pytest.approx(0.5)
 
 
-def test_stuck_and_empty_samples_are_never_chosen(played, root, monkeypatch):
-    task, settings, _, _ = played
+def test_stuck_and_empty_samples_are_never_chosen(trained, root, monkeypatch):
+    task, settings, _, _ = trained
     rows = pd.DataFrame(
         {
             "prompt": ["p0 p0"] * 2,
@@ -269,19 +325,19 @@ def test_stuck_and_empty_samples_are_never_chosen(played, root, monkeypatch):
     )
     monkeypatch.setattr(dno, "draw_samples", lambda *a, **k: rows)
     monkeypatch.setattr(dno, "prompts_of_round", lambda *a, **k: ["p0 p0"] * 2)
-    run = Run(root / "stuck")
+    run, easy = Run(root / "stuck"), replace(settings, floor=0, student_gap=0.01, gap=0.01)
     run.child("round-0").table("policy", lambda: pd.DataFrame(task.nash.astype(np.float32)).rename(columns=str))
-    pairs = dno.build_pairs(
-        task, task.start(3), replace(settings, floor=0, student_gap=0.01, gap=0.01), dno.ARMS["dno"], 0, 0, run
-    )
+    pairs = dno.build_pairs(task, task.start(3), easy, ARMS["dno"], 0, 0, run)
     assert not pairs.chosen.isin(["", "a a a a a a a a a a"]).any()
     assert pairs.rejected.isin(["", "a a a a a a a a a a"]).any()
     assert read_json(run.folder / "round-1" / "counts.json")["samples degenerate"] == 2
 
 
-def test_model_dataset_and_judge_come_together():
-    with pytest.raises(ValueError, match="give all three for real text"):
-        dno.open_task(dno.Config.at("tiny"), dataset="x.jsonl", model="m")
+def test_sabotage_a_stale_reference_is_stopped(trained, root, monkeypatch):
+    first = trained[0].start(3)
+    monkeypatch.setattr(dno, "pair_rows", lambda _, ids, groups: reference.pair_rows(first, ids, groups))
+    with pytest.raises(RuntimeError, match=r"step-0 check: the loss should be 0.693147"):
+        train(trained, root, "stale", "noisy")
 
 
 # ---------------------------------------------------------------------------------------------------------- verdicts
@@ -313,42 +369,21 @@ def told(**changes):
     def evaluations(gold, last, shares, signs):
         for t in range(5):
             noise = rng.normal(0, 0.004)
-            built = (
-                {
-                    "student_over_teacher": shares[t - 1] + noise,
-                    "sign_accuracy": signs + noise,
-                    "sign_accuracy_kept": signs + rng.normal(0, 0.004),
-                }
-                if t
-                else {}
-            )
-            yield {
-                "win_against_gold": gold + noise,
-                "win_against_last": last + noise if t else 0.5,
-                "kl_to_last": 0.1 if t else 0.0,
-                "average_exploitability": 0.2,
-                **built,
-            }
+            built = {"student_over_teacher": shares[t - 1] + noise, "sign_accuracy": signs + noise} if t else {}
+            built |= {"sign_accuracy_kept": signs + rng.normal(0, 0.004)} if t else {}
+            against = {"win_against_gold": gold + noise, "win_against_last": last + noise if t else 0.5}
+            yield {**against, "kl_to_last": 0.1 if t else 0.0, "average_exploitability": 0.2, **built}
 
-    return [
+    return Results(
         {"arms": {arm: list(evaluations(*values)) for arm, values in {**arms, **changes}.items()}} for _ in Told.seeds
-    ]
+    )
 
 
 def test_verdicts_of_a_method_that_works():
-    found = dno.claims(Told(), told()).verdicts()
-    assert {id for id, verdict in found.items() if verdict == "shown in small"} == {
-        "C1",
-        "C2",
-        "C3",
-        "C4",
-        "C4 sampled",
-        "C5",
-        "C5 sampled",
-        "C6",
-        "C10",
-    }
-    assert {id for id, verdict in found.items() if verdict == "needs full scale"} == {"C7", "C8", "C9"}
+    verdicts = claims(Told(), told()).verdicts()
+    shown = {"C1", "C2", "C3", "C4", "C4 sampled", "C5", "C5 sampled", "C6", "C10"}
+    assert {id for id, verdict in verdicts.items() if verdict == "shown in small"} == shown
+    assert {id for id, verdict in verdicts.items() if verdict == "needs full scale"} == {"C7", "C8", "C9"}
 
 
 @pytest.mark.parametrize(
@@ -365,18 +400,15 @@ def test_verdicts_of_a_method_that_works():
     ],
 )
 def test_verdicts_of_a_broken_method(broken, lost):
-    assert dno.claims(Told(), told(**broken)).verdicts()[lost] == "not shown"
+    assert claims(Told(), told(**broken)).verdicts()[lost] == "not shown"
 
 
 # --------------------------------------------------------------------------------------------------------- real text
-@pytest.fixture(scope="module")
-def on_text(tmp_path_factory):
-    """Model and reward model of the same small text, in the hub's format."""
+def test_real_answers_as_the_teacher_and_a_reward_model_as_judge(shared, root):
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    folder = tmp_path_factory.mktemp("text")
     tokenizer = bpe_tokenizer(["How many apples are left? Give three tips for a good day."] * 3, vocab_size=300)
-    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=160, seed=0), tokenizer).save(folder / "model")
+    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=160, seed=0), tokenizer).save(root / "model")
     shape = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -384,43 +416,23 @@ def on_text(tmp_path_factory):
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=160,
+        num_labels=1,
         pad_token_id=tokenizer.pad_token_id,
     )
-    shape.num_labels = 1
-    judge = LlamaForSequenceClassification(shape)
-    judge.score.weight.data *= 200  # a judge with opinions
-    RewardModel(judge, tokenizer).save(folder / "judge")
-    return folder
-
-
-def test_real_answers_as_the_teacher_and_a_reward_model_as_judge(shared, on_text, root):
-    overrides = {
-        "rounds": 2,
-        "n_prompts": 6,
-        "samples": 3,
-        "batch_size": 3,
-        "max_new_tokens": 6,
-        "max_length": 120,
-        "max_prompt_length": 100,
-        "test_size": 6,
-        "judge": str(on_text / "judge"),
-        "judge_kind": "reward",
-        "arms": ["dno", "shuffled"],
-        "learning_rate": 1e-3,
-    }
+    judging = LlamaForSequenceClassification(shape)
+    judging.score.weight.data *= 200  # a judge with opinions
+    RewardModel(judging, tokenizer).save(root / "judge")
+    overrides = {"n_prompts": 6, "samples": 3, "batch_size": 3, "test_size": 6, "learning_rate": 1e-3}
+    overrides |= {"max_new_tokens": 6, "max_length": 120, "max_prompt_length": 100}
+    overrides |= {"judge": str(root / "judge"), "judge_kind": "reward", "arms": ["dno", "shuffled"]}
+    real = {"model": str(root / "model"), "dataset": str(shared / "data/gsm8k/train.jsonl")}
     experiment = methods.Experiment(
-        "dno",
-        scale="smoke",
-        model=str(on_text / "model"),
-        dataset=str(shared / "data/gsm8k/train.jsonl"),
-        seeds=[0],
-        overrides=overrides,
-        output=str(root / "text"),
+        "dno", scale="smoke", **real, seeds=[0], overrides=overrides, output=str(root / "text")
     )
     results = experiment.results()
-    start, *after = results[0]["arms"]["dno"]
+    start, after = results[0]["arms"]["dno"]
     assert start["quality"] == pytest.approx(0.5)
-    assert after[0]["prompts without a teacher"] == 0
-    assert after[0]["n_pairs"] > 0
+    assert after["prompts without a teacher"] == 0
+    assert after["n_pairs"] > 0
     assert len(experiment.run.child("seed-0").child("dno").child("round-1").metrics()) >= 1
-    assert set(dno.claims(experiment, results).verdicts().values()) == {"needs full scale", "smoke run, no verdict"}
+    assert set(claims(experiment, results).verdicts().values()) == {"needs full scale", "smoke run, no verdict"}

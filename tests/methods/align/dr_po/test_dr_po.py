@@ -6,8 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from workbench.methods.align.dr_po import measures
 from workbench.methods.align.dr_po import method as dr_po
-from workbench.methods.align.dr_po.method import ARMS, Arm
+from workbench.methods.align.dr_po.experiment import ARMS, at_matched_kl, claims
+from workbench.methods.align.dr_po.method import Arm
+from workbench.methods.align.dr_po.references import encode_reference, read_references
+from workbench.methods.experiment import Results, run_seed
 from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 from workbench.training import ppo
@@ -26,28 +30,29 @@ def played(tmp_path_factory):
         settings = config()
         task = dr_po.open_task(settings)
         run = Run(folder / "seed-3")
-        yield task, settings, run, dr_po.run(task, settings, 3, run)
+        yield task, settings, run, run_seed(dr_po, task, settings, 3, run)
 
 
-class Recorded:
-    """Wraps `ppo.roll_out` and keeps every rollout with its batch."""
+def trained(task, folder, monkeypatch, arm=None):
+    """Trains one arm with a share of 1; returns the batches and the rollouts of its updates."""
+    batches, rollouts = [], []
+    real = ppo.roll_out
 
-    def __init__(self, monkeypatch):
-        self.batches, self.rollouts = [], []
-        real = ppo.roll_out
+    def record(policy, reference, critic, batch, *arguments, **options):
+        batches.append(batch)
+        rollouts.append(real(policy, reference, critic, batch, *arguments, **options))
+        return rollouts[-1]
 
-        def record(policy, reference, critic, batch, *arguments, **options):
-            self.batches.append(batch)
-            self.rollouts.append(real(policy, reference, critic, batch, *arguments, **options))
-            return self.rollouts[-1]
-
-        monkeypatch.setattr(ppo, "roll_out", record)
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo, "roll_out", record)
+        dr_po.train_arm(task, config(), arm or ARMS["dr_po"], 3, Run(folder))
+    return batches, rollouts
 
 
-def play(task, folder, monkeypatch, arm=None, **changes):
-    seen = Recorded(monkeypatch)
-    found = dr_po.play(task, config(**changes), arm or ARMS["dr_po"], 3, Run(folder))
-    return found, seen
+def encoded(task):
+    """Token ids of the reference of each training prompt."""
+    policy = task.start(3)
+    return {row["prompt"]: policy.encode_response(row["completion"]) for row in task.demonstrations("train", 3)}
 
 
 # ------------------------------------------------------------------------------------------------------------ resets
@@ -62,42 +67,37 @@ def test_reset_lengths():
 
 def test_prefixes_are_the_rows_own_references(played, tmp_path, monkeypatch):
     task, *_ = played
-    _, seen = play(task, tmp_path, monkeypatch)
-    policy = task.start(3)
-    truth = {row["prompt"]: policy.encode_response(row["completion"]) for row in task.demonstrations("train", 3)}
-    for batch, rollout in zip(seen.batches, seen.rollouts, strict=True):
+    truth = encoded(task)
+    for batch, rollout in zip(*trained(task, tmp_path, monkeypatch), strict=True):
         for prompt, prefix, group, generated in zip(
             batch.prompts, batch.prefixes, rollout.groups, rollout.is_generated, strict=True
         ):
             assert 1 <= len(prefix) < len(truth[prompt])
             assert prefix == truth[prompt][: len(prefix)] == group.responses_ids[0][: len(prefix)]
-            assert not generated[: len(prefix)].any()
+            assert not generated[: len(prefix)].any(), "given tokens get a policy gradient"
             assert generated[len(prefix)]
 
 
 def test_wrong_prefixes_belong_to_other_prompts(played, tmp_path, monkeypatch):
     task, *_ = played
-    _, seen = play(task, tmp_path, monkeypatch, replace(ARMS["wrong"], beta=1.0))
-    policy = task.start(3)
-    truth = {row["prompt"]: policy.encode_response(row["completion"]) for row in task.demonstrations("train", 3)}
-    same = [p == truth[q][: len(p)] for b in seen.batches for q, p in zip(b.prompts, b.prefixes, strict=True)]
-    assert np.mean(same) < 0.3  # by chance only
-    assert all(any(p == ids[: len(p)] for ids in truth.values()) for b in seen.batches for p in b.prefixes)
+    batches, _ = trained(task, tmp_path, monkeypatch, replace(ARMS["wrong"], beta=1.0))
+    truth = encoded(task)
+    assert np.mean([p == truth[q][: len(p)] for b in batches for q, p in zip(*b, strict=True)]) < 0.3  # by chance only
+    assert all(any(p == ids[: len(p)] for ids in truth.values()) for b in batches for p in b.prefixes)
 
 
 def test_own_prefixes_come_from_the_start(played, tmp_path, monkeypatch):
     task, *_ = played
-    _, seen = play(task, tmp_path, monkeypatch, replace(ARMS["ppo_pp"], beta=1.0))
-    policy = task.start(3)
-    truth = {row["prompt"]: policy.encode_response(row["completion"]) for row in task.demonstrations("train", 3)}
-    pairs = [(q, p) for b in seen.batches for q, p in zip(b.prompts, b.prefixes, strict=True) if len(p) > 2]
+    batches, _ = trained(task, tmp_path, monkeypatch, replace(ARMS["ppo_pp"], beta=1.0))
+    truth = encoded(task)
+    pairs = [(q, p) for b in batches for q, p in zip(*b, strict=True) if len(p) > 2]
     assert pairs
     assert any(p != truth[q][: len(p)] for q, p in pairs)
 
 
 def test_a_share_of_zero_is_ppo_to_the_last_digit(played, tmp_path):
     task, settings, run, result = played
-    again = dr_po.play(task, settings, Arm("DR-PO with a share of 0", beta=0.0, prefixes="reference"), 3, Run(tmp_path))
+    again = dr_po.train_arm(task, settings, Arm("DR-PO with a share of 0", beta=0.0), 3, Run(tmp_path))
     assert again == result["arms"]["ppo"]
     assert Run(tmp_path).metrics() == run.child("ppo").metrics()
 
@@ -110,8 +110,8 @@ def test_evaluation_never_resets(played, monkeypatch):
         ppo, "answers", lambda p, s, prompts, prefixes, *a: seen.append(prefixes) or real(p, s, prompts, prefixes, *a)
     )
     policy = task.start(3)
-    rows = dr_po.references(task, "test", 3, ARMS["dr_po"], settings)[:8]
-    dr_po.from_bare_prompts(policy, policy.copy(), rows, lambda p, i, t: np.zeros(len(p)), settings, 3)
+    prompts = task.prompts("test", 3)[:8]
+    measures.from_bare_prompts(policy, policy.copy(), prompts, lambda p, i, t: np.zeros(len(p)), settings, 3)
     assert seen == [[[]] * 8]
 
 
@@ -121,16 +121,25 @@ def test_sabotage_reset_to_the_whole_reference(played, tmp_path, monkeypatch):
     task, *_ = played
     monkeypatch.setattr(dr_po, "reset_lengths", lambda lengths, beta, rng: np.array(lengths))
     with pytest.raises(ValueError, match="nothing is left to generate"):
-        play(task, tmp_path, monkeypatch)
+        trained(task, tmp_path, monkeypatch)
 
 
 def test_sabotage_policy_gradient_on_forced_tokens(played, tmp_path, monkeypatch):
-    """With every position called generated, the first metrics say that nothing was reset."""
-    task, *_ = played
     real = ppo.roll_out
     monkeypatch.setattr(ppo, "roll_out", lambda *a, **o: replace(r := real(*a, **o), is_generated=r.is_token))
-    dr_po.play(task, config(), ARMS["dr_po"], 3, Run(tmp_path))
-    assert all(row["reset_share"] == 0 for row in Run(tmp_path).metrics())
+    with pytest.raises(AssertionError, match="given tokens get a policy gradient"):
+        test_prefixes_are_the_rows_own_references(played, tmp_path, monkeypatch)
+
+
+def test_sabotage_prefix_from_the_wrong_row(played, tmp_path, monkeypatch):
+    real = dr_po.reset_batch
+
+    def off_by_one(rows, encoded, *arguments):
+        return real(rows, encoded[1:] + encoded[:1], *arguments)
+
+    monkeypatch.setattr(dr_po, "reset_batch", off_by_one)
+    with pytest.raises(AssertionError):
+        test_prefixes_are_the_rows_own_references(played, tmp_path, monkeypatch)
 
 
 def test_resets_show_in_the_metrics(played):
@@ -139,40 +148,14 @@ def test_resets_show_in_the_metrics(played):
     assert all(row["reset_share"] == 0 for row in run.child("ppo").metrics())
 
 
-# ------------------------------------------------------------------------------------------------------------ resume
-def test_a_second_call_computes_nothing(played, monkeypatch):
-    task, settings, run, result = played
-    monkeypatch.setattr(dr_po, "play", lambda *a: pytest.fail("played again"))
-    assert dr_po.run(task, settings, 3, run) == result
-
-
-def test_a_killed_call_goes_on_with_the_same_numbers(played, tmp_path, monkeypatch):
-    task, _, run, result = played
-    real = ppo.improve
-
-    def dies(*arguments, update, **options):
-        if update == 1:
-            raise KeyboardInterrupt
-        return real(*arguments, update=update, **options)
-
-    settings = config(ppo_checkpoint_every=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(ppo, "improve", dies)
-        with pytest.raises(KeyboardInterrupt):
-            dr_po.play(task, settings, ARMS["dr_po_50"], 3, Run(tmp_path))
-    assert dr_po.play(task, settings, ARMS["dr_po_50"], 3, Run(tmp_path)) == result["arms"]["dr_po_50"]
-    assert Run(tmp_path).metrics() == run.child("dr_po_50").metrics()
-
-
 # --------------------------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"beta": 1.5}, r"beta is the reset share, the part of rollouts that start from a reset, in \[0, 1\]; got 1.5"),
         ({"beta": -0.1}, "beta is the reset share"),
-        ({"arms": ["spin"]}, r"unknown arms \['spin'\]; known: dr_po"),
         ({"minibatch_size": 4}, "whitening over fewer than 8 responses"),
-        ({"temperature": 0.0}, "temperature = 0.0: Input should be greater than 0"),
+        ({"top_p": 0.9}, "top_p = 0.9: Input should be greater than or equal to 1"),
     ],
 )
 def test_bad_config(changes, message):
@@ -191,28 +174,25 @@ class Unreferenced:
 
 
 def test_missing_references(caplog):
-    settings = config(n_prompts=0)
     with pytest.raises(ValueError, match=r"none of the 100 rows has a reference .* set beta=0"):
-        dr_po.references(Unreferenced(100), "train", 0, ARMS["dr_po"], settings)
-    assert len(dr_po.references(Unreferenced(100), "train", 0, ARMS["ppo"], settings)) == 100
+        read_references(Unreferenced(100), "train", 0)
+    assert len(read_references(Unreferenced(100), "train", 0, needed=False)) == 100
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        dr_po.references(Unreferenced(4), "train", 0, ARMS["dr_po"], settings)
+        read_references(Unreferenced(4), "train", 0)
         assert not caplog.text
-        dr_po.references(Unreferenced(6), "train", 0, ARMS["dr_po"], settings)
+        read_references(Unreferenced(6), "train", 0)
         assert "6 of 100 rows have no reference and are never reset to" in caplog.text
 
 
 def test_long_references_are_cut_and_missing_ones_are_empty(played):
     policy = played[0].start(3)
-    assert dr_po.encode_reference(policy, "", 7) == []
-    assert dr_po.encode_reference(policy, "s1 s2", 7)[-1] == policy.tokenizer.eos_token_id
-    assert len(dr_po.encode_reference(policy, " ".join(["s1"] * 20), 7)) == 7
+    assert encode_reference(policy, "", 7) == []
+    assert encode_reference(policy, "s1 s2", 7)[-1] == policy.tokenizer.eos_token_id
+    assert len(encode_reference(policy, " ".join(["s1"] * 20), 7)) == 7
 
 
-def test_open_task_says_what_is_missing():
-    with pytest.raises(ValueError, match="give both for real text"):
-        dr_po.open_task(config(), model="x")
+def test_planted_arms_are_refused_on_real_text():
     with pytest.raises(ValueError, match=r"arms \['patchy'\] need the embedded world"):
         dr_po.open_task(config(arms=["patchy"]), model="x", dataset="y")
 
@@ -232,7 +212,7 @@ def test_real_pairs_and_a_learned_reward_end_to_end(runs_root, shared, tmp_path)
     settings = dr_po.Config.at("smoke", True, arms=["dr_po_50"])
     task = dr_po.open_task(settings, model=str(tmp_path / "model"), dataset=dataset, device="cpu")
     run = Run(tmp_path / "run")
-    before, after = dr_po.run(task, settings, 0, run)["arms"]["dr_po_50"]
+    before, after = run_seed(dr_po, task, settings, 0, run)["arms"]["dr_po_50"]
     assert {"quality", "reward", "kl_nats", "missing_end", "reward_model_accuracy"} <= set(after)
     assert before["kl_nats"] == pytest.approx(0, abs=1e-4)
     rows = run.child("dr_po_50").metrics()
@@ -263,7 +243,7 @@ def results(levels):
         levels = [(t, noise * (t > 0)) for t in points]
         return [{"quality": level * t + e, "reward": 4 * level * t + e, "kl_nats": 3.0 * t} for t, e in levels]
 
-    return [{"arms": {name: arm(level) for name, level in levels.items()}} for _ in range(5)]
+    return Results({"arms": {name: arm(level) for name, level in levels.items()}} for _ in range(5))
 
 
 GOOD = {
@@ -281,19 +261,19 @@ TOKENS = {"dr_po_50": (19.0, 4.5), "ppo": (19.0, 0.0), "ppo_pp": (19.0, 4.5)}
 
 
 def test_verdicts_follow_the_numbers(tmp_path):
-    good = dr_po.claims(Told(tmp_path / "a", TOKENS), results(GOOD)).verdicts()
+    good = claims(Told(tmp_path / "a", TOKENS), results(GOOD)).verdicts()
     shown = {id for id, verdict in good.items() if verdict == "shown in small"}
     assert shown == {"C1", "C1 own prefixes", "C1 wrong", "C2", "C3", "C4", "C7", "C7 patchy"}
     assert good["C3 trend"] == "not shown"  # no control, never shown
     assert {id for id, verdict in good.items() if verdict == "needs full scale"} == {"C5", "C6", "C8"}
-    flat = dr_po.claims(
+    flat = claims(
         Told(tmp_path / "b", dict.fromkeys(TOKENS, (19.0, 0.0))), results(dict.fromkeys(GOOD, 0.1))
     ).verdicts()
     assert not {id for id, verdict in flat.items() if verdict == "shown in small"}
 
 
 def test_a_control_that_gains_too_hides_the_claim(tmp_path):
-    verdicts = dr_po.claims(Told(tmp_path, TOKENS), results({**GOOD, "wrong": 0.5})).verdicts()
+    verdicts = claims(Told(tmp_path, TOKENS), results({**GOOD, "wrong": 0.5})).verdicts()
     assert verdicts["C1"] == verdicts["C3"] == verdicts["C2"] == "not shown"
 
 
@@ -301,5 +281,5 @@ def test_reward_at_matched_kl():
     """At 2 nats the one has 1.0 and the other, half way to 4 nats, 0.5."""
     one = [{"kl_nats": 0, "reward": 0.0}, {"kl_nats": 2, "reward": 1.0}]
     other = [{"kl_nats": 0, "reward": 0.0}, {"kl_nats": 4, "reward": 1.0}]
-    assert ppo.at_matched_kl(one, other) == pytest.approx(0.5)
-    assert ppo.at_matched_kl(other, one) == pytest.approx(-0.5)
+    assert at_matched_kl(one, other) == pytest.approx(0.5)
+    assert at_matched_kl(other, one) == pytest.approx(-0.5)

@@ -4,6 +4,7 @@ does."""
 import json
 import logging
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,10 @@ from torch import nn
 from workbench import methods, objectives
 from workbench.kernels import Group, score
 from workbench.methods.align.logo import method as logo
+from workbench.methods.align.logo import rows as logo_rows
+from workbench.methods.align.logo.experiment import ARMS, claims
+from workbench.methods.align.logo.rows import build_rows
+from workbench.methods.experiment import Results, run_seed
 from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 from workbench.training.loop import TrainConfig, train
@@ -35,12 +40,12 @@ def played(tmp_path_factory):
         settings = config(arms=["logo", "logo_real", "logo_unpassed", "sft", "b_copied"])
         task = logo.open_task(settings)
         run = Run(folder / "seed-0")
-        yield task, settings, run, logo.run(task, settings, 0, run)
+        yield task, settings, run, run_seed(logo, task, settings, 0, run)
 
 
 def rows_of(task, settings, run, arm="logo", **changes):
     table = pd.read_parquet(run.folder / "pairs" / "train-rows.parquet")
-    return logo.build_rows(task.start(0), table, settings, logo.ARMS[arm], 0, **changes)
+    return build_rows(task.start(0), table, settings, ARMS[arm], 0, **changes)
 
 
 # --------------------------------------------------------------------------------------------------------- positions
@@ -86,22 +91,23 @@ def test_beacons_end_every_region(played):
     task, _, run, _ = played
     table = pd.read_parquet(run.folder / "pairs" / "train-rows.parquet")
     policy, changed = task.start(0), config(beacon="|")
-    group = logo.build_rows(policy, table, changed, logo.ARMS["logo"], 0)[0].group
+    group = build_rows(policy, table, changed, ARMS["logo"], 0)[0].group
     beacon = policy.encode_part("|")[0]
     at = [p for token, p in zip(group.prompt_ids, group.prompt_positions, strict=True) if token == beacon]
     assert at == [1 + 17 * (i + 1) - 1 for i in range(6)]
     with pytest.raises(ValueError, match="beacon='k1 k2' is 2 tokens for this tokenizer; one is needed"):
-        logo.build_rows(policy, table, config(beacon="k1 k2"), logo.ARMS["logo"], 0)
+        build_rows(policy, table, config(beacon="k1 k2"), ARMS["logo"], 0)
 
 
-def test_positions_not_passed_leave_the_method_as_the_control_arm(played, tmp_path, monkeypatch):
+def test_sabotage_positions_not_passed_leave_the_method_as_the_control_arm(played, tmp_path, monkeypatch):
     """Sabotage: the running method with its positions lost is the arm `logo_unpassed`, number for number."""
     task, settings, run, result = played
     true = logo.score
     monkeypatch.setattr(
         logo, "score", lambda policy, groups: true(policy, [g._replace(prompt_positions=None) for g in groups])
     )
-    broken = logo.play(task, settings, logo.ARMS["logo"], 0, Run(tmp_path), run.child("pairs"))
+    shutil.copytree(run.folder / "pairs", tmp_path / "pairs")
+    broken = logo.train_arm(task, settings, ARMS["logo"], 0, Run(tmp_path / "logo"))
     keys = ("margin", "recall_6")
     assert [broken[1][k] for k in keys] == pytest.approx(
         [result["arms"]["logo_unpassed"][1][k] for k in keys], abs=1e-5
@@ -113,7 +119,7 @@ def test_positions_not_passed_leave_the_method_as_the_control_arm(played, tmp_pa
 def hand_made(policy, *texts):
     """A row whose answers are these texts."""
     group = Group(policy.encode_prompt("k1 v2 k3 v4 Q k1 k3 A"), [policy.encode_response(text) for text in texts])
-    return logo.LogoRow("by hand", group, 0)
+    return logo_rows.LogoRow("by hand", group, 0)
 
 
 def test_rows_with_different_m_share_a_batch(played):
@@ -123,7 +129,7 @@ def test_rows_with_different_m_share_a_batch(played):
         hand_made(policy, "v2 v4", "v5 v5 v5"),
         hand_made(policy, "v2", "v7", "v8"),
     ]
-    step = logo.LogoStep(config(), logo.ARMS["logo"])
+    step = logo.LogoStep(config(), ARMS["logo"])
     together, _ = step(policy, rows)
     alone = [step(policy, [row])[0] for row in rows]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
@@ -134,7 +140,7 @@ def test_the_loss_by_hand(played):
     prompt."""
     policy = played[0].start(0)
     row = hand_made(policy, "v2 v4", "v2 v9 v9", "v1")
-    losses, logged = logo.LogoStep(config(), logo.ARMS["logo"])(policy, [row])
+    losses, logged = logo.LogoStep(config(), ARMS["logo"])(policy, [row])
     means = []
     for response in row.group.responses_ids:
         ids = torch.tensor([[*row.group.prompt_ids, *response]])
@@ -148,33 +154,14 @@ def test_the_loss_by_hand(played):
 
 def test_a_common_beginning_can_be_left_out(played):
     task, settings, *_ = played
-    table = pd.DataFrame(
-        [
-            {
-                "row": 0,
-                "chunks": ["k1 v2", "k3 v4"],
-                "question": "Q k1 k3 A",
-                "chosen": "v2 v4",
-                "rejected": ["v2 v9", "v2"],
-            }
-        ]
-    )
+    table = one_row(chunks=["k1 v2", "k3 v4"], rejected=["v2 v9", "v2"])
     policy = task.start(0)
-    (row,) = logo.build_rows(policy, table, config(skip_common_prefix=True), logo.ARMS["logo_real"], 0)
+    (row,) = build_rows(policy, table, config(skip_common_prefix=True), ARMS["logo_real"], 0)
     assert row.shared == 1
-    losses, _ = logo.LogoStep(settings, logo.ARMS["b_no_sft"])(policy, [row])
+    losses, _ = logo.LogoStep(settings, ARMS["b_no_sft"])(policy, [row])
     logps = score(policy, [row.group]).token_logps[0]
     x = logps[0, 1:3].mean() - (logps[1, 1:3].mean() + logps[2, 1]) / 2 - 0.1
     assert losses.item() == pytest.approx(-nn.functional.logsigmoid(2.5 * x).item(), abs=1e-5)
-
-
-def summed(true):
-    """Sabotage: log-probs are summed over tokens."""
-
-    def broken(chosen, rejected, **options):
-        return true(3 * chosen, rejected, **options)  # chosen answers are the long ones here
-
-    return broken
 
 
 def training_margins(policy, rows, step, n=6):
@@ -205,7 +192,7 @@ def test_updates_raise_the_margin_unless_roles_are_swapped(played, monkeypatch, 
     true = objectives.logo
     if mistake == "sign of the loss":
         monkeypatch.setattr(objectives, "logo", lambda w, l, **o: true(-w, -l, **{**o, "chosen_token_nll": w * 0}))
-    step = logo.LogoStep(settings, logo.ARMS["b_no_sft"])
+    step = logo.LogoStep(settings, ARMS["b_no_sft"])
     if mistake == "roles swapped":
         before = training_margins(task.start(0), true_rows, step, n=0)[0]
         training_margins(policy, rows, step)
@@ -215,26 +202,19 @@ def test_updates_raise_the_margin_unless_roles_are_swapped(played, monkeypatch, 
     assert (after > before + 0.05) == (not mistake)
 
 
-def test_sums_instead_of_means_are_seen_where_values_have_several_tokens(played, monkeypatch):
-    """Sabotage: with sums, a long answer loses by its length alone; the loss by hand no longer holds."""
-    policy = played[0].start(0)
-    row = hand_made(policy, "v2 v4 v4 v4 v4", "v9")  # an untrained model finds every token about as likely
-    step = logo.LogoStep(config(), logo.ARMS["b_no_sft"])
-    mean_margin = step(policy, [row])[1]["margins"].item() / 2.5
-    monkeypatch.setattr(logo, "score", lambda policy, groups: _sums_for_means(score(policy, groups)))
-    sum_margin = step(policy, [row])[1]["margins"].item() / 2.5
-    assert abs(mean_margin) < 1.5
-    assert sum_margin < -8
+def test_sabotage_sums_instead_of_means(played, monkeypatch):
+    """The mean of log-probs times the length is their sum: the loss by hand no longer holds."""
 
+    def summed(policy, groups):
+        scores = score(policy, groups)
+        token_logps = scores.token_logps * scores.lengths[..., None]
+        return SimpleNamespace(
+            token_logps=token_logps, is_token=scores.is_token, lengths=scores.lengths, means=scores.sums
+        )
 
-def _sums_for_means(scores):
-    """Scores whose token log-probs are so large that their mean is the sum."""
-    return SimpleNamespace(
-        token_logps=scores.token_logps * scores.lengths[..., None],
-        is_token=scores.is_token,
-        lengths=scores.lengths,
-        means=scores.sums,
-    )
+    monkeypatch.setattr(logo, "score", summed)
+    with pytest.raises(AssertionError):
+        test_the_loss_by_hand(played)
 
 
 # ----------------------------------------------------------------------------------------------------------- the run
@@ -267,38 +247,11 @@ def test_shuffled_labels_draw_the_chosen_answer(played):
         assert sorted(b.group.responses_ids) == sorted(a.group.responses_ids)
 
 
-def test_a_second_call_computes_nothing(played, monkeypatch):
-    task, settings, run, result = played
-    monkeypatch.setattr(logo, "play", lambda *a: pytest.fail("played again"))
-    assert logo.run(task, settings, 0, run) == result
-
-
-def test_killed_inside_training_it_goes_on_there(played, tmp_path, monkeypatch):
-    """The third optimiser step raises; the next call takes the rows and the checkpoint that are there."""
-    task, _, _, result = played
-    settings, run, calls = config(checkpoint_every=2), Run(tmp_path), []
-    true = logo.LogoStep.__call__
-
-    def dies(self, policy, batch):
-        calls.append(len(batch))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return true(self, policy, batch)
-
-    monkeypatch.setattr(logo.LogoStep, "__call__", dies)
-    with pytest.raises(KeyboardInterrupt):
-        logo.run_arm(task, settings, "logo", 0, run)
-    monkeypatch.setattr(logo, "preferences", lambda *a, f=logo.preferences: f(*a))
-    assert logo.run_arm(task, settings, "logo", 0, run) == result["arms"]["logo"]
-    assert len(calls) == 3 + 2  # steps 3 and 4 of four
-
-
 # --------------------------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"beta": 0.0}, "beta = 0.0: Input should be greater than 0"),
-        ({"arms": ["spin"]}, r"unknown arms \['spin'\]; known: logo"),
         ({"qa": 200}, "qa=200 positions leave no room for a document in a window of 112"),
     ],
 )
@@ -316,20 +269,18 @@ def test_answers_that_do_not_fit_are_cut_with_a_warning(played, caplog):
     task, settings, *_ = played
     policy = task.start(0)
     with caplog.at_level(logging.WARNING):
-        rows = logo.build_rows(policy, one_row(chosen="v2 v4 v4 v4 v4"), settings, logo.ARMS["logo"], 0)
+        rows = build_rows(policy, one_row(chosen="v2 v4 v4 v4 v4"), settings, ARMS["logo"], 0)
     assert "rows 4 have answers longer than the positions behind the question: these are cut" in caplog.text
     assert len(rows[0].group.responses_ids[0]) == 3
     assert policy.counts["responses_cut"] == 1
     with pytest.raises(ValueError, match=r"question and answer have 11 \+ 3 tokens but only 7 positions"):
-        logo.build_rows(policy, one_row(question="Q" + " k1" * 9 + " A"), settings, logo.ARMS["logo"], 0)
+        build_rows(policy, one_row(question="Q" + " k1" * 9 + " A"), settings, ARMS["logo"], 0)
 
 
 def test_long_chunks_keep_their_share(played):
     task, *_ = played
     policy = task.start(0)
-    group = logo.build_rows(policy, one_row(chunks=["k1 v2 v2 v2"] * 6), config(max_length=24), logo.ARMS["logo"], 0)[
-        0
-    ].group
+    group = build_rows(policy, one_row(chunks=["k1 v2 v2 v2"] * 6), config(max_length=24), ARMS["logo"], 0)[0].group
     assert len(group.prompt_ids) == 1 + 6 * 3 + 4
     assert policy.counts["chunks_cut"] == 6
 
@@ -340,7 +291,7 @@ def test_a_table_of_positions_that_ends_too_early():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=16, n_embd=8, n_layer=1, n_head=1))
     policy = SimpleNamespace(model=model, name="gpt2")
     with pytest.raises(ValueError, match=r"gpt2 has a table of 16 absolute positions .*fewer than the window of 112"):
-        logo.check_positions(policy, 112)
+        logo_rows.check_positions(policy, 112)
 
 
 def test_a_model_without_position_ids_is_refused(played):
@@ -361,7 +312,7 @@ def test_a_model_without_position_ids_is_refused(played):
 def test_nan_names_the_rows(played):
     task, settings, run, _ = played
 
-    policy, step = task.start(0), logo.LogoStep(settings, logo.ARMS["logo"])
+    policy, step = task.start(0), logo.LogoStep(settings, ARMS["logo"])
     with torch.no_grad():
         policy.model.lm_head.weight[:] = float("nan")
     with pytest.raises(FloatingPointError, match=r"rows row \d+, variant \d"):
@@ -380,15 +331,8 @@ def real_model(tmp_path_factory):
 
 
 def test_packed_problems_train_for_some_steps(shared, real_model, runs_root):
-    changes = {
-        "lora_rank": 4,
-        "max_new_tokens": 6,
-        "arms": ["logo", "sft", "shuffled"],
-        "window": 4096,
-        "chunks": 4,
-        "pack": 5,
-        "learning_rate": 1e-3,
-    }
+    changes = {"lora_rank": 4, "max_new_tokens": 6, "arms": ["logo", "sft", "shuffled"], "window": 4096}
+    changes |= {"chunks": 4, "pack": 5, "learning_rate": 1e-3}
     experiment = methods.Experiment(
         "logo",
         scale="smoke",
@@ -398,13 +342,13 @@ def test_packed_problems_train_for_some_steps(shared, real_model, runs_root):
         overrides=changes,
     )
     run = experiment.run.child("seed-0")
-    results = [logo.run(experiment.task, experiment.config, 0, run)] * 3
+    results = Results([run_seed(logo, experiment.task, experiment.config, 0, run)] * 3)
     before, after = results[0]["arms"]["logo"]
     assert after["long_nll"] != before["long_nll"]
     assert len(Run(run.folder / "logo" / "round-1").metrics()) == 2
     assert 400 < results[0]["counts"]["real tokens"] < 1200
     assert results[0]["counts"]["last position"] > 3600
-    found = logo.claims(experiment, results).verdicts()
+    found = claims(experiment, results).verdicts()
     assert set(found) == {"C1", "C2", "C3 baselines", "C4", "C8"}
 
 
@@ -420,7 +364,7 @@ def test_given_answers_are_kept(real_model, tmp_path):
     )
     settings = logo.Config.at("smoke", True, lora_rank=0, window=512, qa=64, test_size=2, arms=["logo"])
     task = logo.open_task(settings, model=str(real_model), dataset=str(tmp_path / "rows.jsonl"))
-    result = logo.run(task, settings, 0, Run(tmp_path / "run"))
+    result = run_seed(logo, task, settings, 0, Run(tmp_path / "run"))
     table = pd.read_parquet(tmp_path / "run" / "pairs" / "train-rows.parquet")
     assert table["chosen"].tolist() == ["Mira."] * 2
     assert [list(rejected) for rejected in table["rejected"]] == [["The butler."]] * 2
@@ -433,16 +377,76 @@ def test_a_chosen_answer_needs_rejected_ones(real_model, tmp_path):
     settings = logo.Config.at("smoke", True, lora_rank=0, window=512, qa=64, test_size=1)
     task = logo.open_task(settings, model=str(real_model), dataset=str(tmp_path / "rows.jsonl"))
     with pytest.raises(ValueError, match="row 0, column 'rejected': a list with at least one answer is needed"):
-        logo.run(task, settings, 0, Run(tmp_path / "run"))
+        run_seed(logo, task, settings, 0, Run(tmp_path / "run"))
 
 
 def test_what_real_text_cannot_feed_is_refused():
-    with pytest.raises(ValueError, match="give both for real text, or neither"):
-        logo.open_task(config(), model="m")
     with pytest.raises(
         ValueError, match=r"arms \['b_logo'\] start from a misaligned model, which only the embedded world has"
     ):
         logo.open_task(logo.Config.at("smoke", True, arms=["b_logo"]), model="m", dataset="d")
+
+
+# ---------------------------------------------------------------------------------------------------------- verdicts
+class Told:
+    """An experiment of which only the results matter."""
+
+    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
+
+
+CLEAN = {"retrieval_6": 1.0, "retrieval_12": 1.0, "retrieval_24": 0.8, "retrieval_44": 0.5}
+CLEAN |= {"recall_6": 1.0, "recall_12": 1.0, "quality": 0.8}
+MISALIGNED = {**CLEAN, "recall_6": 0.5, "recall_12": 0.4, "quality": 0.3}
+LONG = {"retrieval_24": 0.87, "retrieval_44": 0.6}
+TOLD = {"recall_6": 0.9, "recall_12": 0.85, "quality": 0.75}
+FALLEN = {"retrieval_6": 0.4, "retrieval_12": 0.4, "recall_6": 0.2, "recall_12": 0.2, "quality": 0.15}
+GOOD = {"logo": LONG, "logo_real": {}, "logo_unpassed": {}, "sft": LONG, "sft_real": {}, "sft_unpassed": {}}
+GOOD |= {
+    "swapped": FALLEN,
+    "b_swapped": FALLEN,
+    "b_shuffled": FALLEN,
+    "b_logo": TOLD,
+    "b_sft": {**TOLD, "quality": 0.7},
+}
+GOOD |= {"b_one": {**TOLD, "quality": 0.7}, "b_copied": {**TOLD, "quality": 0.7}, "b_no_sft": {**TOLD, "quality": 0.72}}
+
+
+def told(**arms):
+    """Made-up results of five seeds: what each arm ends with, beside the start that it has, and a little noise."""
+    rng = np.random.default_rng(0)
+
+    def noisy(numbers):
+        return {key: value + rng.normal(0, 0.005) for key, value in numbers.items()}
+
+    def both(arm, change):
+        start = MISALIGNED if arm.startswith("b_") else CLEAN
+        return [noisy(start), noisy({**start, **change})]
+
+    return Results({"arms": {arm: both(arm, change) for arm, change in arms.items()}} for _ in Told.seeds)
+
+
+def test_verdicts_of_a_method_that_works():
+    found = claims(Told(), told(**GOOD)).verdicts()
+    assert {id for id, verdict in found.items() if verdict == "needs full scale"} == {"C2", "C3 baselines", "C4", "C8"}
+    assert {id for id, verdict in found.items() if verdict == "not shown"} == set()
+
+
+@pytest.mark.parametrize(
+    ("broken", "lost"),
+    [
+        ({"logo": {}}, {"C3 logo 24", "C3 logo 44"}),  # positions not passed
+        ({"logo_unpassed": LONG}, {"C3 logo 24"}),  # positions do not matter
+        ({"b_logo": FALLEN}, {"C1", "C1 base 6", "C5", "C7"}),  # roles swapped
+        ({"b_shuffled": TOLD}, {"C1 base 6", "C5"}),  # labels do not matter
+        ({"b_one": TOLD}, {"C7"}),
+        ({"b_no_sft": {**TOLD, "quality": 0.9}}, {"C7"}),  # the SFT term harms
+        ({"logo": {**LONG, "retrieval_6": 0.9}}, {"C6"}),
+        ({"b_logo": {**TOLD, "retrieval_6": 0.8}}, {"C5"}),  # retrieval fell
+    ],
+)
+def test_verdicts_of_a_broken_method(broken, lost):
+    found = claims(Told(), told(**{**GOOD, **broken})).verdicts()
+    assert {found[id] for id in lost} == {"not shown"}
 
 
 # -------------------------------------------------------------------------------------------------- what it must show
@@ -453,7 +457,7 @@ def test_a_misaligned_start_learns_to_tell_what_it_finds(tmp_path, runs_root, mo
     world = {"steps": 300, "misaligned_steps": 60, "n_documents": 80, "n_test": 60, "lengths": (6,), "n_values": 8}
     settings = config(arms=["b_logo"], world=world, misaligned_steps=50)
     task = logo.open_task(settings)
-    before, after = logo.run(task, settings, 101, Run(tmp_path / "right"))["arms"]["b_logo"]
+    before, after = run_seed(logo, task, settings, 101, Run(tmp_path / "right"))["arms"]["b_logo"]
     assert before["retrieval_6"] > 0.7
     assert before["recall_6"] < 0.65
     assert after["recall_6"] > before["recall_6"] + 0.1
@@ -465,5 +469,5 @@ def test_a_misaligned_start_learns_to_tell_what_it_finds(tmp_path, runs_root, mo
         return table.assign(chosen=[r[-1] for r in table["rejected"]], rejected=[[c] for c in table["chosen"]])
 
     monkeypatch.setattr(logo, "preferences", swapped)
-    _, broken = logo.run(task, settings, 101, Run(tmp_path / "wrong"))["arms"]["b_logo"]
+    _, broken = run_seed(logo, task, settings, 101, Run(tmp_path / "wrong"))["arms"]["b_logo"]
     assert broken["recall_6"] < before["recall_6"]

@@ -14,6 +14,8 @@ from workbench.runs.run import Run
 @pytest.fixture
 def experiment(tmp_path):
     run = Run(tmp_path)
+    spread = {"row": ["<i>row 0</i>", "row 1"], "positions": [[0, 5, 9], [0, 7, 9]]}
+    made = {"question": ["q"], "chosen": ["c"], "rejected": [["r"]], "scores": [[1, 2]], "chunks": [["a", "b"]]}
     for seed in (0, 1):
         part = run.child(f"seed-{seed}")
         for when in (0, 1):
@@ -25,15 +27,8 @@ def experiment(tmp_path):
             margins = pd.DataFrame({"question": ["<b>q</b>"] * 2, "margin": [when - 0.5, when + 0.5]})
             part.child("b_logo").table(f"margins-{when}", lambda t=margins: t)
         pairs = part.child("pairs")
-        pairs.table(
-            "positions", lambda: pd.DataFrame({"row": ["<i>row 0</i>", "row 1"], "positions": [[0, 5, 9], [0, 7, 9]]})
-        )
-        pairs.table(
-            "train-rows",
-            lambda: pd.DataFrame(
-                {"question": ["q"], "chosen": ["c"], "rejected": [["r"]], "scores": [[1, 2]], "chunks": [["a", "b"]]}
-            ),
-        )
+        pairs.table("positions", lambda: pd.DataFrame(spread))
+        pairs.table("train-rows", lambda: pd.DataFrame(made))
     return SimpleNamespace(run=run, seeds=[0, 1])
 
 

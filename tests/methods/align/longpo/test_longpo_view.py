@@ -29,16 +29,9 @@ def experiment(tmp_path):
     for arm in ("longpo", "lam1"):
         for step in range(3):
             part.child(arm).child("round-1").log({"step": step, "loss": 1.0, "margins": -1.0 + 0.1 * step})
-    turns = pd.DataFrame(
-        {
-            "questions": [["<b>q</b>", "r"]],
-            "chosen": [["a", "b"]],
-            "rejected": [["c", "d"]],
-            "chosen_ratio": [1.0],
-            "rejected_ratio": [2.0],
-        }
-    )
-    part.child("longpo").table("ratios-1", lambda: turns)
+    turns = {"questions": [["<b>q</b>", "r"]], "chosen": [["a", "b"]], "rejected": [["c", "d"]]}
+    ratios = {"chosen_ratio": [1.0], "rejected_ratio": [2.0]}
+    part.child("longpo").table("ratios-1", lambda: pd.DataFrame(turns | ratios))
     return SimpleNamespace(run=Run(tmp_path), seeds=[0], config=SimpleNamespace(beta=0.1))
 
 
@@ -58,9 +51,10 @@ def test_rounds_show_arms_of_several_rounds_only():
     assert view.rounds_figure(one) == "This run has no arm of several rounds."
 
 
-def test_kl_before_and_after():
-    display = view.kl_figure(WORLD)
-    assert "2.00 before, 1.20 after" in display.figure().layout.title.text
+def test_kl_and_counts():
+    assert "2.00 before, 1.20 after" in view.kl_figure(WORLD).figure().layout.title.text
+    results = [{"counts": {"rows": 3}}, {"counts": {"rows": 4, "refusals": 1}}]
+    assert view.made(SimpleNamespace(seeds=[0, 1]), results).loc["refusals"].tolist() == [0, 1]
 
 
 def test_margins_are_log_ratios(experiment):
@@ -74,9 +68,3 @@ def test_answers_are_one_row_a_turn_and_escaped(experiment):
     assert found["chosen"].tolist() == ["a", "b"]
     assert found["margin"].tolist() == (found["chosen_ratio"] - found["rejected_ratio"]).tolist()
     assert "<b>" not in found.to_html()
-
-
-def test_counts():
-    results = [{"counts": {"rows": 3}}, {"counts": {"rows": 4, "refusals": 1}}]
-    made = view.made(SimpleNamespace(seeds=[0, 1]), results)
-    assert made.loc["refusals"].tolist() == [0, 1]

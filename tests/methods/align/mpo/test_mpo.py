@@ -9,16 +9,21 @@ import torch
 
 from workbench.methods.align.mpo import margins
 from workbench.methods.align.mpo import method as mpo
-from workbench.methods.align.mpo.method import ARMS, split_dialogues
+from workbench.methods.align.mpo.experiment import ARMS, claims
+from workbench.methods.align.mpo.pairs import sound_pairs, split_dialogues
+from workbench.methods.experiment import Results, run_arm, run_seed
 from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 from workbench.training import ppo
 from workbench.training.checkpoints import load_weights
 from workbench.training.reference import reference_logps
 
+WORLD = {"n_pairs": 96, "sft_steps": 20, "test_draws": 16, "width": 16}
+
 
 def config(**changes):
-    return mpo.Config.at("smoke", **{"arms": ["mpo"], **changes})
+    small = {"n_pairs": 96, "test_size": 8, "reward_epochs": 1, "world": WORLD}
+    return mpo.Config.at("smoke", **{"arms": ["mpo"], **small, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +36,12 @@ def played(tmp_path_factory):
         settings = config()
         task = mpo.open_task(settings)
         run = Run(folder / "seed-3")
-        yield task, settings, run, mpo.run(task, settings, 3, run)
+        yield task, settings, run, run_seed(mpo, task, settings, 3, run)
 
 
-def stage_one_weights(run):
-    (path,) = (run.folder / "shared").glob("dpo-*/weights.safetensors")
+def stage_one_weights(folder):
+    """Of the only training of stage 1 under the folder of a seed."""
+    (path,) = (folder / "shared").glob("dpo-*/weights.safetensors")
     return path
 
 
@@ -54,16 +60,10 @@ def test_stage_one_learns_from_easy_pairs_and_stage_two_asks_the_other_prompts(p
     task, settings, *_ = played
     taught, asked = [], []
     real_pairs, real_roll = mpo.pair_rows, ppo.roll_out
-    monkeypatch.setattr(
-        mpo, "pair_rows", lambda policy, ids, groups: taught.extend(groups) or real_pairs(policy, ids, groups)
-    )
-    monkeypatch.setattr(
-        ppo,
-        "roll_out",
-        lambda p, r, c, batch, *a, **o: asked.extend(batch.prompts) or real_roll(p, r, c, batch, *a, **o),
-    )
-    mpo.play(task, settings, ARMS["mpo"], 3, Run(tmp_path))
-    table = pd.read_parquet(tmp_path / "split.parquet")
+    monkeypatch.setattr(mpo, "pair_rows", lambda p, ids, groups: taught.extend(groups) or real_pairs(p, ids, groups))
+    monkeypatch.setattr(ppo, "roll_out", lambda *a, **o: asked.extend(a[3].prompts) or real_roll(*a, **o))
+    mpo.train_arm(task, settings, ARMS["mpo"], 3, Run(tmp_path / "mpo"))
+    table = pd.read_parquet(tmp_path / "mpo" / "split.parquet")
     policy = task.start(3)
     easy = table[table["part"] == "easy"]
     expected = {tuple(policy.encode_response(text)) for text in easy.chosen}
@@ -78,10 +78,9 @@ def test_stage_two_starts_from_and_is_measured_against_stage_one(played, monkeyp
     seen = []
     real = ppo.roll_out
     monkeypatch.setattr(ppo, "roll_out", lambda p, r, *a, **o: seen.append((p.copy(), r.copy())) or real(p, r, *a, **o))
-    mpo.play(task, settings, ARMS["mpo"], 3, Run(tmp_path))
+    mpo.train_arm(task, settings, ARMS["mpo"], 3, Run(tmp_path / "mpo"))
     stage_one = task.start(3)
-    (weights,) = tmp_path.glob("dpo-*/weights.safetensors")
-    load_weights(stage_one.model, weights)
+    load_weights(stage_one.model, stage_one_weights(tmp_path))
     groups = [stage_one.group("s1 s2 s3", ["s1 s2 s3 s4 s5 s6"])]
     expected = reference_logps(stage_one, groups)
     np.testing.assert_allclose(reference_logps(seen[0][0], groups), expected, atol=1e-5)
@@ -90,21 +89,19 @@ def test_stage_two_starts_from_and_is_measured_against_stage_one(played, monkeyp
     assert abs(reference_logps(task.start(3), groups) - expected).max() > 1e-4  # stage 1 moved it
 
 
-def test_arms_share_the_weights_of_stage_one(played, monkeypatch):
+def test_arms_share_the_weights_of_stage_one(played):
     task, settings, run, _ = played
-    before = stage_one_weights(run).stat().st_mtime_ns
-    found = mpo.run_arm(task, settings, "dpo_easy", 3, run)
-    assert stage_one_weights(run).stat().st_mtime_ns == before
-    assert len(found) == 2
+    before = stage_one_weights(run.folder).stat().st_mtime_ns
+    assert len(run_arm(mpo, task, settings, "dpo_easy", 3, run)) == 2
+    assert stage_one_weights(run.folder).stat().st_mtime_ns == before
     assert (run.folder / "dpo_easy" / "round-1" / "weights.safetensors").is_file()
     assert (run.folder / "mpo" / "round-1" / "weights.safetensors").is_file()
 
 
 def test_longer_ppo_gets_the_steps_of_stage_one():
-    settings = config(dpo_batch_size=16, dpo_epochs=2)
-    assert (
-        mpo.ppo_settings(settings, ARMS["ppo_long"], 192).updates == 2 + 12
-    )  # 2 epochs x 96 / 16 = 12 steps, 1 an update
+    settings = config(dpo_batch_size=16, epochs=2)
+    # 2 epochs x 96 / 16 = 12 steps, 1 an update
+    assert mpo.ppo_settings(settings, ARMS["ppo_long"], 192).updates == 2 + 12
     assert mpo.ppo_settings(settings, ARMS["ppo"], 192).updates == 2
     assert mpo.ppo_settings(settings, ARMS["no_kl"], 192).kl_coef == 0
 
@@ -129,9 +126,9 @@ def test_with_an_adapter_stage_one_is_merged_before_stage_two():
 def test_sabotage_reference_left_at_sft(played, tmp_path, monkeypatch):
     task, settings, *_ = played
     monkeypatch.setattr(mpo, "hand_over", lambda policy, config: task.start(3))
-    stronger = replace_rate(settings)
+    stronger = replace(settings, dpo_learning_rate=3e-3, epochs=2)
     with pytest.raises(RuntimeError, match="the reference is not the model that this stage starts from"):
-        mpo.play(task, stronger, ARMS["mpo"], 3, Run(tmp_path))
+        mpo.train_arm(task, stronger, ARMS["mpo"], 3, Run(tmp_path / "mpo"))
 
 
 @pytest.mark.parametrize(("first", "second"), [("easy", "easy"), ("hard", "hard"), ("all", "hard")])
@@ -146,20 +143,11 @@ def test_the_reward_model_learns_from_all_pairs(played, tmp_path, monkeypatch):
     """Not from the easy ones alone, which stage 1 learns from."""
     task, settings, *_ = played
     seen, real = [], mpo.reward_model
-
-    def counting(task, sft, rows, *arguments, **options):
-        seen.append(len(rows))
-        return real(task, sft, rows, *arguments, **options)
-
-    monkeypatch.setattr(mpo, "reward_model", counting)
-    monkeypatch.setattr(mpo, "stage_one", lambda *a: 1 / 0)  # what follows is not asked
+    monkeypatch.setattr(mpo, "reward_model", lambda *a, **o: seen.append(len(a[2])) or real(*a, **o))
+    monkeypatch.setattr(mpo, "train_dpo", lambda *a: 1 / 0)  # what follows is not asked
     with pytest.raises(ZeroDivisionError):
-        mpo.play(task, settings, ARMS["mpo"], 3, Run(tmp_path))
-    assert seen[0] == len(mpo.sound_pairs(task, settings, ARMS["mpo"], 3))
-
-
-def replace_rate(settings):
-    return config(dpo_rate=3e-3, dpo_epochs=2, n_pairs=settings.n_pairs)
+        mpo.train_arm(task, settings, ARMS["mpo"], 3, Run(tmp_path / "mpo"))
+    assert seen[0] == len(sound_pairs(task, 3, n_pairs=settings.n_pairs))
 
 
 def test_sabotage_sign_of_the_margin_or_chosen_reward_alone():
@@ -186,24 +174,16 @@ def test_sabotage_dpo_with_another_reference(played, tmp_path, monkeypatch):
     task, settings, *_ = played
     real = mpo.pair_rows
 
-    def shifted(policy, ids, groups):
-        return [
-            row._replace(reference_logps=(row.reference_logps[0] - 1, row.reference_logps[1]))
-            for row in real(policy, ids, groups)
-        ]
+    def shifted(*arguments):
+        rows = real(*arguments)
+        return [row._replace(reference_logps=(row.reference_logps[0] - 1, row.reference_logps[1])) for row in rows]
 
     monkeypatch.setattr(mpo, "pair_rows", shifted)
     with pytest.raises(RuntimeError, match="step-0 check"):
-        mpo.play(task, settings, ARMS["dpo"], 3, Run(tmp_path))
+        mpo.train_arm(task, settings, ARMS["dpo"], 3, Run(tmp_path / "dpo"))
 
 
 # ------------------------------------------------------------------------------------------------------------ resume
-def test_a_second_call_computes_nothing(played, monkeypatch):
-    task, settings, run, result = played
-    monkeypatch.setattr(mpo, "play", lambda *a: pytest.fail("played again"))
-    assert mpo.run(task, settings, 3, run)["arms"]["mpo"] == result["arms"]["mpo"]
-
-
 def test_a_call_killed_in_stage_two_goes_on_with_the_same_numbers(played, tmp_path, monkeypatch):
     task, _, _, result = played
     settings = config(ppo_checkpoint_every=1)
@@ -217,9 +197,9 @@ def test_a_call_killed_in_stage_two_goes_on_with_the_same_numbers(played, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(ppo, "improve", dies)
         with pytest.raises(KeyboardInterrupt):
-            mpo.play(task, settings, ARMS["mpo"], 3, Run(tmp_path))
+            mpo.train_arm(task, settings, ARMS["mpo"], 3, Run(tmp_path / "mpo"))
     monkeypatch.setattr(mpo, "train", lambda *a, **o: pytest.fail("stage 1 was trained again"))
-    assert mpo.play(task, settings, ARMS["mpo"], 3, Run(tmp_path)) == result["arms"]["mpo"]
+    assert mpo.train_arm(task, settings, ARMS["mpo"], 3, Run(tmp_path / "mpo")) == result["arms"]["mpo"]
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
@@ -237,7 +217,7 @@ def test_identical_and_empty_pairs_are_dropped_and_counted(caplog):
             return [{"prompt": "p", "chosen": c, "rejected": r} for c, r in (("a", "b"), ("a", "a "), ("a", ""))]
 
     with caplog.at_level("WARNING"):
-        rows = mpo.sound_pairs(Task(), config(), ARMS["mpo"], 0)
+        rows = sound_pairs(Task(), 0)
     assert len(rows) == 1
     assert "1 identical" in caplog.text
     assert "1 empty rejected" in caplog.text
@@ -246,7 +226,6 @@ def test_identical_and_empty_pairs_are_dropped_and_counted(caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arms": ["spin"]}, r"unknown arms \['spin'\]; known: mpo"),
         ({"quantile": 1.0}, "quantile = 1.0"),
         ({"gamma": -1.0}, "gamma = -1.0"),
         ({"conflict": "drop"}, "conflict = 'drop'"),
@@ -255,8 +234,6 @@ def test_identical_and_empty_pairs_are_dropped_and_counted(caplog):
 def test_bad_config(changes, message):
     with pytest.raises(ValueError, match=message):
         mpo.Config.at("smoke", **changes)
-    with pytest.raises(ValueError, match="give both for real text"):
-        mpo.open_task(config(), model="x")
 
 
 # --------------------------------------------------------------------------------------------------------- real text
@@ -273,9 +250,9 @@ def test_real_pairs_end_to_end(runs_root, shared, tmp_path, monkeypatch, lora_ra
     Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=256, seed=0), tokenizer).save(
         tmp_path / "model"
     )
-    settings = mpo.Config.at("smoke", True, lora_rank=lora_rank, dpo_rate=1e-2, learning_rate=1e-2)
+    settings = mpo.Config.at("smoke", True, lora_rank=lora_rank, dpo_learning_rate=1e-2, learning_rate=1e-2)
     task = mpo.open_task(settings, model=str(tmp_path / "model"), dataset=dataset, device="cpu")
-    found = mpo.run(task, settings, 0, Run(tmp_path / "run"))["arms"]["mpo"]
+    found = run_seed(mpo, task, settings, 0, Run(tmp_path / "run"))["arms"]["mpo"]
     assert len(found) == 3
     assert found[2]["ppo_updates"] == 1
     assert found[2]["missing_end"] > 0.5
@@ -297,31 +274,14 @@ class Told:
         rng = np.random.default_rng(1)
         for seed in self.seeds:
             for arm, shares in (("mpo", (0.05, hard)), ("random", (0.15, 0.15))):
-                parts = [
-                    (part, share + rng.normal(0, 0.01)) for part, share in zip(("easy", "hard"), shares, strict=True)
-                ]
-                rows = [
-                    {"part": part, "true_gap": -1.0 if i < 1000 * share else 1.0}
-                    for part, share in parts
-                    for i in range(1000)
-                ]
-                self.run.child(f"seed-{seed}").child(arm).table("split", lambda rows=rows: pd.DataFrame(rows))
+                wrong = [1000 * (share + rng.normal(0, 0.01)) for share in shares]
+                gaps = [-1.0 if i < n else 1.0 for n in wrong for i in range(1000)]
+                table = pd.DataFrame({"part": ["easy"] * 1000 + ["hard"] * 1000, "true_gap": gaps})
+                self.run.child(f"seed-{seed}").child(arm).table("split", lambda table=table: table)
 
 
-LEVELS = {
-    "mpo": 1.0,
-    "dpo": 0.3,
-    "dpo_easy": 0.5,
-    "dpo_hard": 0.1,
-    "dpo_random": 0.25,
-    "ppo": 0.6,
-    "ppo_hard": 0.6,
-    "mpo_all": 1.0,
-    "reversed": 0.6,
-    "random": 0.7,
-    "random_reversed": 0.7,
-    "shuffled": 0.0,
-}
+LEVELS = {"mpo": 1.0, "dpo": 0.3, "dpo_easy": 0.5, "dpo_hard": 0.1, "dpo_random": 0.25, "ppo": 0.6, "ppo_hard": 0.6}
+LEVELS |= {"mpo_all": 1.0, "reversed": 0.6, "random": 0.7, "random_reversed": 0.7, "shuffled": 0.0}
 
 
 def results(levels):
@@ -332,16 +292,15 @@ def results(levels):
         first = (end - 0.4 if name != "shuffled" else end) + rng.normal(0, 0.02)
         return [{"quality": q, "implicit_accuracy": 0.7} for q in (0.0, first, end)]
 
-    return [{"arms": {name: arm(name, level) for name, level in levels.items()}} for _ in range(5)]
+    return Results({"arms": {name: arm(name, level) for name, level in levels.items()}} for _ in range(5))
 
 
 def test_verdicts_follow_the_numbers(tmp_path):
-    good = mpo.claims(Told(tmp_path / "a"), results(LEVELS)).verdicts()
+    good = claims(Told(tmp_path / "a"), results(LEVELS)).verdicts()
     assert set(good) == {"C1 DPO", "C1 PPO", "C2", "C3", "C4", "C5", "C6", "S1"}
     assert set(good.values()) == {"shown in small"}
     flat = dict.fromkeys(LEVELS, 0.5)
-    bad = mpo.claims(Told(tmp_path / "b", hard=0.05), results(flat)).verdicts()
+    bad = claims(Told(tmp_path / "b", hard=0.05), results(flat)).verdicts()
     assert all(verdict == "not shown" for id, verdict in bad.items() if id not in ("C4", "C5"))
-    worse = mpo.claims(Told(tmp_path / "c"), results({**LEVELS, "dpo_hard": 0.9})).verdicts()
+    worse = claims(Told(tmp_path / "c"), results({**LEVELS, "dpo_hard": 0.9})).verdicts()
     assert worse["C2"] == "not shown"
-    assert replace(ARMS["mpo"], title="x").first == "easy"

@@ -1,6 +1,7 @@
 """The split: parts by hand, checks that refuse a meaningless one, margins that no pair's own label has touched."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,13 +23,10 @@ def test_parts_by_hand():
     assert split_pairs(MARGIN, gamma=0.5, conflict="abs").part[3] == "easy"
 
 
-def test_the_median_leaves_half_on_either_side():
+def test_the_median_leaves_half_on_either_side_and_a_random_split_has_the_same_sizes():
     split = split_pairs(np.random.default_rng(0).normal(size=1_001))
     assert np.mean(split.part == "hard") == pytest.approx(0.5, abs=0.01)
     assert split.gamma == pytest.approx(np.median(np.abs(split.margin)))
-
-
-def test_a_random_split_has_the_same_sizes():
     one, other = split_pairs(MARGIN, gamma=0.5), split_pairs(MARGIN, gamma=0.5, shuffle=3)
     assert sorted(one.part) == sorted(other.part)
     assert one.part.tolist() != other.part.tolist()
@@ -53,25 +51,20 @@ def test_a_tiny_part_is_warned_of(caplog):
     assert "leaves only 1.0 % of the pairs easy" in caplog.text
 
 
-class Told:
+def model(*scores):
     """A reward model of which only the scores matter."""
-
-    def __init__(self, scores=None):
-        self.scores = scores
-
-    def score(self, prompts, responses):
-        return np.zeros(len(prompts)) if self.scores is None else np.array(self.scores)
+    return SimpleNamespace(score=lambda prompts, responses: np.array(scores))
 
 
 def test_a_reward_model_that_says_nothing_is_refused(caplog):
     rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2
     with pytest.raises(ValueError, match="reward model did not learn: the rewards of 2 responses are all 0"):
-        check_reward_model(Told(), 0.9, rows, strict=True)
+        check_reward_model(model(0.0, 0.0), 0.9, rows, strict=True)
     with pytest.raises(ValueError, match=r"accuracy on held-out pairs is 0.45, below a coin's"):
-        check_reward_model(Told([0.0, 1.0]), 0.45, rows, strict=True)
-    check_reward_model(Told([0.0, 1.0]), 0.45, rows, strict=False)  # labels shuffled on purpose
+        check_reward_model(model(0.0, 1.0), 0.45, rows, strict=True)
+    check_reward_model(model(0.0, 1.0), 0.45, rows, strict=False)  # labels shuffled on purpose
     with caplog.at_level(logging.WARNING):
-        check_reward_model(Told([0.0, 1.0]), 0.55, rows, strict=True)
+        check_reward_model(model(0.0, 1.0), 0.55, rows, strict=True)
     assert "the split is not meaningful" in caplog.text
 
 
@@ -79,14 +72,10 @@ def test_each_pair_is_scored_by_a_model_that_never_saw_it(runs_root, monkeypatch
     seen = []
 
     def record(start, rows, *arguments, **options):
-        seen.append({row["prompt"] for row in rows})
-        mine = seen[-1]
-
-        class Knows:
-            def score(self, prompts, responses):
-                return np.array([float(prompt in mine) for prompt in prompts])  # 1 where the pair was trained on
-
-        return Knows(), 0.0
+        mine = {row["prompt"] for row in rows}
+        seen.append(mine)
+        # 1 where the pair was trained on
+        return SimpleNamespace(score=lambda prompts, _: np.array([float(prompt in mine) for prompt in prompts])), 0.0
 
     monkeypatch.setattr(margins, "train_reward_model", record)
     monkeypatch.setattr(margins, "model_key", lambda start: "start")

@@ -1,18 +1,13 @@
 """Views of MPO's split: shares, label errors by decile, thresholds, and the table of arms."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from workbench.methods.align.mpo import view
 from workbench.runs.run import Run
-
-
-class Told:
-    seeds = (0, 1)
-
-    def __init__(self, folder):
-        self.run = Run(folder)
 
 
 @pytest.fixture
@@ -24,17 +19,14 @@ def experiment(tmp_path):
         part = np.where(np.abs(gap) < 1, "hard", np.where(gap > 0, "easy", "conflict"))
         rows = {"prompt": "<b>", "chosen": "a", "rejected": "b", "margin": gap, "part": part, "true_gap": gap}
         Run(tmp_path).child(f"seed-{seed}").child("mpo").table("split", lambda rows=rows: pd.DataFrame(rows))
-    return Told(tmp_path)
+    return SimpleNamespace(seeds=(0, 1), run=Run(tmp_path))
 
 
-def test_split_figure_names_the_shares(experiment):
+def test_the_split_and_its_label_errors(experiment):
     shown = view.split_figure(experiment)
     assert len(shown.figure().data) == 3
     share = (shown.frame()["part"] == "hard").mean()
     assert f"{share:.0%} hard" in shown.figure().layout.title.text
-
-
-def test_label_errors_fall_with_the_margin(experiment):
     frame = view.label_errors(experiment).frame()
     by_margin = frame[frame.by == "reward model's margin"].set_index("decile").wrong
     assert by_margin[1] > 0.3

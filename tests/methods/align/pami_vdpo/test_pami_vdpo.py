@@ -1,4 +1,4 @@
-"""PaMi-VDPO: one response under two clips, selection close then far, weights, resuming, bad input, real text, pictures,
+"""PaMi-VDPO: one response under two clips, selection close then far, weights, real text, verdicts, the view,
 sabotage."""
 
 import json
@@ -13,13 +13,16 @@ from workbench import methods, objectives
 from workbench.methods.align.pami_vdpo import alterations, bags
 from workbench.methods.align.pami_vdpo import method as pami_vdpo
 from workbench.methods.align.pami_vdpo.alterations import Candidate
-from workbench.methods.align.pami_vdpo.world import Clips, Pictures
+from workbench.methods.align.pami_vdpo.experiment import ARMS, claims
+from workbench.methods.align.pami_vdpo.view import ClipBags, accuracy_figure, likelihood
+from workbench.methods.align.pami_vdpo.world import Clips
+from workbench.methods.experiment import Results, run_seed
 from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 
 
 def config(**changes):
-    return pami_vdpo.Config.at("smoke", **{"arms": ["pami"], **changes})
+    return pami_vdpo.Config.at("micro", **{"arms": ["pami"], **changes})
 
 
 @pytest.fixture(scope="module")
@@ -30,75 +33,69 @@ def played(tmp_path_factory):
         settings = config()
         task = pami_vdpo.open_task(settings)
         run = Run(folder / "seed-0")
-        yield task, settings, run, pami_vdpo.run(task, settings, 0, run)
+        yield task, settings, run, run_seed(pami_vdpo, task, settings, 0, run)
 
 
-def samples_of(task, policy, n=24, seed=0):
-    return [
-        bags.Sample(f"row {i}", i, row, task.group(policy, row["evidence"], row["prompt"], row["response"]))
-        for i, row in enumerate(task.triples("train", seed)[:n])
-    ]
+def samples_of(task, policy, n=24):
+    return bags.samples_of(task, policy, task.triples("train", 0)[:n])
 
 
-def oracle_divergence(task, samples, chooser, noise=0.0):
-    """Divergences as a model that sees would have them: log 2 where the truth changes, nearly 0 elsewhere."""
-    groups = {}
+def selection_of(task, policy, settings, arm="pami", n=24, frozen=None):
+    drawn = bags.Bags(task, samples_of(task, policy, n), 0)
+    return pami_vdpo.Selection(settings, ARMS[arm], drawn, frozen or policy.copy())
 
-    def remember(policy, sample, found, real=chooser.groups):
-        made = real(policy, sample, found)
-        for one, group in zip(found, made, strict=True):
-            groups[tuple(group.prompt_ids)] = (sample, one)
+
+def rates_of(policy, selection):
+    return bags.rates_of(selection.bags.table(lambda batch: selection(policy, batch)))
+
+
+def oracle_divergence(task, selection, noise=0.01):
+    """Divergences as a model that sees would have them: large where the truth changes, nearly 0 elsewhere."""
+    clips, real = {}, selection.bags.groups
+
+    def remember(policy, sample, bag, prompt=""):
+        made = real(policy, sample, bag, prompt)
+        clips.update({tuple(group.prompt_ids): (sample.row, one) for one, group in zip(bag, made, strict=True)})
         return made
 
-    chooser.groups = remember
+    def moved(group):
+        row, one = clips[tuple(group.prompt_ids)]
+        return task.truth(one.evidence, row["prompt"]) != task.truth(row["evidence"], row["prompt"])
 
-    def far(policy, originals, altered):
-        rng = np.random.default_rng(0)
-        found = []
-        for others in altered:
-            found.append([])
-            for group in others:
-                sample, one = groups[tuple(group.prompt_ids)]
-                prompt = sample.row["prompt"]
-                moved = task.truth(one.evidence, prompt) != task.truth(sample.row["evidence"], prompt)
-                found[-1].append(0.6 * moved + noise * rng.random())
-        return found
-
-    return far
-
-
-def chooser_of(task, policy, settings, arm="pami", n=24):
-    return pami_vdpo.make_chooser(task, settings, pami_vdpo.ARMS[arm], policy.copy(), samples_of(task, policy, n), 0)
+    selection.bags.groups, rng = remember, np.random.default_rng(0)
+    return lambda policy, originals, altered: [
+        [0.6 * moved(group) + noise * rng.random() for group in others] for others in altered
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------- selection
 @pytest.fixture(scope="module")
 def world(played):
-    task = Clips(n_triples=200, n_test=20, grounded_steps=5, habit_steps=3, width=16)
+    task = Clips(n_triples=120, n_test=20, grounded_steps=5, habit_steps=3, width=16)
     return task, task.untrained(0)
 
 
-def rates(world, monkeypatch, arm="pami", **changes):
+def rates(world, monkeypatch, arm="pami"):
     task, policy = world
-    chooser = chooser_of(task, policy, config(**changes), arm, n=200)
-    monkeypatch.setattr(bags, "divergences", oracle_divergence(task, None, chooser, noise=0.01))
-    return bags.selection_rates(chooser.table(policy))
+    selection = selection_of(task, policy, config(), arm, n=120)
+    monkeypatch.setattr(pami_vdpo, "divergences", oracle_divergence(task, selection))
+    return rates_of(policy, selection)
 
 
 def test_selection_by_a_model_that_sees_makes_fewer_false_rejections(world, monkeypatch):
     """And argmin, another sabotage, makes more than chance."""
-    pami, random, near = (rates(world, monkeypatch, arm)["false_rejections"] for arm in ("pami", "random", "near"))
-    assert pami < 0.75 * random
-    assert near > random
-    found = rates(world, monkeypatch)
+    found, random, near = (rates(world, monkeypatch, arm) for arm in ("pami", "random", "near"))
+    assert found["false_rejections"] < 0.75 * random["false_rejections"]
+    assert near["false_rejections"] > random["false_rejections"]
     assert set(found["by_question"]) == {"HAS", "EARLY"}
     assert set(found["by_kind"]) <= {"shuffle", "reverse", "crop", "mix"}
 
 
 def test_an_untrained_selector_chooses_at_random(world):
     task, policy = world
-    blind = bags.selection_rates(chooser_of(task, policy, config(), "untrained", 200).table(policy))
-    random = bags.selection_rates(chooser_of(task, policy, config(), "random", 200).table(policy))
+    blind, random = (
+        rates_of(policy, selection_of(task, policy, config(), arm, 120)) for arm in ("untrained", "random")
+    )
     assert blind["false_rejections"] == pytest.approx(random["false_rejections"], abs=0.15)
 
 
@@ -111,22 +108,19 @@ def test_without_the_prompt_all_questions_get_the_same_choice(world, monkeypatch
         "group",
         lambda self, p, e, prompt, r, real=Clips.group: (asked.append(prompt), real(self, p, e, prompt, r))[1],
     )
-    chooser = chooser_of(task, policy, config(), "promptless", 4)
-    asked.clear()
-    chooser.choose(policy, chooser.samples[:4])
-    assert " " in set(asked)
-    chooser = chooser_of(task, policy, config(), "pami", 4)
-    asked.clear()
-    chooser.choose(policy, chooser.samples[:4])
-    assert set(asked) == {sample.row["prompt"] for sample in chooser.samples[:4]}
+    for arm in ("promptless", "pami"):
+        selection = selection_of(task, policy, config(), arm, 4)
+        samples = selection.bags.samples
+        asked.clear()
+        selection(policy, samples)
+        assert set(asked) == ({" "} if arm == "promptless" else {sample.row["prompt"] for sample in samples})
 
 
 def test_the_rejected_clip_keeps_its_own_question(world):
-    """Sabotage: another row's prompt under the altered clip would be another group."""
     task, policy = world
-    chooser = chooser_of(task, policy, config(), n=4)
-    sample = chooser.samples[0]
-    (group,) = chooser.groups(policy, sample, [Candidate("reverse", sample.row["evidence"][::-1])])
+    drawn = selection_of(task, policy, config(), n=4).bags
+    sample = drawn.samples[0]
+    (group,) = drawn.groups(policy, sample, [Candidate("reverse", sample.row["evidence"][::-1])])
     words = policy.decode(group.prompt_ids).split()
     assert " ".join(words[-2:]) == sample.row["prompt"]
     assert group.responses_ids == sample.group.responses_ids
@@ -134,28 +128,27 @@ def test_the_rejected_clip_keeps_its_own_question(world):
 
 def test_blank_clips_fail_the_close_filter_and_the_fallback_is_counted(world):
     task, policy = world
-    chooser = chooser_of(task, policy, config(kinds=["shuffle", "blank"], n_candidates=2))
-    for choice in chooser.choose(policy, chooser.samples):
+    selection = selection_of(task, policy, config(kinds=["shuffle", "blank"], n_candidates=2))
+    for choice in selection(policy, selection.bags.samples):
         picked = [one.kind for one, w in zip(choice.candidates, choice.weights, strict=True) if w > 0]
         assert picked == ["shuffle"]
         assert not choice.fell_back
-    only = chooser_of(task, policy, config(kinds=["blank", "mix"], n_candidates=2, tau_close=0.9, tau_close_end=0.9))
-    choices = only.choose(policy, only.samples)
+    only = selection_of(task, policy, config(kinds=["blank", "mix"], n_candidates=2, tau_close=0.9, tau_close_end=0.9))
+    choices = only(policy, only.bags.samples)
     assert all(choice.fell_back for choice in choices)
     assert all(
         one.kind == "mix" for choice in choices for one, w in zip(choice.candidates, choice.weights, strict=True) if w
     )
-    table = only.table(policy)
-    assert bags.selection_rates(table)["fell_back"] == len(only.samples)
+    assert rates_of(policy, only)["fell_back"] == len(only.bags.samples)
 
 
 def test_the_filter_falls_over_training(world):
     task, policy = world
-    chooser = chooser_of(task, policy, config(tau_close=0.8, tau_close_end=0.2, max_steps=10))
+    selection = selection_of(task, policy, config(tau_close=0.8, tau_close_end=0.2, max_steps=10))
     taus = []
     for number in (0, 5, 10, 12):
-        chooser.tick(policy, number)
-        taus.append(chooser.tau_close)
+        selection.bags.count_step(policy, number)
+        taus.append(selection.tau_close())
     assert taus == pytest.approx([0.8, 0.5, 0.2, 0.2])
 
 
@@ -163,12 +156,12 @@ def test_weights_switch_bags_off_that_hold_no_rejection(world, monkeypatch):
     task, policy = world
     for values, hard in (([0.05, 0.02], 0.5), ([0.0, 0.0], 0.0), ([0.3, 0.1], 1.0)):
         monkeypatch.setattr(
-            bags, "divergences", lambda p, o, altered, v=values: [v[: len(others)] for others in altered]
+            pami_vdpo, "divergences", lambda p, o, altered, v=values: [v[: len(others)] for others in altered]
         )
         options = {"kinds": ["shuffle", "reverse"], "n_candidates": 2}
         for weighting in ("hard", "soft", "none"):
-            chooser = chooser_of(task, policy, config(weighting=weighting, **options), n=3)
-            (choice, *_) = chooser.choose(policy, chooser.samples)
+            selection = selection_of(task, policy, config(weighting=weighting, **options), n=3)
+            (choice, *_) = selection(policy, selection.bags.samples)
             total = {"hard": hard, "soft": 1.0, "none": 1.0}[weighting]
             assert sum(choice.weights) == pytest.approx(total)
             if weighting == "soft":
@@ -181,15 +174,12 @@ def test_weights_switch_bags_off_that_hold_no_rejection(world, monkeypatch):
 def test_identical_clips_have_no_weight(world):
     task, policy = world
     row = {"evidence": ["o1", "o2", "o2", "o1"], "prompt": "HAS o1", "response": "yes", "kind": "HAS"}
-    samples = [
-        bags.Sample("row 0", 0, row, task.group(policy, row["evidence"], row["prompt"], "yes")),
-        *samples_of(task, policy, 3),
-    ]
-    rule = bags.Rule(["reverse"], 2, "far", (-1.0, -1.0), 1, "none", 0.1, 0.1)
-    chooser = bags.Chooser(task, rule, samples, 0, lambda p: p)
-    choice = chooser.choose(policy, samples)[0]
+    samples = bags.samples_of(task, policy, [row, *task.triples("train", 0)[:3]])
+    settings = config(kinds=["reverse"], n_candidates=2, tau_close=-1.0, tau_close_end=-1.0)
+    selection = pami_vdpo.Selection(settings, ARMS["pami"], bags.Bags(task, samples, 0), policy)
+    choice = selection(policy, samples)[0]
     assert (choice.candidates, choice.weights, choice.identical) == ([], [], 2)
-    step = pami_vdpo.vdpo_step(config(), pami_vdpo.ARMS["pami"], chooser, policy.copy())
+    step = pami_vdpo.vdpo_step(settings, ARMS["pami"], selection)
     losses, logged = step(policy, samples)
     assert losses[0].item() == 0.0
     assert logged["identical"][0].item() == 2
@@ -202,11 +192,11 @@ def test_losses_are_those_of_one_response_under_two_clips(world):
     task, policy = world
     settings = config(n_candidates=1, kinds=["reverse"], beta=0.7)
     frozen = task.untrained(7)
-    chooser = pami_vdpo.make_chooser(task, settings, pami_vdpo.ARMS["pami"], frozen, samples_of(task, policy, 5), 0)
-    losses, logged = pami_vdpo.vdpo_step(settings, pami_vdpo.ARMS["pami"], chooser, frozen)(policy, chooser.samples)
+    selection = selection_of(task, policy, settings, n=5, frozen=frozen)
+    samples = selection.bags.samples
+    losses, logged = pami_vdpo.vdpo_step(settings, ARMS["pami"], selection)(policy, samples)
     pairs = [
-        (s.group, task.group(policy, s.row["evidence"][::-1], s.row["prompt"], s.row["response"]))
-        for s in chooser.samples
+        (s.group, task.group(policy, s.row["evidence"][::-1], s.row["prompt"], s.row["response"])) for s in samples
     ]
     four = [
         score(who, [pair[side] for pair in pairs], route="padded").sums[:, 0]
@@ -238,15 +228,15 @@ def test_a_reference_on_the_original_clip_alone_fails_the_step_0_check(played, t
     real = objectives.vdpo
     monkeypatch.setattr(objectives, "vdpo", lambda p, q, r, s, **k: real(p, q, r, r, **k))
     with pytest.raises(RuntimeError, match="step-0 check"):
-        pami_vdpo.run_arm(task, settings, "random", 0, Run(tmp_path / "wrong"))
+        pami_vdpo.train_arm(task, settings, ARMS["random"], 0, Run(tmp_path / "wrong"))
     monkeypatch.setattr(objectives, "vdpo", real)
-    pami_vdpo.run_arm(task, settings, "random", 0, Run(tmp_path / "right"))
+    pami_vdpo.train_arm(task, settings, ARMS["random"], 0, Run(tmp_path / "right"))
 
 
 def test_no_gradient_flows_through_the_selection(world, monkeypatch):
     task, policy = world
     settings = config(selector="policy", weighting="soft")
-    chooser = chooser_of(task, policy, settings)
+    selection = selection_of(task, policy, settings)
     hidden, real = [], alterations._predicting
 
     def spied(*arguments):
@@ -255,7 +245,7 @@ def test_no_gradient_flows_through_the_selection(world, monkeypatch):
         return found
 
     monkeypatch.setattr(alterations, "_predicting", spied)
-    pami_vdpo.vdpo_step(settings, pami_vdpo.ARMS["pami"], chooser, policy.copy())(policy, chooser.samples[:4])
+    pami_vdpo.vdpo_step(settings, ARMS["pami"], selection)(policy, selection.bags.samples[:4])
     assert hidden == [False]
 
 
@@ -263,8 +253,8 @@ def test_exchanged_clips_turn_the_gradient_around(world):
     task, policy = world
     gradients = {}
     for arm in ("pami", "inverted"):
-        chooser = chooser_of(task, policy, config(), arm, 6)
-        losses, _ = pami_vdpo.vdpo_step(config(), pami_vdpo.ARMS[arm], chooser, policy.copy())(policy, chooser.samples)
+        selection = selection_of(task, policy, config(), arm, 6)
+        losses, _ = pami_vdpo.vdpo_step(config(), ARMS[arm], selection)(policy, selection.bags.samples)
         policy.model.zero_grad()
         losses.sum().backward()
         gradients[arm] = policy.model.lm_head.weight.grad.clone()
@@ -274,12 +264,12 @@ def test_exchanged_clips_turn_the_gradient_around(world):
 
 def test_every_arm_of_the_table_takes_a_step(world):
     task, policy = world
-    for name, arm in pami_vdpo.ARMS.items():
+    for name, arm in ARMS.items():
         if arm.learns != "answers":
-            chooser = chooser_of(task, policy, config(), name, 6)
-            losses, _ = pami_vdpo.vdpo_step(config(), arm, chooser, policy.copy())(policy, chooser.samples)
+            selection = selection_of(task, policy, config(), name, 6)
+            losses, _ = pami_vdpo.vdpo_step(config(), arm, selection)(policy, selection.bags.samples)
             assert torch.isfinite(losses).all(), name
-    rows = pami_vdpo.annotated(policy, samples_of(task, policy, 4))
+    rows = bags.annotated(policy, samples_of(task, policy, 4))
     assert all(len(row.group.responses_ids) == 2 for row in rows)
 
 
@@ -298,67 +288,14 @@ def test_the_run_leaves_what_the_views_need(played):
     assert set(result["selection"]["pami"]) >= {"false_rejections", "by_question", "by_kind", "fell_back", "identical"}
 
 
-def test_a_second_call_computes_nothing(played, monkeypatch):
-    task, settings, run, result = played
-    monkeypatch.setattr(pami_vdpo, "play", lambda *a: pytest.fail("played again"))
-    assert pami_vdpo.run(task, settings, 0, run) == result
+def test_unknown_alterations_and_a_missing_untrained_model():
+    with pytest.raises(ValueError, match=r"unknown kinds \['spin'\]; known: shuffle"):
+        config(kinds=["spin"])
+    with pytest.raises(ValueError, match=r"real rows have no untrained model; leave out .*: \['untrained'\]"):
+        pami_vdpo.open_task(config(arms=["pami", "untrained"]), model="m", dataset="rows.jsonl")
 
 
-def test_killed_in_training_it_goes_on_with_the_same_numbers(played, tmp_path, monkeypatch):
-    task, _, _, result = played
-    settings = config(checkpoint_every=1)
-    real, calls = objectives.vdpo, []
-
-    def dies(*a, **k):
-        calls.append(1)
-        if len(calls) == 3:  # the step-0 check is the first
-            raise KeyboardInterrupt
-        return real(*a, **k)
-
-    monkeypatch.setattr(objectives, "vdpo", dies)
-    with pytest.raises(KeyboardInterrupt):
-        pami_vdpo.run_arm(task, settings, "pami", 0, Run(tmp_path))
-    monkeypatch.setattr(objectives, "vdpo", real)
-    assert pami_vdpo.run_arm(task, settings, "pami", 0, Run(tmp_path)) == result["arms"]["pami"]
-
-
-# ---------------------------------------------------------------------------------------------------------- bad input
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"n_candidates": 0}, "n_candidates = 0: Input should be greater than or equal to 1"),
-        ({"beta": 0.0}, "beta = 0.0: Input should be greater than 0"),
-        ({"tau_close": 1.5}, "tau_close = 1.5: Input should be less than or equal to 1"),
-        ({"kinds": ["spin"]}, r"unknown kinds \['spin'\]; known: shuffle"),
-        ({"arms": ["spin"]}, r"unknown arms \['spin'\]; known: pami"),
-    ],
-)
-def test_bad_config(changes, message):
-    with pytest.raises(ValueError, match=message):
-        pami_vdpo.Config.at("tiny", **changes)
-
-
-def test_one_of_model_and_dataset_is_not_enough():
-    with pytest.raises(ValueError, match="give both for real text, or neither for the world"):
-        pami_vdpo.open_task(config(), model="m")
-
-
-# ----------------------------------------------------------------------------------------------- pictures and real text
-def test_a_vision_language_model_is_trained_by_the_same_code(tmp_path, runs_root):
-    """A real Llava with a small CLIP tower: some optimiser steps on frames as pixels; the tower does not move."""
-    settings = config(max_steps=4, n_rows=8)
-    task = Pictures(n_triples=8, n_test=4, width=16)
-    tower = [p.clone() for name, p in task.start(0).model.named_parameters() if "vision_tower" in name]
-    before, after = pami_vdpo.play(task, settings, pami_vdpo.ARMS["pami"], 0, Run(tmp_path))
-    metrics = Run(tmp_path / "round-1").metrics()
-    assert len(metrics) == 4
-    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert metrics[-1]["loss"] != metrics[0]["loss"]
-    assert before["chosen_logp"] != after["chosen_logp"]
-    kept = [p for name, p in task.start(0).model.named_parameters() if "vision_tower" in name]
-    assert all(torch.equal(a, b) for a, b in zip(tower, kept, strict=True))
-
-
+# ----------------------------------------------------------------------------------------------------------- real text
 def test_real_passages_are_trained_on_end_to_end(shared, tmp_path, runs_root):
     tokenizer = bpe_tokenizer(["She sells eggs. How many are left? Answer: 12."] * 3, vocab_size=300)
     Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=1024, seed=0), tokenizer).save(
@@ -375,26 +312,22 @@ def test_real_passages_are_trained_on_end_to_end(shared, tmp_path, runs_root):
         seeds=[0, 1, 2],
         overrides={"arms": ["pami", "shuffled"], "max_steps": 3},
     )
-    results = [pami_vdpo.run(experiment.task, experiment.config, 0, experiment.run.child("seed-0"))] * 3
+    seed = experiment.run.child("seed-0")
+    results = Results([run_seed(pami_vdpo, experiment.task, experiment.config, 0, seed)] * 3)
     before, after = results[0]["arms"]["pami"]
     assert after["evidence_nats"] != before["evidence_nats"]
     assert math.isnan(results[0]["selection"]["pami"]["false_rejections"])  # nobody knows the truth here
-    assert set(pami_vdpo.claims(experiment, results).verdicts()) == {"C1 evidence", "C2", "C7"}
-    settings = pami_vdpo.Config.at("smoke", True, arms=["untrained"])
-    with pytest.raises(ValueError, match="passages has no untrained model"):
-        pami_vdpo.run(experiment.task, settings, 0, Run(tmp_path / "other"))
+    assert set(claims(experiment, results).verdicts()) == {"C1 evidence", "C2", "C7"}
 
 
 # --------------------------------------------------------------------------------------------------------------- claims
 class Told:
     scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
+    config = config()
 
 
-GOOD = {
-    "pami": (0.85, 0.99, 0.6),
-    "random": (0.7, 0.95, 0.4),
-    "shuffle": (0.55, 0.97, 0.3),
-    "sft": (0.5, 1.0, 0.2),
+GOOD = {"pami": (0.85, 0.99, 0.6), "random": (0.7, 0.95, 0.4), "shuffle": (0.55, 0.97, 0.3), "sft": (0.5, 1.0, 0.2)}
+GOOD |= {
     "untrained": (0.68, 0.9, 0.4),
     "shuffled": (0.5, 1.0, 0.2),
     "inverted": (0.1, 1.0, 0.0),
@@ -411,16 +344,13 @@ def told(seed, good, false, grounded=1.0):
         arm: [start, {"HAS against": jitter(a), "with": float(w + rng.normal(0, 0.002)), "paired": jitter(p)}]
         for arm, (a, w, p) in good.items()
     }
-    return {
-        "arms": arms,
-        "selection": {arm: {"false_rejections": jitter(v)} for arm, v in false.items()},
-        "grounded": grounded,
-    }
+    selection = {arm: {"false_rejections": jitter(v)} for arm, v in false.items()}
+    return {"arms": arms, "selection": selection, "grounded": grounded}
 
 
 def verdicts(good=None, false=None, grounded=(1.0,) * 5):
     results = [told(seed, {**GOOD, **(good or {})}, {**FALSE, **(false or {})}, g) for seed, g in enumerate(grounded)]
-    return pami_vdpo.claims(Told(), results).verdicts()
+    return claims(Told(), Results(results)).verdicts()
 
 
 def test_claims_that_hold_are_shown():
@@ -446,7 +376,72 @@ def test_claims_that_fail_are_not_shown(good, false, claim):
 
 
 def test_seeds_that_do_not_see_are_left_out():
-    results = [told(seed, GOOD, FALSE, 0.7 if seed == 1 else 1.0) for seed in range(5)]
-    claims = pami_vdpo.claims(Told(), results)
-    assert claims.seeds == [0, 2, 3, 4]
-    assert "seeds [1] left out: their start was not grounded" in claims.records()[0]["note"]
+    found = claims(Told(), Results(told(seed, GOOD, FALSE, 0.7 if seed == 1 else 1.0) for seed in range(5)))
+    assert found.seeds == [0, 2, 3, 4]
+    assert "seeds [1] left out: their start was not grounded" in found.records()[0]["note"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- view
+def table():
+    shared = {
+        "question": "HAS",
+        "prompt": "<b>HAS</b> o1",
+        "response": "<i>yes</i>",
+        "identical": 0,
+        "fell_back": False,
+    }
+    shared |= {"evidence": ["o1", "<script>x</script>"], "altered": ["-", "o1"], "close": 0.5}
+    rows = [
+        {**shared, "sample": n, "candidate": kind, "far": far, "weight": weight, "is_false": float(not weight)}
+        for n in (3, 8)
+        for kind, far, weight in (("reverse", 0.01, 0.0), ("crop", 0.4, 1.0))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_text_is_escaped_and_the_selected_clip_is_marked():
+    answers = pd.DataFrame([{"sample": 3, "k": k, "p_before": 0.5, "p_after": 0.9 - 0.2 * k} for k in (-1, 0, 1)])
+    view = ClipBags(table(), answers=answers)
+    text = view.html(0)
+    assert "<script>" not in text
+    assert "<b>HAS" not in text
+    assert "<i>" not in text
+    lines = text.split("<tr")
+    assert [("&#9664;" in line) for line in lines[2:]] == [False, False, True]
+    assert "reverse (same right answer)" in text
+    assert "0.400" in text
+    assert "0.50, 0.70" in text
+    assert "background:#fff;" in lines[3]  # a blank frame
+    raw = view.figure().to_json().replace("\\u003c", "<")
+    assert "<b>HAS" not in raw
+    assert view.figure().layout.title.text == "0% of what is rejected has the same right answer"
+
+
+def test_buttons_move_it():
+    view = ClipBags(table())
+    bar, text = view.widget().children
+    back, slider, forth = bar.children
+    forth.click()
+    forth.click()
+    assert (slider.value, text.value) == (1, view.html(1))
+    back.click()
+    assert text.value == view.html(0)
+    assert view._repr_mimebundle_()["text/html"].count('class="clip-bag"') == 2
+    assert len(view.frame()) == 4
+    with pytest.raises(ValueError, match="no candidates to show"):
+        ClipBags(table().head(0))
+
+
+def test_figures_state_their_finding():
+    names = {"HAS against": 0.5, "EARLY against": 0.5, "with": 1.0, "yes_bias": 0.0, "quality": 0.5}
+    rows = pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "round": t, "paired": 0.2 + 0.4 * t, "chosen_logp": -0.1 * t, **names}
+            for arm in ("pami", "sft")
+            for seed in (0, 1)
+            for t in (0, 1)
+        ]
+    )
+    drawn = accuracy_figure(Told(), rows).figure()
+    assert drawn.layout.title.text == "PaMi-VDPO answers 60% of question pairs right, from 20%"
+    assert likelihood(Told(), rows).loc["PaMi-VDPO", "after"] == pytest.approx(-0.1)

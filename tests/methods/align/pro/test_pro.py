@@ -1,7 +1,9 @@
-"""PRO: its first loss by hand and what breaks it, resume, selection by dev reward, bad input, real lists, sabotage."""
+"""PRO: its first loss by hand and what breaks it, selection by dev reward, real lists, verdicts, the browser,
+sabotage."""
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,36 +12,25 @@ import torch
 
 from workbench import methods, objectives
 from workbench.kernels import Group
+from workbench.methods.align.pro import hindsight
 from workbench.methods.align.pro import lists as ranked_lists
 from workbench.methods.align.pro import method as pro
+from workbench.methods.align.pro.experiment import claims
 from workbench.methods.align.pro.lists import as_lists, list_step, rank_rows
+from workbench.methods.align.pro.view import ListBrowser, bleu_figure, rewards_figure
+from workbench.methods.experiment import Results, run_seed
 from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 from workbench.training.checkpoints import load_weights
 from workbench.worlds.target_and_distractor import TargetAndDistractor
 
-WORLD = {
-    "numbers": 5,
-    "symbols": 12,
-    "shortest": 4,
-    "longest": 8,
-    "start_steps": 5,
-    "n_rows": 40,
-    "draws": 2,
-    "width": 16,
-}
+WORLD = {"numbers": 5, "symbols": 12, "shortest": 4, "longest": 8, "start_steps": 5}
+WORLD |= {"n_rows": 40, "draws": 1, "width": 16}
 
 
 def config(**changes):
-    settings = {
-        "world": WORLD,
-        "max_steps": 3,
-        "batch_size": 6,
-        "max_new_tokens": 10,
-        "select_every": 0,
-        "candidates_at_once": 0,
-    }
-    return pro.Config.at("smoke", **{**settings, **changes})
+    settings = {"world": WORLD, "max_steps": 3, "batch_size": 6, "max_new_tokens": 10}
+    return pro.Config.at("smoke", **{**settings, "select_every": 0, "candidates_at_once": 0, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +49,19 @@ def task(root):
 
 @pytest.fixture
 def arms(root):
-    """Plays arms of a configuration in a folder of its own."""
-    number = iter(range(100))
+    """Trains arms of a configuration in a folder of its own."""
 
-    def play(*names, seed=0, **changes):
+    def train(*names, **changes):
         settings = config(arms=list(names), **changes)
-        run = Run(root / f"arms-{next(number)}-{names[0]}-{len(list(root.iterdir()))}")
-        return run, pro.run(pro.open_task(settings), settings, seed, run)["arms"]
+        run = Run(root / f"arms-{names[0]}-{len(list(root.iterdir()))}")
+        return run, run_seed(pro, pro.open_task(settings), settings, 0, run)["arms"]
 
-    return play
+    return train
 
 
 # ---------------------------------------------------------------------------------------------- the first loss by hand
 def by_hand(task, seed, n, weight=0.05):
-    """Mean loss of the first batch, from the log-probs of the start and the formula of the specification."""
+    """Mean loss of the first batch, from the log-probs of the start and the formula of the paper."""
     lists, _ = as_lists(task.rankings("train", seed), n=n)
     policy, order = task.start(seed), np.random.default_rng([seed * 1000, 0]).permutation(len(lists))[:6]
     losses = []
@@ -174,7 +164,7 @@ def test_a_reversed_sort_is_refused_while_training(arms, monkeypatch):
 
 
 # --------------------------------------------------------------------------------------------------- rows and memory
-def test_every_answer_ends_with_one_scored_end_token(task):
+def test_every_answer_ends_with_one_scored_eos_token(task):
     lists, _ = as_lists(task.rankings("train", 0))
     policy = task.start(0)
     for row in rank_rows(policy, lists[:20], max_length=64, answer_room=10):
@@ -229,9 +219,10 @@ def test_relabelled_lists():
 def test_chain_of_hindsight_asks_by_name_in_both_orders(task):
     lists, _ = as_lists(task.rankings("train", 0), n=2)
     policy = task.start(0)
-    first, second = pro.chains(policy, lists, config(), task.hints, 0)[:2]
+    rows = hindsight.chains(policy, lists, task.hints, 0, max_length=64)
+    first, second = rows[:2]
     texts = [policy.tokenizer.decode(g.prompt_ids) for g in (first, second)]
-    assert len(pro.chains(policy, lists, config(), task.hints, 0)) == 2 * len(lists)
+    assert len(rows) == 2 * len(lists)
     hint = "good" if "good assistant" in texts[0] else "bad"
     best, worst = lists[0]["responses"][0], lists[0]["responses"][-1]
     assert policy.decode(first.responses_ids[0]) == (best if hint == "good" else worst)
@@ -240,16 +231,9 @@ def test_chain_of_hindsight_asks_by_name_in_both_orders(task):
 
 
 # ------------------------------------------------------------------------------------------------ resume and selection
-@pytest.fixture(scope="module")
-def played(root):
-    settings = config(arms=["pro_5", "sft_2", "rrhf_5", "coh_2"])
-    task, run = pro.open_task(settings), Run(root / "played")
-    return task, settings, run, pro.run(task, settings, 0, run)
-
-
-def test_results_and_tables(played):
-    _, _, run, result = played
-    for start, end in result["arms"].values():
+def test_results_and_tables(arms):
+    run, result = arms("pro_5", "rrhf_5", "coh_2")
+    for start, end in result.values():
         assert {"quality", "greedy", "agreement", "bleu_words", "bleu_characters"} <= set(start) == set(end)
     table = pd.read_parquet(run.folder / "pro_5" / "held_out_lists.parquet")
     assert list(table) == ["list", "prompt", "response", "score", "before", "after"]
@@ -257,13 +241,7 @@ def test_results_and_tables(played):
     assert json.loads((run.folder / "pro_5" / "counts.json").read_text())["lists"] > 0
 
 
-def test_a_second_call_computes_nothing(played, monkeypatch):
-    task, settings, run, result = played
-    monkeypatch.setattr(pro, "play", lambda *a: pytest.fail("played again"))
-    assert pro.run(task, settings, 0, run) == result
-
-
-def test_a_killed_arm_goes_on_with_the_same_numbers(arms, monkeypatch):
+def test_killed_between_two_looks_at_the_dev_reward(arms, monkeypatch):
     options = {"max_steps": 4, "checkpoint_every": 1, "select_every": 1}
     settings = config(arms=["pro_2"], **options)
     task, (whole, expected) = pro.open_task(settings), arms("pro_2", **options)
@@ -277,8 +255,8 @@ def test_a_killed_arm_goes_on_with_the_same_numbers(arms, monkeypatch):
 
     monkeypatch.setattr(pro, "keep_best", dies)
     with pytest.raises(KeyboardInterrupt):
-        pro.run(task, settings, 0, run)
-    assert pro.run(task, settings, 0, run)["arms"] == expected
+        run_seed(pro, task, settings, 0, run)
+    assert run_seed(pro, task, settings, 0, run)["arms"] == expected
     assert calls == [1, 2, 3, 3, 4]
     best = [Run(r.folder / "pro_2" / "round-1").folder / "best.safetensors" for r in (whole, run)]
     assert best[0].read_bytes() == best[1].read_bytes()
@@ -312,22 +290,9 @@ def test_the_best_dev_reward_is_kept(arms, monkeypatch):
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"arms": ["pro", "dpo"]}, r"unknown arms \['dpo'\]; known: pro_2, pro_3"),
-        ({"sft_weight": -0.1}, "sft_weight = -0.1: Input should be greater than or equal to 0"),
-        ({"max_length": 64, "answer_room": 64}, "answer_room=64 leaves no token of 64 for a prompt"),
-    ],
-)
-def test_bad_config(changes, message):
-    with pytest.raises(ValueError, match=message):
-        pro.Config.at("tiny", **changes)
-
-
-def test_bad_task():
-    with pytest.raises(ValueError, match="give both for real text, or neither for the embedded world"):
-        pro.open_task(pro.Config.at("tiny"), dataset="x.jsonl")
+def test_bad_settings():
+    with pytest.raises(ValueError, match="answer_room=64 leaves no token of 64 for a prompt"):
+        pro.Config.at("tiny", max_length=64, answer_room=64)
     with pytest.raises(
         ValueError, match=r"select_every=600 keeps the checkpoint .* give judge .* or set select_every=0"
     ):
@@ -372,12 +337,7 @@ def test_real_rankings_end_to_end(shared, on_text, root):
         "select_every": 1,
         "learning_rate": 1e-3,
         "arms": ["pro", "shuffled"],
-        "n_lists": 6,
-        "test_size": 4,
-        "dev_size": 3,
-        "max_new_tokens": 4,
-        "max_length": 200,
-        "answer_room": 100,
+        **{"n_lists": 6, "test_size": 4, "dev_size": 3, "max_new_tokens": 4, "max_length": 200, "answer_room": 100},
     }
     dataset = str(shared / "data/gsm8k/example_model_solutions.jsonl")
     experiment = methods.Experiment(
@@ -397,21 +357,14 @@ def test_real_rankings_end_to_end(shared, on_text, root):
     metrics = experiment.run.child("seed-0").child("pro").child("round-1").metrics()
     assert len(metrics) == 2
     assert "rank_3" in metrics[0]
-    verdicts = pro.claims(experiment, results).verdicts()
+    verdicts = claims(experiment, results).verdicts()
     assert verdicts.pop("H1") == "smoke run, no verdict"
     assert set(verdicts.values()) == {"needs full scale"}
 
 
 def test_real_pairs_without_a_judge(shared, on_text, root):
-    overrides = {
-        "arms": ["pro"],
-        "n_lists": 4,
-        "test_size": 3,
-        "dev_size": 2,
-        "max_length": 120,
-        "answer_room": 60,
-        "max_steps": 1,
-    }
+    overrides = {"n_lists": 4, "test_size": 3, "dev_size": 2, "max_length": 120, "answer_room": 60, "max_steps": 1}
+    overrides |= {"arms": ["pro"]}
     experiment = methods.Experiment(
         "pro",
         scale="smoke",
@@ -424,6 +377,113 @@ def test_real_pairs_without_a_judge(shared, on_text, root):
     start, end = experiment.results()[0]["arms"]["pro"]
     assert set(end) == {"quality", "token_nll", "agreement"}
     assert end["quality"] != start["quality"]
+
+
+# ---------------------------------------------------------------------------------------------------------- verdicts
+class Told:
+    """An experiment of which only the results matter."""
+
+    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
+
+
+QUALITY = {"pro_2": 0.3, "pro_3": 0.35, "pro_5": 0.4, "sft_2": -0.4, "bon_5": 0.0, "rrhf_2": -0.2, "rrhf_5": 0.1}
+QUALITY |= {"coh_2": -0.2, "plain_5": 0.2, "no_sft_5": 0.2, "reversed_5": -1.8}
+QUALITY |= dict.fromkeys(("shuffled_2", "shuffled_3", "shuffled_5"), -0.6)
+
+
+def told(**changes):
+    rng = np.random.default_rng(2)
+
+    def arm(name, value):
+        noise = rng.normal(0, 0.01)
+        order = {"pro": 0.9, "shu": 0.3, "rev": 0.02}.get(name[:3], 0.5)
+        numbers = {"quality": value + noise, "greedy": value + noise, "agreement": order + noise}
+        numbers |= {"bleu_characters": -value, "bleu_words": -value, "bleu_right": value}
+        return [{**numbers, "quality": -0.85, "agreement": 0.05}, numbers]
+
+    values = {**QUALITY, **changes}
+    return Results({"arms": {name: arm(name, value) for name, value in values.items()}} for _ in Told.seeds)
+
+
+def test_verdicts_of_a_method_that_works():
+    verdicts = claims(Told(), told()).verdicts()
+    assert {id for id, verdict in verdicts.items() if verdict == "needs full scale"} == {"C3", "C5", "C6"}
+    assert {id for id, verdict in verdicts.items() if verdict == "not shown"} == set()
+    tested = "C1,C1 rrhf,C1 coh,C2,C2 rrhf,C4,C7,C8 sft,C8 temperature,W1,W2,W3"
+    assert set(tested.split(",")) <= set(verdicts)
+
+
+@pytest.mark.parametrize(
+    ("broken", "lost"),
+    [
+        ({"pro_2": -0.4}, "C1"),
+        ({"shuffled_2": 0.3}, "C1"),  # the order of the scores does not matter
+        ({"pro_5": 0.0}, "C2"),
+        ({"plain_5": 0.4}, "C8 temperature"),
+        ({"pro_5": 0.2}, "C7"),
+        ({"reversed_5": -0.8}, "W3"),
+    ],
+)
+def test_verdicts_of_a_broken_method(broken, lost):
+    assert claims(Told(), told(**broken)).verdicts()[lost] == "not shown"
+
+
+# ----------------------------------------------------------------------------------------------------------- browser
+LISTS = pd.DataFrame(
+    {
+        "list": [0, 0, 0, 1, 1],
+        "prompt": ["<b>a3</b>"] * 3 + ["a4"] * 2,
+        "response": ["<script>alert(1)</script>", "t1", "t2", "t3", "t4"],
+        "score": [2.0, 0.0, 0.0, 1.0, -1.0],
+        "before": [-3.0, -1.0, -2.0, -1.0, -1.5],
+        "after": [-1.0, -2.0, -3.0, -1.0, -1.5],
+    }
+)
+
+
+def test_positions_by_hand():
+    rows = ListBrowser(LISTS).positions(0)
+    assert rows["before_position"].tolist() == [3, 1, 2]
+    assert rows["after_position"].tolist() == [1, 2, 3]
+    assert rows["score_position"].tolist() == [1, 2.5, 2.5]  # equal scores share a position
+
+
+def test_text_is_escaped_everywhere():
+    view = ListBrowser(LISTS)
+    bundle = view._repr_mimebundle_()
+    for text in (view.html(0), bundle["text/html"], view.figure(0).to_json()):
+        assert "<script>" not in text.replace("\\u003c", "<")
+        assert "<b>a3</b>" not in text.replace("\\u003c", "<")
+
+
+def test_slider_moves_table_and_chart():
+    view = ListBrowser(LISTS)
+    slider, text, chart = view.widget().children
+    first = chart.outputs[0]["data"]["application/vnd.plotly.v1+json"]
+    slider.value = 1
+    assert text.value == view.html(1)
+    assert chart.outputs[0]["data"]["application/vnd.plotly.v1+json"] != first
+    assert "1 of 2" in view._repr_mimebundle_()["text/html"]
+
+
+def test_no_lists_is_an_error():
+    with pytest.raises(ValueError, match="no lists to show"):
+        ListBrowser(LISTS.iloc[:0])
+
+
+def test_curves_of_a_run_without_bleu():
+    table = pd.DataFrame(
+        {
+            "arm": ["pro", "pro", "bon", "bon"],
+            "seed": 0,
+            "round": [0, 1] * 2,
+            "quality": [-2.0, -1.0, -2.0, -1.5],
+            "agreement": [0.5, 0.7, 0.5, 0.6],
+        }
+    )
+    drawn = rewards_figure(SimpleNamespace(config=config()), table)
+    assert "ends at -1.00, SFT on the best answer at -1.50" in drawn.figure().layout.title.text
+    assert "evaluation_judge" in bleu_figure(None, table)
 
 
 # ---------------------------------------------------------------------------------------------------------- sabotage

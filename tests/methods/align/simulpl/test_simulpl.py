@@ -1,4 +1,4 @@
-"""SimulPL: prefixes that do not leak, confidence that is used, latency in the loss, resuming, bad input, real text,
+"""SimulPL: prefixes that do not leak, confidence that is used, latency in the loss, bad input, real text, verdicts,
 sabotage."""
 
 import json
@@ -12,25 +12,28 @@ import torch
 from workbench import methods, objectives
 from workbench.methods.align.simulpl import method as simulpl
 from workbench.methods.align.simulpl import network
+from workbench.methods.align.simulpl.experiment import ARMS, claims
 from workbench.methods.align.simulpl.network import (
     Reader,
     Translation,
+    check_nothing_moved,
     drawn_prefixes,
     expected_lagging,
     prefix_prompts,
     states,
+    token_pairs,
     translate,
 )
 from workbench.methods.align.simulpl.sweep import numbers
+from workbench.methods.align.simulpl.view import ReadWritePath, aspect_figure, counted, curve_figure
 from workbench.methods.align.simulpl.world import LOWEST_AL, ORACLE_DELAYS, Clauses
+from workbench.methods.experiment import Results, run_seed
 from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 
-SMALL = {"start_steps": 2, "width": 16, "layers": 1}
-
 
 def config(**changes):
-    return simulpl.Config.at("smoke", **{"arms": ["msft", "simul_dpo"], "world": SMALL, "msft_steps": 3, **changes})
+    return simulpl.Config.at("micro", **{"arms": ["msft", "simul_dpo"], **changes})
 
 
 @pytest.fixture(scope="module")
@@ -41,46 +44,41 @@ def played(tmp_path_factory):
         settings = config()
         task = simulpl.open_task(settings)
         run = Run(folder / "seed-0")
-        yield task, settings, run, simulpl.run(task, settings, 0, run)
+        yield task, settings, run, run_seed(simulpl, task, settings, 0, run)
 
 
 @pytest.fixture(scope="module")
 def policy(played):
     task, settings, run, _ = played
-    return simulpl.fine_tuned(task, settings, "both", 0, run)
+    return simulpl.fine_tuned(task, settings, "both", 0, run.child("stages"))
 
 
 def pairs_of(task, policy, settings, n=4):
-    return simulpl.token_pairs(task, policy, settings, 0)[:n]
+    return token_pairs(task, policy, 0, settings.unit)[:n]
 
 
 # ---------------------------------------------------------------------------------------------------------- no leak
-def test_later_source_words_change_nothing(played, policy):
+def assert_no_leak(task, policy):
     """Two sentences that agree up to word j have the same states behind their first j words."""
-    task, *_ = played
     words = ["s0", "f1", "o2", "v3", "s4", "f0", "o6", "v7"]
     other = [*words[:3], "v9", "s9", "f3", "o9", "v9"]
-    target = policy.encode_response("s0' o2' v3'")
-    for j in (1, 2, 3):
-        both = [prefix_prompts(policy, task.prompt, w)[j - 1] for w in (words, other)]
-        found = states(policy, both, [target, target])
+    targets = [policy.encode_response("s0' o2' v3'")] * 2
+    both = [prefix_prompts(policy, task.prompt, sentence) for sentence in (words, other)]
+    for j in (0, 1, 2):
+        found = states(policy, [prompts[j] for prompts in both], targets)
         torch.testing.assert_close(found.logps[0], found.logps[1], rtol=0, atol=0)
         torch.testing.assert_close(found.confidence[0], found.confidence[1], rtol=0, atol=0)
-    assert not torch.equal(
-        *states(policy, [prefix_prompts(policy, task.prompt, w)[3] for w in (words, other)], [target, target]).logps
-    )
+    assert not torch.equal(*states(policy, [prompts[3] for prompts in both], targets).logps)
 
 
-def test_a_leak_would_be_seen(played, policy):
-    """Sabotage: a prompter that always shows the whole source makes the states differ."""
-    words, target = ["s0", "f1", "o2", "v3"], policy.encode_response("s0'")
-
-    class Leaky(Clauses):
-        def prompt(self, words):
-            return super().prompt([*words, "v3"] if len(words) < 4 else words)
-
-    honest, leaky = (prefix_prompts(policy, task.prompt, words)[0] for task in (played[0], Leaky()))
-    assert not torch.equal(*states(policy, [honest, leaky], [target, target]).confidence)
+def test_later_source_words_change_nothing(played, policy, monkeypatch):
+    assert_no_leak(played[0], policy)
+    # sabotage: every prompt shows the last word that the sentence will have
+    true = prefix_prompts
+    leaky = lambda policy, prompter, words: true(policy, lambda read: prompter([*read, words[-1]]), words)  # noqa: E731
+    monkeypatch.setitem(globals(), "prefix_prompts", leaky)
+    with pytest.raises(AssertionError):
+        assert_no_leak(played[0], policy)
 
 
 def test_states_are_the_models_own_log_probs(played, policy):
@@ -148,10 +146,6 @@ def confident(policy, value):
     return copy
 
 
-def read_first(one):
-    return one.delays[0]
-
-
 def test_the_threshold_decides(played, policy):
     task, *_ = played
     prompts = [prefix_prompts(policy, task.prompt, row["source"].split()) for row in task.pairs("test", 0)[:3]]
@@ -203,9 +197,8 @@ def test_confidence_unused_at_decoding_would_be_seen(played, policy, monkeypatch
     spread = confident(policy, 0.5)
 
     def lags():
-        return [
-            read_first(translate(spread, prompts, Reader("confidence", tau), max_new_tokens=2)[0]) for tau in (0.2, 0.8)
-        ]
+        readers = [Reader("confidence", tau) for tau in (0.2, 0.8)]
+        return [translate(spread, prompts, reader, max_new_tokens=2)[0].delays[0] for reader in readers]
 
     assert lags() == [1, 8]
     monkeypatch.setattr(network, "_writes", lambda *a: True)
@@ -237,43 +230,10 @@ def test_both_stages_train_and_leave_their_head(played):
     assert len(metrics) == settings.max_steps
     assert {"pair_losses", "delay_penalties", "full_losses", "mixed_losses", "confidence"} <= set(metrics[0])
     assert metrics[0]["pair_losses"] == pytest.approx(math.log(2), abs=1e-4)
-    assert set(result["arms"]["simul_dpo"][0]) >= {
-        "quality",
-        "AL",
-        "LAAL",
-        "AP",
-        "DAL",
-        "monotonicity",
-        "key_points",
-        "words_per_clause",
-    }
+    names = "quality AL LAAL AP DAL monotonicity key_points words_per_clause"
+    assert set(result["arms"]["simul_dpo"][0]) >= set(names.split())
     curve = pd.DataFrame(result["curves"]["simul_dpo"])
     assert sorted(set(curve["reader"])) == ["confidence", "random"]
-
-
-def test_a_second_call_computes_nothing(played, monkeypatch):
-    task, settings, run, result = played
-    monkeypatch.setattr(simulpl, "play", lambda *a: pytest.fail("played again"))
-    assert json.dumps(simulpl.run(task, settings, 0, run)) == json.dumps(result)
-
-
-def test_killed_in_stage_two_it_goes_on_with_the_same_numbers(played, tmp_path, monkeypatch):
-    task, settings, _, result = played
-    settings = config(checkpoint_every=1)
-    real, calls = objectives.simul_dpo, []
-
-    def dies(*a, **k):
-        calls.append(1)
-        if len(calls) == 4:  # the step-0 check is the first
-            raise KeyboardInterrupt
-        return real(*a, **k)
-
-    monkeypatch.setattr(objectives, "simul_dpo", dies)
-    with pytest.raises(KeyboardInterrupt):
-        simulpl.run_arm(task, settings, "simul_dpo", 0, Run(tmp_path))
-    monkeypatch.setattr(objectives, "simul_dpo", real)
-    monkeypatch.setattr(simulpl, "msft_step", lambda *a: pytest.fail("stage 1 again"))
-    assert simulpl.run_arm(task, settings, "simul_dpo", 0, Run(tmp_path)) == result["arms"]["simul_dpo"]
 
 
 def test_a_reference_behind_other_prefixes_is_refused(played, policy, monkeypatch):
@@ -285,11 +245,11 @@ def test_a_reference_behind_other_prefixes_is_refused(played, policy, monkeypatc
     def unlike(which, prompts, responses, **options):
         return real(which, [row.prompts[-1] for row in rows] if which is frozen else prompts, responses, **options)
 
-    step = simulpl.simul_step(settings, simulpl.ARMS["simul_dpo"], frozen, 0)
-    simulpl.check_nothing_moved(policy, step, rows, "sigmoid")
+    step = simulpl.simul_step(settings, ARMS["simul_dpo"], frozen, 0)
+    check_nothing_moved(policy, step, rows, "sigmoid")
     monkeypatch.setattr(simulpl, "states", unlike)
     with pytest.raises(RuntimeError, match="reads other prefixes than the policy"):
-        simulpl.check_nothing_moved(policy, step, rows, "sigmoid")
+        check_nothing_moved(policy, step, rows, "sigmoid")
 
 
 def trained_confidence(task, settings, sign, monkeypatch):
@@ -301,7 +261,7 @@ def trained_confidence(task, settings, sign, monkeypatch):
             lambda *a, f=objectives.state_confidence, **k: wrong_sign(f, *a, **k),
         )
     policy = network.add_confidence(task.start(0), seed=0)
-    rows = simulpl.token_pairs(task, policy, settings, 0)
+    rows = token_pairs(task, policy, 0, settings.unit)
     training = simulpl.TrainConfig(learning_rate=1e-2, max_steps=25, batch_size=16)
     simulpl.train(policy, rows, simulpl.msft_step(settings, 0), training)
     found = states(policy, [row.prompts[0] for row in rows[:16]], [row.chosen for row in rows[:16]])
@@ -326,16 +286,16 @@ def test_the_sign_of_the_tax_decides_between_reading_and_writing(played, monkeyp
 def test_every_arm_of_the_table_can_take_a_step(played, policy):
     task, settings, *_ = played
     rows = pairs_of(task, policy, settings, 4)
-    for name, arm in simulpl.ARMS.items():
+    for name, arm in ARMS.items():
         if arm.learns != "nothing":
             losses, _ = simulpl.simul_step(settings, arm, policy.copy(), 0)(policy, rows)
             assert losses.shape == (4,), name
             assert torch.isfinite(losses).all()
     margin = config(form="margin", arms=["simul_dpo"])
-    losses, logged = simulpl.simul_step(margin, simulpl.ARMS["simul_dpo"], policy.copy(), 0)(policy, rows)
+    losses, logged = simulpl.simul_step(margin, ARMS["simul_dpo"], policy.copy(), 0)(policy, rows)
     assert not torch.allclose(logged["pair_losses"], torch.full((4,), math.log(2)), atol=1e-4)  # the lags differ
     smooth = config(label_smoothing=0.1)
-    assert torch.isfinite(simulpl.simul_step(smooth, simulpl.ARMS["alpha_0"], policy.copy(), 0)(policy, rows)[0]).all()
+    assert torch.isfinite(simulpl.simul_step(smooth, ARMS["alpha_0"], policy.copy(), 0)(policy, rows)[0]).all()
 
 
 def test_labels_and_roles(played, monkeypatch):
@@ -347,9 +307,9 @@ def test_labels_and_roles(played, monkeypatch):
         "iterate",
         lambda policy, n, make_round, *a, **k: seen.setdefault(name, make_round(policy, 0)) and [{}, {}],
     )
-    monkeypatch.setattr(simulpl, "check_nothing_moved", lambda *a: None)
+    monkeypatch.setattr(network, "check_nothing_moved", lambda *a: None)
     for name in ("simul_dpo", "swapped", "shuffled"):
-        simulpl.play(task, settings, simulpl.ARMS[name], 0, run.child("x"), run)
+        simulpl.train_arm(task, settings, ARMS[name], 0, run.child("x"))
     lengths = {name: np.mean([len(row.chosen) == 7 for row in round_.rows]) for name, round_ in seen.items()}
     assert lengths["simul_dpo"] == 1.0
     assert lengths["swapped"] == 0.0
@@ -360,11 +320,8 @@ def test_labels_and_roles(played, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tau": 1.2}, "tau = 1.2: Input should be less than or equal to 1"),
         ({"taus": [0.7, 1.5]}, r"taus \[1.5\] are outside \[0, 1\]"),
-        ({"alpha": -1.0}, "alpha = -1.0: Input should be greater than or equal to 0"),
         ({"tau": 0.55}, "tau=0.55 must be one of taus"),
-        ({"arms": ["spin"]}, r"unknown arms \['spin'\]; known: msft"),
         ({"form": "margin", "arms": ["ipo"]}, 'form="margin" is that of loss_type="sigmoid"'),
     ],
 )
@@ -391,6 +348,126 @@ def test_bad_readers():
         Reader("confidence", 1.2)
     with pytest.raises(ValueError, match="wait-k needs a whole number"):
         Reader("wait_k", 0)
+
+
+# ------------------------------------------------------------------------------------------------------------ verdicts
+class Told:
+    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
+    config = simulpl.Config.at("tiny")
+
+
+def point(reader, value, lag, quality):
+    return {"reader": reader, "value": value, "AL": lag, "quality": quality}
+
+
+def told(rng, **changes):
+    """What a run looks like in which every claim holds."""
+    ends = {"msft": (0.6, 2.0), "simul_dpo": (1.0, 1.81), "alpha_0": (1.0, 1.82), "alpha_5": (0.1, 1.47)}
+    ends |= {"scrambled": (1.0, 1.85), "dpo": (0.8, 3.2), "swapped": (0.0, 1.0), "shuffled": (0.6, 2.0)}
+    ends |= {"dpo_shuffled": (0.6, 2.0), "preferred": (1.0, 1.81), "offline": (0.0, 3.0), "ipo": (1.0, 1.9)}
+    ends |= {"ipo_text": (0.9, 3.0), "ipo_shuffled": (0.6, 2.0), "ipo_text_shuffled": (0.6, 2.0)} | changes
+    jitter = lambda: float(rng.normal(0, 0.01))  # noqa: E731
+    arms, curves = {}, {}
+    for name, (quality, lag) in ends.items():
+        quality = quality if quality in (0.0, 1.0) else quality + jitter()
+        lag = lag + abs(jitter())
+        preferred = name in ("simul_dpo", "alpha_0")
+        arms[name] = [
+            {
+                "quality": quality,
+                "AL": lag,
+                "monotonicity": 1.0 if preferred else 0.95 + jitter(),
+                "key_points": 1.0 if preferred else 0.97 + jitter(),
+                "length": 7.0 if preferred else 7.8 + jitter(),
+            }
+        ]
+        curves[name] = [point("confidence", 0.5, lag - 1, quality / 2), point("confidence", 0.7, lag, quality)]
+        curves[name] += [point("random", 0.5, 2.0, 0.3 + jitter())] if name == "simul_dpo" else []
+        curves[name] += [point("wait_k", 2, 1.6, 0.0), point("wait_k", 3, 2.64, 1.0)] if name == "preferred" else []
+    return {"arms": arms, "curves": curves}
+
+
+def verdicts(**changes):
+    return claims(Told(), Results(told(np.random.default_rng(seed), **changes) for seed in range(5))).verdicts()
+
+
+def test_claims_that_hold_are_shown():
+    found = verdicts()
+    assert found.pop("C5") == "needs full scale"
+    assert set(found.values()) == {"shown in small"}, found
+    tested = "C1,C2,C2 alpha,C3,C4,C4 fixed AL,C4 order,C4 key points,C4 length,C6"
+    assert set(found) == set(tested.split(","))
+
+
+@pytest.mark.parametrize(
+    ("changes", "claim"),
+    [
+        ({"dpo": (1.0, 1.7)}, "C2"),
+        ({"dpo": (0.8, 1.9)}, "C3"),
+        ({"swapped": (0.2, 1.8)}, "C4"),
+        ({"simul_dpo": (0.6, 2.0)}, "C1"),
+        ({"alpha_5": (0.9, 1.83)}, "C2 alpha"),
+        ({"alpha_5": (1.0, 1.47)}, "C2 alpha"),  # a free lunch is a bug
+        ({"ipo": (0.9, 3.1)}, "C6"),
+    ],
+)
+def test_claims_that_fail_are_not_shown(changes, claim):
+    assert verdicts(**changes)[claim] == "not shown"
+
+
+# ---------------------------------------------------------------------------------------------------------------- view
+def decisions():
+    rows = []
+    for value, lag in ((0.3, 1.0), (0.7, 2.5)):
+        for sentence in (0, 1):
+            shared = {"sentence": sentence, "source": "<b>s1</b> f0", "chosen": "x", "reader": "confidence"}
+            shared |= {"value": value, "AL": lag, "written": 0, "token": 5}
+            rows += [
+                {**shared, "read": 1, "action": "READ", "confidence": 0.2, "text": "a"},
+                {**shared, "read": 2, "action": "WRITE", "confidence": 0.9, "text": "<script>x</script>"},
+            ]
+    return pd.DataFrame(rows)
+
+
+def test_text_is_escaped_and_the_slider_moves_the_path():
+    shown = [trace.visible for trace in ReadWritePath(decisions()).figure().data]
+    assert shown == [False, True]  # the threshold nearest to 0.7
+    figure = ReadWritePath(decisions(), tau=0.3).figure()
+    raw = figure.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
+    assert "<script>" not in raw
+    assert "<b>" not in raw
+    assert [trace.visible for trace in figure.data] == [True, False]
+    (slider,) = figure.layout.sliders
+    assert [step.label for step in slider.steps] == ["0.3", "0.7"]
+    assert slider.steps[1].args[0]["visible"] == [False, True]
+    assert "AL 2.50" in slider.steps[1].args[1]["title.text"]
+    assert "AL 1.00" in figure.layout.title.text
+    assert list(figure.data[0].marker.color) == [0.2, 0.9]
+
+
+def test_static_face_and_live_face():
+    view = ReadWritePath(decisions())
+    assert "application/vnd.plotly.v1+json" in view._repr_mimebundle_()
+    assert view.widget().children[0].options == (0, 1)
+    assert len(view.frame()) == 8
+    with pytest.raises(ValueError, match=r"sentence 7 was not kept; kept are \[0, 1\]"):
+        view.figure(7)
+    with pytest.raises(ValueError, match="no decisions of a confidence policy"):
+        ReadWritePath(decisions().assign(reader="wait_k"))
+
+
+def test_figures_state_their_finding():
+    text = {"LAAL": 2.0, "AP": 0.5, "DAL": 2.0, "length": 7, "truncated": 0, "early_ends": 0}
+    text |= {"monotonicity": 1.0, "key_points": 1.0, "words_per_clause": 3.0}
+
+    def curve(quality):
+        return [{"reader": "confidence", "value": v, "AL": 1 + v, "quality": quality, **text} for v in (0.3, 0.7)]
+
+    results = Results([{"curves": {"simul_dpo": curve(1.0), "msft": curve(0.5)}}] * 5)
+    figure = curve_figure(Told(), results).figure()
+    assert figure.layout.title.text.startswith("Quality against latency: SimulDPO reaches 100%")
+    assert set(aspect_figure(Told(), results).frame()["measure"]) >= {"quality", "AL", "monotonicity"}
+    assert len(counted(Told(), results)) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------- real text
@@ -432,7 +509,8 @@ def test_real_rows_train_both_stages_and_are_decoded_in_words(shared, real_model
         seeds=[0, 1, 2],
         overrides={"arms": ["simul_dpo"], "n_pairs": 8, "test_size": 3, "max_new_tokens": 6},
     )
-    results = [simulpl.run(experiment.task, experiment.config, 0, experiment.run.child("seed-0"))] * 3
+    seed = experiment.run.child("seed-0")
+    results = Results([run_seed(simulpl, experiment.task, experiment.config, 0, seed)] * 3)
     metrics = Run(experiment.run.folder / "seed-0/simul_dpo/round-1").metrics()
     assert len(metrics) == 2
     numbers = results[0]["arms"]["simul_dpo"][0]
@@ -440,7 +518,7 @@ def test_real_rows_train_both_stages_and_are_decoded_in_words(shared, real_model
     assert np.isfinite([numbers[name] for name in ("quality", "AL", "LAAL", "DAL", "chrf")]).all()
     steps = pd.read_parquet(experiment.run.folder / "seed-0/simul_dpo/steps.parquet")
     assert steps["read"].max() == 7  # words, not tokens
-    assert {"C5"} <= set(simulpl.claims(experiment, results).verdicts())
+    assert {"C5"} <= set(claims(experiment, results).verdicts())
 
 
 def test_real_rows_that_cannot_be_used(shared, real_model, tmp_path):
@@ -452,8 +530,6 @@ def test_real_rows_that_cannot_be_used(shared, real_model, tmp_path):
     task = simulpl.open_task(simulpl.Config.at("smoke", True, test_size=3), model=str(real_model), dataset=bad)
     with pytest.raises(ValueError, match="row 0, column 'chosen': text is needed; got None"):
         task.pairs("train", 0)
-    with pytest.raises(ValueError, match="give both for real text, or neither"):
-        simulpl.open_task(settings, model="m")
 
 
 def test_a_rewriter_writes_the_preferred_side(shared, real_model, tmp_path, runs_root):
@@ -466,9 +542,7 @@ def test_a_rewriter_writes_the_preferred_side(shared, real_model, tmp_path, runs
     assert list((runs_root / ".cache").glob("rewrites-*.jsonl"))
 
 
-def test_nothing_to_train_on(played, policy):
-    settings = played[1]
-
+def test_nothing_to_train_on(policy):
     class Same(Clauses):
         def pairs(self, split, seed):
             return [
@@ -477,7 +551,7 @@ def test_nothing_to_train_on(played, policy):
             ]
 
     with pytest.raises(ValueError, match="no pair is left to train on"):
-        simulpl.token_pairs(Same(), policy, settings, 0)
+        token_pairs(Same(), policy, 0, "word")
 
 
 @pytest.mark.slow
@@ -489,9 +563,9 @@ def test_the_world_teaches_the_policy_to_wait(tmp_path, monkeypatch):
     )
     curve = {}
     task = simulpl.open_task(settings)
-    run = Run(tmp_path / "seed")
-    (at,) = simulpl.run_arm(task, settings, "preferred", 100, run)
-    for row in pd.read_parquet(run.folder / "preferred" / "curve.parquet").itertuples():
+    run = Run(tmp_path / "seed" / "preferred")
+    (at,) = simulpl.train_arm(task, settings, ARMS["preferred"], 100, run)
+    for row in pd.read_parquet(run.folder / "curve.parquet").itertuples():
         curve[row.reader, row.value] = (row.AL, row.quality)
     assert at["quality"] > 0.9
     assert at["AL"] == pytest.approx(LOWEST_AL, abs=0.1)

@@ -1,4 +1,4 @@
-"""SPHERE: the gates between stages, sound pairs, resuming, bad input, and what sabotage does."""
+"""SPHERE: the gates between stages, sound pairs, resuming, bad input, what sabotage does, the drawing of a search."""
 
 import json
 import math
@@ -10,6 +10,10 @@ import pandas as pd
 import pytest
 
 from workbench.methods.align.sphere import method as sphere
+from workbench.methods.align.sphere.experiment import ARMS, claims, dependence
+from workbench.methods.align.sphere.pairs import check_sound, paired
+from workbench.methods.align.sphere.view import tree_of
+from workbench.methods.experiment import Results, run_seed
 from workbench.runs.run import Run
 from workbench.worlds.sum_facts import SumVerifier
 
@@ -17,26 +21,25 @@ CHECK = SumVerifier()
 
 
 def config(**changes):
-    return sphere.Config.at("smoke", **{"arms": ["sphere", "random", "unchecked"], **changes})
+    return sphere.Config.at("smoke", **{"arms": ["sphere", "random"], **changes})
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sphere")
+def trained(starts):
+    folder = starts("sphere")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
+        patch.setenv("WORKBENCH_RUNS", str(folder))
         settings = config()
-        task = sphere.open_task(settings)
-        run = Run(folder / "seed-0")
-        return task, settings, run, sphere.run(task, settings, 0, run)
+        task, run = sphere.open_task(settings), Run(folder / "seed-0")
+        yield task, settings, run, run_seed(sphere, task, settings, 0, run)
 
 
 def chains(run, stage):
     return pd.read_parquet(run.folder / "search" / f"prm-1-stage{stage}-0.parquet")
 
 
-def test_gates_send_problems_to_their_stage(played):
-    _, _, run, _ = played
+def test_gates_send_problems_to_their_stage(trained):
+    _, _, run, _ = trained
     first = chains(run, 1).set_index("number")
     for stage, verdict in ((2, "wrong"), (3, "right")):
         for row in chains(run, stage).to_dict("records"):
@@ -45,9 +48,9 @@ def test_gates_send_problems_to_their_stage(played):
     assert set(chains(run, 3)["policy"]) <= {"small"}
 
 
-def test_pairs_are_right_against_wrong_on_the_original_problem(played):
-    task, settings, run, result = played
-    pairs = sphere.make_pairs(task, settings, sphere.ARMS["sphere"], 0, run.child("search"))
+def test_pairs_are_right_against_wrong_on_the_original_problem(trained):
+    task, settings, run, result = trained
+    pairs = sphere.make_pairs(task, settings, ARMS["sphere"], 0, run.child("search"))
     problems = {row["prompt"] for row in task.problems("train", 0)}
     assert {1, 2} <= set(pairs["stage"])
     for row in pairs.to_dict("records"):
@@ -57,44 +60,42 @@ def test_pairs_are_right_against_wrong_on_the_original_problem(played):
     assert result["search"]["sphere"]["pairs"] == len(pairs)
 
 
-def test_rejected_without_a_check_of_the_answer_would_be_seen(played):
-    """Sabotage: the arm without the check has right answers among the rejected; with the check on, they are refused."""
-    _task, _settings, run, result = played
-    first = chains(run, 1)
-    both_right = first[(first["correct_max"] == "right") & (first["correct_min"] == "right")]
-    if len(both_right):
-        assert result["search"]["unchecked"]["rejected_wrong"] < 1.0
-    assert result["search"]["sphere"]["rejected_wrong"] >= result["search"]["unchecked"]["rejected_wrong"]
+def test_a_worst_chain_that_ends_right_is_no_rejected_answer():
+    sides = {"sol_max": ["3 3 ;", " 9 12 ;", " 5 1 ;", " A 1"], "sol_min": ["9 9 ;", " 5 14 ;", " 3 1 ;", " A 1"]}
+    known = {"correct_max": "right", "correct_min": "right", "truncated_max": False, "truncated_min": False}
+    first = pd.DataFrame([{"number": 0, "problem": "3 9 5", **sides, **known}])
+    assert paired(1, first, first, checked=True).empty
+    pairs = paired(1, first, first, checked=False)
+    check_sound(pairs, CHECK, rejected_is_wrong=False)
+    with pytest.raises(RuntimeError, match="chosen must be right and rejected wrong"):
+        check_sound(pairs, CHECK, rejected_is_wrong=True)
 
 
-def test_a_pair_that_teaches_the_opposite_is_refused(played, tmp_path, monkeypatch):
-    task, settings, run, _ = played
-    rows = sphere.make_pairs(task, settings, sphere.ARMS["stage1"], 0, run.child("search"))
+def test_a_pair_that_teaches_the_opposite_is_refused(trained, tmp_path, monkeypatch):
+    task, settings, run, _ = trained
+    rows = sphere.make_pairs(task, settings, ARMS["stage1"], 0, run.child("search"))
     swapped = rows.rename(columns={"chosen": "rejected", "rejected": "chosen"})
     monkeypatch.setattr(sphere, "stage_pairs", lambda *a: swapped)
     with pytest.raises(RuntimeError, match="chosen must be right and rejected wrong"):
-        sphere.make_pairs(task, settings, sphere.ARMS["stage1"], 0, Run(tmp_path))
+        sphere.make_pairs(task, settings, ARMS["stage1"], 0, Run(tmp_path))
 
 
-def test_random_pairs_are_as_many_as_stage_one_gives(played):
-    task, settings, run, _ = played
-    wanted = len(sphere.make_pairs(task, settings, sphere.ARMS["stage1"], 0, run.child("search")))
-    rows = sphere.make_pairs(task, settings, sphere.ARMS["random"], 0, run.child("search"))
+def test_random_pairs_are_as_many_as_stage_one_gives(trained):
+    task, settings, run, _ = trained
+    wanted = len(sphere.make_pairs(task, settings, ARMS["stage1"], 0, run.child("search")))
+    rows = sphere.make_pairs(task, settings, ARMS["random"], 0, run.child("search"))
     assert 0 < len(rows) <= wanted
     assert set(rows["kind"]) == {"random"}
 
 
-def test_loss_starts_at_log_two_and_a_second_call_computes_nothing(played, monkeypatch):
-    task, settings, run, result = played
+def test_loss_starts_at_log_two(trained):
+    run = trained[2]
     assert Run(run.folder / "sphere/round-1").metrics()[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert (run.folder / "sphere/round-1/weights.safetensors").is_file()
-    monkeypatch.setattr(sphere, "play", lambda *a: pytest.fail("played again"))
-    monkeypatch.setattr(sphere, "search", lambda *a, **k: pytest.fail("searched again"))
-    assert sphere.run(task, settings, 0, run) == result
 
 
-def test_a_killed_search_searches_no_shard_twice(played, tmp_path, monkeypatch):
-    task, settings, run, _ = played
+def test_a_killed_search_searches_no_shard_twice(trained, tmp_path, monkeypatch):
+    task, settings, run, _ = trained
     monkeypatch.setattr(sphere, "SHARD", 20)
     starts, real = [], sphere.search
 
@@ -106,16 +107,16 @@ def test_a_killed_search_searches_no_shard_twice(played, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sphere, "search", dies)
     with pytest.raises(KeyboardInterrupt):
-        sphere.searched(task, settings, sphere.ARMS["stage1"], 1, 0, Run(tmp_path))
-    table = sphere.searched(task, settings, sphere.ARMS["stage1"], 1, 0, Run(tmp_path))
+        sphere.searched(task, settings, ARMS["stage1"], 1, 0, Run(tmp_path))
+    table = sphere.searched(task, settings, ARMS["stage1"], 1, 0, Run(tmp_path))
     assert starts == [0, 20, 20, 40]
     assert table["sol_max"].map("".join).tolist() == chains(run, 1)["sol_max"].map("".join).tolist()
 
 
 # ---------------------------------------------------------------------------------------------------------- sabotage
-def test_sabotage_swapped_gates_are_seen(played, tmp_path, monkeypatch):
+def test_sabotage_swapped_gates_are_seen(trained, tmp_path, monkeypatch):
     """The smaller model gets the problems that nobody solved, the correction those that need none."""
-    task, settings, run, _ = played
+    task, settings, run, _ = trained
     real = sphere.searched
 
     def swapped(task, config, arm, stage, seed, data):
@@ -128,32 +129,28 @@ def test_sabotage_swapped_gates_are_seen(played, tmp_path, monkeypatch):
     (tmp_path / "search").mkdir()
     shutil.copy(run.folder / "search" / "prm-1-stage1-0.parquet", tmp_path / "search")
     for stage in (2, 3):
-        sphere.searched(task, settings, sphere.ARMS["sphere"], stage, 0, broken.child("search"))
+        sphere.searched(task, settings, ARMS["sphere"], stage, 0, broken.child("search"))
     with pytest.raises(AssertionError):
         test_gates_send_problems_to_their_stage((task, settings, broken, None))
 
 
-def test_sabotage_a_judge_that_calls_wrong_answers_right_is_refused(played, tmp_path, monkeypatch):
+def test_sabotage_a_judge_that_calls_wrong_answers_right_is_refused(trained, tmp_path, monkeypatch):
     """The routes turn around, and the check of every pair stops what would teach the opposite."""
-    task, settings, *_ = played
-    judge = sphere.judge_of(task)
-    monkeypatch.setattr(sphere, "judge_of", lambda task: lambda problem, text: not judge(problem, text))
+    task, settings, *_ = trained
+    monkeypatch.setattr(SumVerifier, "judge", lambda self, problem, text: not self.is_right(problem, text))
     with pytest.raises(RuntimeError, match="chosen must be right and rejected wrong"):
-        sphere.play(task, settings, sphere.ARMS["stage1"], 0, Run(tmp_path))
+        sphere.train_arm(task, settings, ARMS["stage1"], 0, Run(tmp_path / "arm"))
 
 
-def test_sabotage_the_request_to_correct_as_training_prompt_is_seen(played, tmp_path, monkeypatch):
+def test_sabotage_the_request_to_correct_as_training_prompt_is_seen(trained, tmp_path, monkeypatch):
     """Stage 2 would train on prompts that hold the wrong solution, which no test prompt does."""
-    task, settings, run, result = played
+    task, settings, run, result = trained
     real = sphere.stage_pairs
 
     def leaking(task, config, arm, stage, seed, data):
         pairs = real(task, config, arm, stage, seed, data)
-        return pairs.assign(
-            prompt=[task.correction(row.prompt, row.rejected) for row in pairs.itertuples()]
-            if stage == 2
-            else pairs["prompt"]
-        )
+        asked = [task.correction(row.prompt, row.rejected) for row in pairs.itertuples()]
+        return pairs.assign(prompt=asked) if stage == 2 else pairs
 
     monkeypatch.setattr(sphere, "stage_pairs", leaking)
     broken = Run(tmp_path)
@@ -164,10 +161,7 @@ def test_sabotage_the_request_to_correct_as_training_prompt_is_seen(played, tmp_
         test_pairs_are_right_against_wrong_on_the_original_problem((task, settings, broken, result))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"width": 1}, "width = 1"), ({"arms": ["spin"]}, r"unknown arms \['spin'\]"), ({"reward": "x"}, "reward = 'x'")],
-)
+@pytest.mark.parametrize(("changes", "message"), [({"width": 1}, "width = 1"), ({"reward": "x"}, "reward = 'x'")])
 def test_bad_config(changes, message):
     with pytest.raises(ValueError, match=message):
         sphere.Config.at("tiny", **changes)
@@ -176,7 +170,7 @@ def test_bad_config(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "real text needs a process reward model: set `prm`"),
+        ({}, r"prm='': give all of them \(overrides={'prm': ...}\)"),
         ({"prm": "p", "arms": ["coin"]}, r"arms \['coin'\] add noise to a simulated"),
         ({"prm": "p", "arms": ["sphere"]}, r"arms \['sphere'\] need a smaller model: set `small_model`"),
     ],
@@ -190,38 +184,20 @@ class Told:
     scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
 
 
-GOOD = {
-    "sphere": 0.5,
-    "stage1": 0.45,
-    "random": 0.35,
-    "exact": 0.5,
-    "noisy": 0.42,
-    "coin": 0.3,
-    "shuffled": 0.2,
-    "cross": 0.15,
-    "cross_shuffled": 0.05,
-}
+GOOD = {"sphere": 0.5, "stage1": 0.45, "random": 0.35, "exact": 0.5, "noisy": 0.42, "coin": 0.3, "shuffled": 0.2}
+GOOD |= {"cross": 0.15, "cross_shuffled": 0.05}
 TABLE = [[1, "middle"]] * 60 + [[1, "easy"]] * 20 + [[1, "hard"]] * 20 + [[2, "hard"]] * 40 + [[3, "easy"]] * 40
 
 
 def told(table=TABLE, wrong=4.0, **quality):
     rng = np.random.default_rng(1)
-    counts = {
-        "pairs": 100,
-        "pairs_found": 100,
-        "tokens": 40_000,
-        "problems": {"easy": 1, "middle": 1, "hard": 1},
-        "table": table,
-        "routes": {"right/wrong": 1},
-        "log10_of_tree": -2.0,
-        "most_of_2ED": 0.9,
-        "wrong_steps": 3.0,
-    }
+    counts = {"pairs": 100, "pairs_found": 100, "tokens": 40_000, "problems": {"easy": 1, "middle": 1, "hard": 1}}
+    counts |= {"table": table, "routes": {"right/wrong": 1}, "most_of_2ED": 0.9}
 
     def noise():
         return rng.normal(0, 0.01)
 
-    results = []
+    results = Results()
     for _ in Told.seeds:
         arms = {
             a: [{"quality": 0.05 if "cross" in a else 0.2 + noise()}, {"quality": q + noise()}]
@@ -234,9 +210,9 @@ def told(table=TABLE, wrong=4.0, **quality):
 
 
 def test_verdicts_of_a_method_that_works():
-    found = sphere.claims(Told(), told()).verdicts()
-    assert {id for id, verdict in found.items() if verdict == "not shown"} == set()
-    assert found["C2"] == "needs full scale"
+    verdicts = claims(Told(), told()).verdicts()
+    assert {id for id, verdict in verdicts.items() if verdict == "not shown"} == set()
+    assert verdicts["C2"] == "needs full scale"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +228,35 @@ def test_verdicts_of_a_method_that_works():
     ],
 )
 def test_verdicts_of_a_broken_method(broken, lost):
-    assert sphere.claims(Told(), told(**broken)).verdicts()[lost] == "not shown"
+    assert claims(Told(), told(**broken)).verdicts()[lost] == "not shown"
+
+
+def test_dependence_is_zero_on_average_without_a_link():
+    rng = np.random.default_rng(0)
+    none = [dependence(rng.integers(3, size=300).tolist(), rng.integers(3, size=300).tolist()) for _ in range(60)]
+    assert np.mean(none) == pytest.approx(0, abs=0.005)
+    assert dependence([1, 2, 3] * 50, ["a", "b", "c"] * 50) == pytest.approx(2, abs=0.05)
+
+
+NODES = pd.DataFrame(
+    [
+        {"number": 0, "depth": t, "chain": side, "step": f"<i>{t}{k}</i>", "score": (k + 1) / 4, "picked": k == picked}
+        for t in range(2)
+        for side, picked in (("max", 2), ("min", 0))
+        for k in range(3)
+    ]
+)
+
+
+def test_tree_says_what_was_cut_and_escapes_steps():
+    display = tree_of(NODES)
+    figure = display.figure()
+    said = "One search, 8 of 12 candidates cut: best chain ends at 0.75; worst chain ends at 0.25"
+    assert figure.layout.title.text == said
+    lines = [trace for trace in figure.data if trace.name in ("best chain", "worst chain")]
+    assert list(lines[0].x) == [0.5, 0.75, 0.75]
+    assert "<i>" not in figure.to_json().replace("\\u003c", "<")
+    assert len(display.frame()) == 12
 
 
 @pytest.mark.slow
@@ -289,27 +293,15 @@ def test_real_problems_end_to_end(shared, tmp_path, runs_root):
     LlamaForTokenClassification(shape).save_pretrained(tmp_path / "prm")
     tokenizer.save_pretrained(tmp_path / "prm")
 
-    settings = sphere.Config.at(
-        "smoke",
-        True,
-        arms=["stage1"],
-        prm=str(tmp_path / "prm"),
-        width=4,
-        depth=5,
-        temperature=1.0,
-        max_step_tokens=60,
-        max_new_tokens=120,
-        test_size=2,
-        n_problems=14,
-        batch_size=2,
-        epochs=2,
-    )
+    sizes = {"width": 4, "depth": 5, "max_step_tokens": 60, "max_new_tokens": 120, "test_size": 2, "n_problems": 14}
+    sizes |= {"temperature": 1.0, "batch_size": 2, "epochs": 2}
+    settings = sphere.Config.at("smoke", True, arms=["stage1"], prm=str(tmp_path / "prm"), **sizes)
     task = sphere.open_task(
         settings, model=str(tmp_path / "model"), dataset=str(tmp_path / "problems.jsonl"), device="cpu"
     )
     run = Run(tmp_path / "run")
-    before, after = sphere.run(task, settings, 0, run)["arms"]["stage1"]
-    pairs = sphere.make_pairs(task, settings, sphere.ARMS["stage1"], 0, run.child("search"))
+    before, after = run_seed(sphere, task, settings, 0, run)["arms"]["stage1"]
+    pairs = sphere.make_pairs(task, settings, ARMS["stage1"], 0, run.child("search"))
     steps = Run(tmp_path / "run" / "stage1" / "round-1").metrics()
     assert len(pairs) == before["train_pairs"] == after["train_pairs"] > 0
     assert len(steps) == 2 * math.ceil(len(pairs) / 2)

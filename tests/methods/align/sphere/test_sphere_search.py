@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from workbench.methods.align.sphere import search as module
-from workbench.methods.align.sphere.search import Chain, Found, dependence, search, verdict
+from workbench.methods.align.sphere.search import Chain, Found, search, verdict
 from workbench.tasks.reasoning.step_pairs import Drawing
 from workbench.worlds.any_order_sum import AnyOrderSum
 
@@ -16,22 +16,15 @@ E, D = 3, 5
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory):
+def policy(starts):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(tmp_path_factory.mktemp("search")))
+        patch.setenv("WORKBENCH_RUNS", str(starts("search")))
         yield WORLD.start(0)
 
 
-def searched(policy, problems, **options) -> Found:
-    how = Drawing(policy, 0.8, 1.0, 4, 0)
+def searched(policy, problems, scores=WORLD.verifier.scores, **options) -> Found:
     given = {"width": E, "depth": D, "stop": (";",), "judge": WORLD.verifier.is_right, **options}
-    return search(
-        how,
-        problems,
-        problems,
-        options.pop("scores", WORLD.verifier.scores),
-        **{k: v for k, v in given.items() if k != "scores"},
-    )
+    return search(Drawing(policy, 0.8, 1.0, 4, 0), problems, problems, scores, **given)
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +108,3 @@ def test_collapsed_and_giant_steps_give_warnings(caplog):
 def test_answers_that_cannot_be_compared_are_unsure():
     assert verdict(lambda p, t: None, "p", "t", True) == "unsure"
     assert verdict(lambda p, t: True, "p", "t", False) == "wrong"  # cut off
-
-
-def test_dependence_is_zero_on_average_without_a_link():
-    rng = np.random.default_rng(0)
-    none = [dependence(rng.integers(3, size=300).tolist(), rng.integers(3, size=300).tolist()) for _ in range(200)]
-    assert np.mean(none) == pytest.approx(0, abs=0.003)
-    assert dependence([1, 2, 3] * 50, ["a", "b", "c"] * 50) == pytest.approx(2, abs=0.05)

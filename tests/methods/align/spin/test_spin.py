@@ -9,9 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from workbench import methods, objectives
+from workbench import objectives
+from workbench.feedback import samples
 from workbench.methods.align.spin import method as spin
+from workbench.methods.align.spin.experiment import ARMS, claims
 from workbench.methods.align.spin.view import next_policy
+from workbench.methods.experiment import Results, run_seed
 from workbench.runs.run import Run
 from workbench.training import reference
 
@@ -66,23 +69,23 @@ def test_lambda_one_jumps_to_the_data():
 
 # -------------------------------------------------------------------------------------------------------- data steps
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def trained(starts):
     """One small run of the method, its folder and its seed."""
-    folder = tmp_path_factory.mktemp("spin")
+    folder = starts("spin")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
+        patch.setenv("WORKBENCH_RUNS", str(folder))
         settings = config(arms=["spin"])
         task = spin.open_task(settings)
         run = Run(folder / "seed-3")
-        return task, settings, run, spin.run(task, settings, 3, run)
+        yield task, settings, run, run_seed(spin, task, settings, 3, run)
 
 
 def rows_of(run, t, name="generated"):
     return pd.read_parquet(run.folder / "spin" / f"round-{t + 1}" / f"{name}.parquet")
 
 
-def test_every_round_answers_every_training_prompt_anew(played):
-    task, _, run, _ = played
+def test_every_round_answers_every_training_prompt_anew(trained):
+    task, _, run, _ = trained
     human = task.demonstrations("train", 3)
     for t in range(2):
         table = rows_of(run, t)
@@ -92,22 +95,22 @@ def test_every_round_answers_every_training_prompt_anew(played):
     assert rows_of(run, 0).rejected.tolist() != rows_of(run, 1).rejected.tolist()
 
 
-def test_later_rounds_train_on_two_rounds_of_pairs(played):
-    _, _, run, _ = played
+def test_later_rounds_train_on_two_rounds_of_pairs(trained):
+    _, _, run, _ = trained
     steps = [len(Run(run.folder / "spin" / f"round-{t + 1}").metrics()) for t in range(2)]
     assert steps == [2, 4]  # 64 pairs, then 128, in batches of 32
 
 
-def test_loss_starts_at_log_two_in_every_round(played):
-    _, _, run, _ = played
+def test_loss_starts_at_log_two_in_every_round(trained):
+    _, _, run, _ = trained
     for t in range(2):
         first = Run(run.folder / "spin" / f"round-{t + 1}").metrics()[0]
         assert first["loss"] == pytest.approx(np.log(2), abs=1e-5)
         assert first["margins"] == pytest.approx(0, abs=1e-5)
 
 
-def test_results_tell_quality_and_held_out_pairs(played):
-    *_, result = played
+def test_results_tell_quality_and_held_out_pairs(trained):
+    *_, result = trained
     start, *rounds = result["arms"]["spin"]
     assert set(start) == {"quality", "defect_rate", "kl_nats"}
     assert all(
@@ -116,16 +119,10 @@ def test_results_tell_quality_and_held_out_pairs(played):
     )
 
 
-def test_a_second_call_computes_nothing(played, monkeypatch):
-    task, settings, run, result = played
-    monkeypatch.setattr(spin, "play", lambda *a: pytest.fail("played again"))
-    assert spin.run(task, settings, 3, run) == result
-
-
-def test_killed_generation_draws_no_shard_twice(played, tmp_path, monkeypatch):
-    task, settings, _, _ = played
-    monkeypatch.setattr(spin, "SHARD", 20)
-    drawn, real = [], spin.sample
+def test_killed_generation_draws_no_shard_twice(trained, tmp_path, monkeypatch):
+    task, settings, _, _ = trained
+    monkeypatch.setattr(samples, "SHARD", 20)
+    drawn, real = [], samples.sample
 
     def dies(policy, prompts, **options):
         drawn.append(len(prompts))
@@ -133,33 +130,33 @@ def test_killed_generation_draws_no_shard_twice(played, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(policy, prompts, **options)
 
-    monkeypatch.setattr(spin, "sample", dies)
+    monkeypatch.setattr(samples, "sample", dies)
     rows, policy = task.demonstrations("train", 3), task.start(3)
     with pytest.raises(KeyboardInterrupt):
-        spin.write_answers(policy, rows, settings, 3, 0, Run(tmp_path), "generated")
-    table = spin.write_answers(policy, rows, settings, 3, 0, Run(tmp_path), "generated")
+        spin.write_answers(policy, rows, settings, 3000, 0, Run(tmp_path), "generated")
+    table = spin.write_answers(policy, rows, settings, 3000, 0, Run(tmp_path), "generated")
     assert drawn == [20, 20, 20, 20, 4]  # the third and fourth shard, once more from the third
     assert table.chosen.tolist() == [row["completion"] for row in rows]
     assert table.rejected.nunique() > 20
 
 
-def test_missing_previous_round_is_an_error(played, tmp_path):
-    task, settings, _, _ = played
+def test_missing_previous_round_is_an_error(trained, tmp_path):
+    task, settings, _, _ = trained
     policy = task.start(3)
     with pytest.raises(
         FileNotFoundError,
         match=r"round 1 trains on the answers of round 0 too, but .* is missing; start over or set keep_previous=False",
     ):
-        spin.build_rows(policy, settings, spin.ARMS["spin"], 3, 1, Run(tmp_path))
+        spin.build_rows(policy, settings, ARMS["spin"], 3, 1, Run(tmp_path))
 
 
-def test_greedy_or_finished_model_gives_a_warning(played, caplog):
-    task, settings, run, _ = played
+def test_greedy_or_finished_model_gives_a_warning(trained, caplog):
+    task, settings, run, _ = trained
     policy, copy = task.start(3), Run(run.folder.parent / "same")
     table = rows_of(run, 0)
     copy.child("round-1").table("generated", lambda: table.assign(rejected=table.chosen))
     with caplog.at_level(logging.WARNING):
-        spin.build_rows(policy, settings, spin.ARMS["spin"], 3, 0, copy)
+        spin.build_rows(policy, settings, ARMS["spin"], 3, 0, copy)
     assert "100 % of the answers equal the human ones" in caplog.text
 
 
@@ -167,14 +164,12 @@ def test_greedy_or_finished_model_gives_a_warning(played, caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"beta": [0.0]}, "beta and learning_rate need one value above 0 a round"),
+        ({"beta": [0.1, 0.0]}, "beta.1 = 0.0: Input should be greater than 0"),
+        ({"learning_rate": []}, "learning_rate = .*at least 1 item"),
         (
             {"loss_type": "correlation"},
             "loss_type = 'correlation': Input should be 'sigmoid', 'hinge' or 'exponential'",
         ),
-        ({"rounds": "3"}, "rounds = '3': Input should be a valid integer. Fields: rounds, epochs, beta"),
-        ({"lambda": 0.1}, "lambda = 0.1: Unexpected keyword argument"),
-        ({"arms": ["spin", "dpo"]}, r"unknown arms \['dpo'\]; known: spin, sft"),
         ({"temperature": float("nan")}, "temperature = nan"),
     ],
 )
@@ -183,52 +178,31 @@ def test_bad_config(changes, message):
         spin.Config.at("tiny", **changes)
 
 
-def test_model_and_dataset_come_together():
-    with pytest.raises(ValueError, match="give both for real text, or neither for the embedded world"):
-        spin.open_task(spin.Config.at("tiny"), dataset="x.jsonl")
+def test_arms_that_need_the_planted_truth_are_refused_on_real_text():
     with pytest.raises(ValueError, match=r"arms \['fixed_point'.*\] start where only the embedded world can"):
         spin.open_task(spin.Config.at("tiny"), dataset="x.jsonl", model="m")
 
 
 # ---------------------------------------------------------------------------------------------------------- sabotage
-ENOUGH = {"rounds": 2, "epochs": 2, "n_prompts": 500, "test_size": 8, "world": {"test_draws": 1_000}}
-
-
-def played_with(arms, needed, seeds):
-    """Experiment and results of a run that is large enough for SPIN to gain, with one thing broken."""
-    experiment = methods.Experiment("spin", scale="tiny", seeds=range(seeds), overrides={**ENOUGH, "arms": needed})
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, arm in arms.items():
-            monkeypatch.setitem(spin.ARMS, name, arm)
-        return experiment, [
-            spin.run(experiment.task, experiment.config, seed, experiment.run.child(f"seed-{seed}"))
-            for seed in experiment.seeds
-        ]
-
-
-def gains(arms=()):
-    """Quality after two rounds minus that of the start, one number a seed, of SPIN and of SPIN with shuffled labels.
+@pytest.mark.slow
+def test_two_rounds_gain_with_true_labels_alone(shared_starts):
+    """Quality after two rounds minus that of the start, in every seed.
 
     Not the verdict of C1: the gain of one round in two seeds is so near its noise that the rounding of a processor
     decides. The rule of the verdict is tested on given numbers below.
     """
-    _, results = played_with(dict(arms), ["spin", "shuffled"], seeds=2)
-    return {
-        arm: [r["arms"][arm][-1]["quality"] - r["arms"][arm][0]["quality"] for r in results]
-        for arm in ("spin", "shuffled")
-    }
-
-
-@pytest.mark.slow
-def test_two_rounds_gain_in_every_seed_and_shuffled_labels_do_not(shared_starts):
-    found = gains()
-    assert min(found["spin"]) > 0.05
-    assert max(found["shuffled"]) < 0.02
-
-
-@pytest.mark.slow
-def test_swapped_labels_lose_in_every_seed(shared_starts):
-    assert max(gains({"spin": replace(spin.ARMS["spin"], labels="swapped")})["spin"]) < -0.02
+    sizes = {"rounds": 2, "epochs": 2, "n_prompts": 500, "test_size": 8, "world": {"test_draws": 1_000}}
+    settings = spin.Config.at("tiny", **sizes)
+    task = spin.open_task(settings)
+    arms = {"spin": ARMS["spin"], "shuffled": ARMS["shuffled"], "swapped": replace(ARMS["swapped"], rounds=2)}
+    gains: dict[str, list] = {name: [] for name in arms}
+    for seed in (0, 1):
+        for name, arm in arms.items():
+            start, *_, end = spin.train_arm(task, settings, arm, seed, Run(shared_starts / f"{name}-{seed}"))
+            gains[name].append(end["quality"] - start["quality"])
+    assert min(gains["spin"]) > 0.05
+    assert max(gains["shuffled"]) < 0.02
+    assert max(gains["swapped"]) < -0.02
 
 
 class Told:
@@ -246,7 +220,7 @@ def told(**curves):
         qualities = [v + rng.normal(0, 0.004) for v in values]
         return [{"quality": q, "defect_rate": (1 - q) / 10, "kl_nats": 2 - q} for q in qualities]
 
-    return [{"arms": {arm: evaluations(values) for arm, values in curves.items()}} for _ in Told.seeds]
+    return Results({"arms": {arm: evaluations(values) for arm, values in curves.items()}} for _ in Told.seeds)
 
 
 ROUNDS = {
@@ -259,7 +233,7 @@ ROUNDS = {
 
 
 def test_verdicts_of_a_method_that_works():
-    found = spin.claims(Told(), told(**ROUNDS)).verdicts()
+    found = claims(Told(), told(**ROUNDS)).verdicts()
     assert {id for id, verdict in found.items() if verdict == "shown in small"} == {"C1", "C2", "C3", "C4"}
 
 
@@ -275,19 +249,11 @@ def test_verdicts_of_a_method_that_works():
     ],
 )
 def test_verdicts_of_a_broken_method(broken, lost):
-    assert spin.claims(Told(), told(**{**ROUNDS, **broken})).verdicts()[lost] == "not shown"
+    assert claims(Told(), told(**{**ROUNDS, **broken})).verdicts()[lost] == "not shown"
 
 
 @pytest.mark.slow
-def test_reference_and_opponent_never_updated_gains_less(shared_starts):
-    """The same two rounds with theta_0 as opponent and reference: C4 is not shown, since method and control are one."""
-    never = replace(spin.ARMS["spin"], opponent="first", reference="first")
-    experiment, results = played_with({"spin": never}, ["spin", "shuffled", "long", "frozen"], seeds=3)
-    assert spin.claims(experiment, results).verdicts()["C4"] == "not shown"
-
-
-@pytest.mark.slow
-def test_a_stale_reference_is_stopped_by_the_step_zero_check(runs_root):
+def test_a_stale_reference_is_stopped_by_the_step_zero_check(shared_starts):
     """The bug itself: reference log-probs of round 1 taken from the first policy, while the method believes
     otherwise."""
     settings = config(arms=["spin"], learning_rate=[1e-3])
@@ -297,4 +263,4 @@ def test_a_stale_reference_is_stopped_by_the_step_zero_check(runs_root):
         stale = partial(reference.pair_rows, first)
         monkeypatch.setattr(spin, "pair_rows", lambda _, ids, groups, **options: stale(ids, groups, **options))
         with pytest.raises(RuntimeError, match=r"step-0 check: the loss should be 0.693147"):
-            spin.run(task, settings, 0, Run(runs_root / "stale"))
+            spin.train_arm(task, settings, ARMS["spin"], 0, Run(shared_starts / "stale"))

@@ -97,7 +97,7 @@ def test_last_weights_are_where_the_contract_says(played):
 
 def test_a_second_call_computes_nothing(played, monkeypatch):
     task, settings, run, result = played
-    monkeypatch.setattr(sppo, "play", lambda *a: pytest.fail("played again"))
+    monkeypatch.setattr(sppo, "train_arm", lambda *a: pytest.fail("played again"))
     assert run_seed(sppo, task, settings, 3, run) == result
 
 
@@ -244,7 +244,7 @@ def test_identical_samples_leave_no_pair(played, root, monkeypatch):
 
 
 def test_model_dataset_and_judge_come_together():
-    with pytest.raises(ValueError, match="give all three for real text"):
+    with pytest.raises(ValueError, match="give all of them"):
         sppo.open_task(sppo.Config.at("tiny"), dataset="x.jsonl", model="m")
 
 

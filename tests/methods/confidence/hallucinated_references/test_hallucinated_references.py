@@ -3,85 +3,60 @@
 import json
 import math
 import shutil
-import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.claims import DIFFERS, FOLLOWS, Claims
+from workbench.claims import DIFFERS, FOLLOWS
 from workbench.feedback.chat import Reply, Request
-from workbench.feedback.simulated import SimulatedModel
 from workbench.feedback.transcript import Transcript
 from workbench.methods.confidence.hallucinated_references import method as hr
 from workbench.methods.confidence.hallucinated_references import names as name_lists
 from workbench.methods.confidence.hallucinated_references import scores as reference_scores
+from workbench.methods.confidence.hallucinated_references import sessions
+from workbench.methods.confidence.hallucinated_references import view as look
+from workbench.methods.confidence.hallucinated_references.experiment import claims
 from workbench.methods.confidence.hallucinated_references.references import Part, ReferenceFile, references
 from workbench.methods.confidence.hallucinated_references.world import Citations
 from workbench.runs.run import Run
 from workbench.stats import selective
 
-SMALL = {
-    "n_topics": 8,
-    "book_seeds": [],
-    "bootstrap": 20,
-    "curve_bootstrap": 20,
-    "overlaps": ["jaccard", "judge", "containment"],
-}
+SMALL = {"n_topics": 6, "book_seeds": [], "bootstrap": 20, "curve_bootstrap": 20}
+SMALL |= {"overlaps": ["jaccard", "judge", "containment"]}
 TABLES = ["agreements", "references", "samples", "scores"]
 
 
-def play(folder, config, seeds, task=None, scale="tiny"):
+def run_seeds(folder, config, seeds, task=None, scale="tiny"):
     """All seeds in this process, and what `claims` needs of an experiment."""
     task = task or hr.open_task(config)
     results = [hr.run(task, config, seed, Run(folder / f"seed-{seed}")) for seed in seeds]
-    return SimpleNamespace(task=task, config=config, seeds=seeds, scale=scale), json.loads(json.dumps(results))
+    experiment = SimpleNamespace(task=task, config=config, seeds=seeds, scale=scale, run=Run(folder))
+    return experiment, json.loads(json.dumps(results))
 
 
 def area(results, name="IQ", arm="simulated"):
     return np.array([result["arms"][arm]["auroc"][name][0] for result in results])
 
 
-# ---- configuration and tasks
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"n_topic": 3}, "n_topic = 3: .*Fields: n_topics, n_titles"),
-        ({"indirect": 1}, "indirect = 1: .*greater than or equal to 2"),
-        ({"temperature": 0.0}, "temperature = 0.0: .*greater than 0"),
-        ({"rules": "lenient"}, "rules = 'lenient'"),
-        ({"overlaps": ["bleu"]}, "overlaps.0 = 'bleu'"),
         ({"overlaps": []}, "overlaps needs at least one of"),
         ({"direct": ["DQ1", "DQ4"]}, "direct needs at least one of DQ1, DQ2, DQ3, each once; got"),
     ],
 )
-def test_a_wrong_parameter_fails_in_one_line(overrides, message):
-    with pytest.raises(ValueError, match=message) as caught:
+def test_lists_of_questions_and_overlaps(overrides, message):
+    with pytest.raises(ValueError, match=message):
         hr.Config.at("tiny", **overrides)
-    assert "\n" not in str(caught.value)
 
 
 def test_defaults_are_the_papers():
     config = hr.Config.at("full")
     assert (config.n_titles, config.indirect, config.direct_samples, config.temperature) == (5, 3, 10, 1.0)
-    assert (config.overlaps[0], config.judge_tokens, config.direct_tokens, config.curve_bootstrap) == (
-        "judge",
-        50,
-        15,
-        100,
-    )
-    assert config.system == "You are a helpful assistant"
+    assert (config.overlaps[0], config.judge_tokens, config.direct_tokens) == ("judge", 50, 15)
     assert name_lists.LIST_CHARACTERS == 100
-    assert hr.Config.at("tiny").overlaps[0] == "jaccard"
-
-
-@pytest.mark.parametrize("given", [{"model": "m"}, {"dataset": "d.jsonl"}])
-def test_model_and_data_come_together(given):
-    with pytest.raises(ValueError, match=r"give both for real references, neither for the embedded world, or a \.json"):
-        hr.open_task(hr.Config(), **given)
 
 
 # ---- prompts
@@ -122,7 +97,7 @@ def test_a_title_in_a_slot_is_one_line_with_its_quotes_escaped():
     table = hr.sample_direct(REFS, model, "DQ1", 2, hr.Config())
     assert 'the reference "On \\"quotes\\", {braces} and \\\\lines" exist' in model.requests[0].messages[-1]["content"]
     assert model.requests[0].messages[0] == {"role": "system", "content": "You are a helpful assistant"}
-    assert table["template"].unique().tolist() == [hr.EXISTS.version]
+    assert table["template"].unique().tolist() == [sessions.EXISTS.version]
     hr.sample_direct(REFS, model, "DQ1", 1, hr.Config(system=""))
     assert [m["role"] for m in model.requests[-1].messages] == ["user"]
 
@@ -187,7 +162,7 @@ def tables(replies):
     )
 
 
-def test_the_specifications_example_and_missing_replies():
+def test_a_worked_example_and_missing_replies():
     refs, samples, strict, official = tables(
         {
             "paper": ["A. Rossi, B. Lund", "A. Rossi", "C. Ito"],
@@ -241,45 +216,24 @@ def test_measurements_leave_out_and_count_what_is_missing():
 
 
 # ---- the run
-def test_a_run_gives_the_same_numbers_again_and_asks_nothing(tmp_path):
-    config = hr.Config(**SMALL)
-    _, first = play(tmp_path / "a", config, [0])
-    assert play(tmp_path / "b", config, [0])[1] == first
-    folder = tmp_path / "a" / "seed-0"
-    assert sorted(path.stem for path in (folder / "simulated").iterdir()) == TABLES
-    shutil.rmtree(folder / "simulated")  # scoring again needs the transcript alone
-    log = (folder / "transcript.jsonl").read_bytes()
-    assert play(tmp_path / "a", config, [0])[1] == first
-    assert (folder / "transcript.jsonl").read_bytes() == log
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    return folder, *run_seeds(folder, hr.Config(**SMALL), [0, 1])
 
 
-def test_a_killed_run_resumes_to_the_same_numbers(tmp_path):
-    code = f"""
-import os, signal
-from pathlib import Path
-from workbench.feedback.transcript import Transcript
-from workbench.methods.confidence import hallucinated_references as hr
-from workbench.runs import Run
-append = Transcript._append
-def dying(self, records):
-    append(self, records)
-    if len(self) > 700: os.kill(os.getpid(), signal.SIGKILL)
-Transcript._append = dying
-config = hr.Config(**{SMALL})
-hr.run(hr.open_task(config), config, 0, Run(Path({str(tmp_path / "killed" / "seed-0")!r})))
-"""
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
-    kept = len(Transcript(tmp_path / "killed" / "seed-0" / "transcript.jsonl"))
-    _, whole = play(tmp_path / "whole", hr.Config(**SMALL), [0])
-    assert 700 < kept < whole[0]["replies"]
-    assert play(tmp_path / "killed", hr.Config(**SMALL), [0])[1] == whole
+def test_scoring_again_needs_the_transcript_alone(small, tmp_path, monkeypatch):
+    (tmp_path / "seed-0").mkdir()
+    shutil.copy(small[0] / "seed-0" / "transcript.jsonl", tmp_path / "seed-0" / "transcript.jsonl")
+    monkeypatch.setattr(Transcript, "_append", lambda *a: pytest.fail("asked again"))
+    assert run_seeds(tmp_path, hr.Config(**SMALL), [0])[1] == small[2][:1]
 
 
-def test_tables_of_the_run_folder(tmp_path):
-    _, results = play(tmp_path, hr.Config(**SMALL), [0])
+def test_tables_of_the_run_folder(small):
+    folder = small[0] / "seed-0" / "simulated"
+    assert sorted(path.stem for path in folder.iterdir()) == TABLES
     refs, samples, agreements, scores = (
-        pd.read_parquet(tmp_path / "seed-0" / "simulated" / f"{name}.parquet")
-        for name in ("references", "samples", "agreements", "scores")
+        pd.read_parquet(folder / f"{name}.parquet") for name in ("references", "samples", "agreements", "scores")
     )
     assert list(refs) == ["ref_id", "topic", "gen_title", "list_text", "position", "model", "grounded", "duplicate_of"]
     assert {"ref_id", "query", "sample_index", "text", "value", "template", "seed"} <= set(samples)
@@ -290,9 +244,123 @@ def test_tables_of_the_run_folder(tmp_path):
     assert list(agreements) == ["ref_id", "pair", "method", "overlap", "raw_text"]
     assert len(agreements) == 3 * 3 * len(refs)
     assert {"ref_id", "IQ", "DQ1", "DQ2", "DQ3", "DQ", "IQ_DQ", "IQ_DQ1", "IQ_judge"} <= set(scores)
-    part = results[0]["arms"]["simulated"]
+    part = small[2][0]["arms"]["simulated"]
     assert part["n"] == len(refs)
     assert part["unread_authors"] == samples[samples["query"] == "IQ"]["value"].isna().sum()
+
+
+# ---- views: the tables behind the figures, escaped text, and faces without a kernel
+BAD = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, golden_path):
+    task = hr.open_task(hr.Config(), dataset=str(golden_path("real_hallucinated_references.json")))
+    return run_seeds(tmp_path_factory.mktemp("recorded"), hr.Config(bootstrap=400, curve_bootstrap=20), [0], task)
+
+
+def test_every_score_has_a_dot_and_the_title_names_the_best(small):
+    display = look.ensembles(small[2])
+    table = display.frame()
+    assert set(table["arm"]) == set(small[2][0]["arms"]["simulated"]["auroc"])
+    areas = [result["arms"]["simulated"]["auroc"]["IQ"][0] for result in small[2]]
+    assert table.loc[table["arm"] == "IQ", "mean"].item() == pytest.approx(np.mean(areas))
+    assert "Best score: " in display.figure().layout.title.text
+
+
+def test_curves_end_where_everything_is_kept(small):
+    rate = np.mean([r["arms"]["simulated"]["rate"][0] for r in small[2]])
+    table = look.fdr_curves(small[2]).frame()
+    np.testing.assert_allclose(table[table["kept"] == 1.0]["mean"], rate)
+    roc = look.roc_curves(small[2]).frame()
+    assert (roc[roc["false"] == 1.0]["mean"] == 1.0).all()
+
+
+def test_tables(small):
+    _, experiment, results = small
+    assert look.means(results)["score"].tolist()[0] == look.SCORES["IQ"].title
+    checks = look.checks(results)
+    assert checks.loc["references"].item() == sum(r["arms"]["simulated"]["n"] for r in results)
+    assert look.over_topics(results)["topics"].unique().tolist() == [6]
+    assert look.exposure(experiment).startswith("No seed of this run trains a transformer")
+    assert look.published(results).startswith("Nothing was recorded")
+    assert look.experts(results).startswith("The labels of experts are in the recorded results")
+
+
+def test_exposure(tmp_path):
+    rng = np.random.default_rng(0)
+    for seed in (0, 1):
+        folder = tmp_path / f"seed-{seed}" / "transformer"
+        folder.mkdir(parents=True)
+        pd.DataFrame({"exposure": [0, 1, 16] * 4, "IQ": rng.random(12), "DQ1": [0.7, 0.8, 0.9] * 4}).to_parquet(
+            folder / "scores.parquet"
+        )
+    display = look.exposure(SimpleNamespace(seeds=[0, 1, 2], run=Run(tmp_path)))
+    assert "DQ1 0.70 to 0.90" in display.figure().layout.title.text
+    assert display.figure().layout.xaxis.ticktext == ("0", "1", "16")
+
+
+def test_cards_show_sessions_overlaps_and_yes_and_escape_all_text(small):
+    cards = look.cards(small[1])
+    assert cards.frame()["IQ"].dropna().is_monotonic_decreasing
+    page = cards.html(0)
+    assert page.count("authors, session") == 3
+    assert "overlap by jaccard" in page
+    assert "1 and 2: " in page
+    assert "yes " in page
+    cards.tables["samples"]["text"] = BAD
+    cards.scores = cards.scores.assign(gen_title=BAD, topic=BAD, list_text=BAD, duplicate_of=BAD)
+    bundle = cards._repr_mimebundle_()
+    for text in (cards.html(1), bundle["text/html"], cards.figure().to_json()):
+        assert "<img" not in text.replace("\\u003c", "<")
+    assert bundle["text/html"].count("reference-card") == 4
+
+
+def test_what_is_missing_is_said(small):
+    cards = look.cards(small[1])
+    ref = cards.scores["ref_id"][0]
+    samples = cards.tables["samples"]
+    samples.loc[(samples["ref_id"] == ref) & (samples["sample_index"] == 0), "value"] = np.nan
+    agreements = cards.tables["agreements"]
+    agreements.loc[agreements["ref_id"] == ref, "overlap"] = np.nan
+    cards.scores.loc[0, ["IQ", "IQ_DQ"]] = np.nan
+    page = cards.html(0)
+    assert "no names: left out" in page
+    assert "1 and 2: missing" in page
+    assert "1 with neither left out" in page
+    assert "IQ missing" in page
+
+
+def test_nothing_to_show(small):
+    view = look.cards(small[1])
+    with pytest.raises(ValueError, match="no references to show"):
+        look.ReferenceCards({**view.tables, "scores": view.tables["scores"].head(0)})
+
+
+def test_without_labels_the_views_say_so():
+    results = [{"arms": {"references": {"n_measured": 0}}, "replies": 5}]
+    for view in (look.ensembles, look.roc_curves, look.fdr_curves, look.means, look.over_topics):
+        assert view(results) == look.NO_LABELS
+
+
+def test_recorded_results_have_bands_over_topics_and_published_figures(recorded):
+    experiment, results = recorded
+    display = look.fdr_curves(results)
+    assert {"low", "high"} <= set(display.frame())
+    assert sum(trace.fill == "toself" and len(trace.x) == 100 for trace in display.figure().data) >= 12
+    table = look.published(results)
+    assert (table["paper"] - table["again"]).abs().max() < 1e-3
+    assert len(table) == 21
+    assert look.experts(results).iloc[:, 1].between(0.97, 1).all()
+    assert look.cards(experiment).startswith("Recorded results have scores alone")
+    assert look.checks(results).startswith("Recorded results")
+
+
+def test_the_ranking_orders_titles_and_says_so_where_there_are_none(small, recorded):
+    ranking = look.ranking(small[1], seed=0)
+    assert next(iter(ranking.scores)) == "IQ_DQ"
+    assert set(ranking.answers["correct"].dropna()) == {0.0, 1.0}
+    assert look.ranking(recorded[0], seed=0).startswith("The recorded results hold no titles")
 
 
 # ---- real models and files: the same code with another part
@@ -319,13 +387,13 @@ def test_topics_and_a_bibliography(tmp_path, real):
     titles.write_text("\n".join(title.upper() for title, fact in WORLD.truth(7).items() if fact.exists))
     config = hr.Config(bootstrap=200, curve_bootstrap=20, overlaps=["judge"], bibliography=str(titles))
     dataset = write(tmp_path / "topics.jsonl", [{"topic": topic} for topic in WORLD.topics])
-    experiment, results = play(tmp_path, config, [0], hr.open_task(config, model="m", dataset=dataset))
+    experiment, results = run_seeds(tmp_path, config, [0], hr.open_task(config, model="m", dataset=dataset))
     part = results[0]["arms"]["references"]
     truth = WORLD.truth(7)
     refs = pd.read_parquet(tmp_path / "seed-0" / "references" / "references.parquet")
     assert refs["grounded"].tolist() == [truth[title].exists for title in refs["gen_title"]]
     assert part["auroc"]["IQ"][0] > 0.7
-    verdicts = hr.claims(experiment, results).verdicts()
+    verdicts = claims(experiment, results).verdicts()
     assert set(verdicts) == {"C1", "C2", "C3", "C4", "C4b", "C5", "C6", "C7"}
     record = json.loads((tmp_path / "seed-0" / "transcript.jsonl").read_text().splitlines()[0])
     assert "numbered list" in record["request"][-1]["content"]
@@ -338,10 +406,10 @@ def test_own_references_without_labels_get_scores_and_no_claims(tmp_path, real):
     ]
     config = hr.Config(**SMALL)
     task = hr.open_task(config, model="m", dataset=write(tmp_path / "refs.jsonl", rows))
-    experiment, results = play(tmp_path, config, [0, 1, 2], task)
+    experiment, results = run_seeds(tmp_path, config, [0, 1, 2], task)
     assert results[0]["arms"]["references"]["n_measured"] == 0
     assert pd.read_parquet(tmp_path / "seed-0" / "references" / "scores.parquet")["IQ"].notna().sum() >= 5
-    assert set(hr.claims(experiment, results).verdicts().values()) == {"needs full scale"}
+    assert set(claims(experiment, results).verdicts().values()) == {"needs full scale"}
 
 
 @pytest.mark.slow
@@ -389,9 +457,9 @@ def test_a_tiny_real_model(tmp_path):
 
 @pytest.mark.slow
 def test_the_authors_log_probability_is_a_score_where_there_is_one(tmp_path, runs_root):
-    """Level B at a small size: the transformer's part of the run."""
+    """The transformer at a small size: its part of the run."""
     config = hr.Config(**{**SMALL, "book_seeds": [0]}, n_books=20, n_invented=20, book_steps=10)
-    _, results = play(tmp_path, config, [0, 1])
+    _, results = run_seeds(tmp_path, config, [0, 1])
     part = results[0]["arms"]["transformer"]
     assert "transformer" not in results[1]["arms"]
     assert {"IQ", "DQ1", "IQ_DQ1", "authors_logp"} <= set(part["auroc"])
@@ -400,15 +468,13 @@ def test_the_authors_log_probability_is_a_score_where_there_is_one(tmp_path, run
 
 
 # ---- recorded results
-def test_the_published_figures_come_out_again(tmp_path, golden_folder):
-    config = hr.Config.at("tiny", bootstrap=400)
-    task = hr.open_task(config, dataset=str(golden_folder / "real_hallucinated_references.json"))
-    experiment, results = play(tmp_path, config, [0], task)
-    claims = hr.claims(experiment, results)
-    verdicts = claims.verdicts()
+def test_the_published_figures_come_out_again(recorded):
+    experiment, results = recorded
+    judged = claims(experiment, results)
+    verdicts = judged.verdicts()
     assert verdicts.pop("C7") == "needs full scale"
     assert set(verdicts.values()) == {FOLLOWS}
-    found = {claim.id: claim for claim in claims.decided()}
+    found = {claim.id: claim for claim in judged.decided()}
     assert len(found["C3"].measured) == 12
     assert found["C2"].conditions["figures that the file states of itself, to 1e-4"]
     gains = {model: part["gains"]["IQ_DQ - IQ"] for model, part in results[0]["arms"].items()}
@@ -424,11 +490,11 @@ def test_a_wrong_record_is_noticed(tmp_path, golden):
     path = tmp_path / "r.json"
     path.write_text(json.dumps(content))
     config = hr.Config.at("tiny", bootstrap=50)
-    experiment, results = play(tmp_path, config, [0], hr.open_task(config, dataset=str(path)))
-    claims = hr.claims(experiment, results)
-    assert {claims.verdicts()[id] for id in ("C1", "C2", "C3", "C4", "C5")} == {DIFFERS}
-    assert claims.verdicts()["C6"] == "needs full scale"
-    assert {c.id: c.conditions for c in claims.decided()}["C1"] == {
+    experiment, results = run_seeds(tmp_path, config, [0], hr.open_task(config, dataset=str(path)))
+    judged = claims(experiment, results)
+    assert {judged.verdicts()[id] for id in ("C1", "C2", "C3", "C4", "C5")} == {DIFFERS}
+    assert judged.verdicts()["C6"] == "needs full scale"
+    assert {c.id: c.conditions for c in judged.decided()}["C1"] == {
         "rate of gpt-4 comes out": False,
         "rate of gpt-3.5-turbo comes out": True,
         "rate of text-davinci-003 comes out": True,
@@ -441,18 +507,10 @@ def test_a_record_of_other_models_has_nothing_published(tmp_path):
     path.write_text(
         json.dumps({"models": {"other": {"grounded": [1, 0, 1], "IQ": [0.9, 0.1, 0.5], "topic_index": [0, 1, 2]}}})
     )
-    experiment, results = play(tmp_path, hr.Config(**SMALL), [0], hr.open_task(hr.Config(), dataset=str(path)))
+    experiment, results = run_seeds(tmp_path, hr.Config(**SMALL), [0], hr.open_task(hr.Config(), dataset=str(path)))
     assert results[0]["arms"]["other"]["auroc"]["IQ"][0] == 1.0
     with pytest.raises(ValueError, match="none of other is a model of the paper"):
-        hr.claims(experiment, results)
-
-
-def test_a_claim_may_have_fewer_seeds_than_the_run():
-    claims = Claims("x", "tiny", range(20))
-    claims.test("A", "s", paper="p", measured=[1, 2, 3], control=[0, 1, -1], seeds=[0, 7, 9])
-    with pytest.raises(ValueError, match="measured has 20 values for 2 seeds"):
-        claims.test("B", "s", paper="p", measured=range(20), control=None, seeds=[0, 1])
-    assert claims.decided()[0].seeds == [0, 7, 9]
+        claims(experiment, results)
 
 
 # ---- what must hold in the planted world, and what must fail when the method is broken
@@ -463,7 +521,7 @@ SEEDS = list(range(100, 105))
 def base(tmp_path_factory):
     """The tiny preset without transformers; sabotaged runs start from its transcripts, so they ask nothing."""
     folder = tmp_path_factory.mktemp("base")
-    return folder, *play(folder, hr.Config.at("tiny", book_seeds=[], bootstrap=50, curve_bootstrap=20), SEEDS)
+    return folder, *run_seeds(folder, hr.Config.at("tiny", book_seeds=[], bootstrap=50, curve_bootstrap=20), SEEDS)
 
 
 def again(base, folder, seeds=SEEDS, keep=(), **overrides):
@@ -477,13 +535,13 @@ def again(base, folder, seeds=SEEDS, keep=(), **overrides):
                 base[0] / f"seed-{seed}" / "simulated" / f"{name}.parquet", folder / f"seed-{seed}" / "simulated"
             )
     config = hr.Config.at("tiny", book_seeds=[], bootstrap=50, curve_bootstrap=20, **overrides)
-    experiment, results = play(folder, config, seeds)
-    return hr.claims(experiment, results).verdicts(), results
+    experiment, results = run_seeds(folder, config, seeds)
+    return claims(experiment, results).verdicts(), results
 
 
 @pytest.mark.slow
 def test_the_prototype_comes_back(base):
-    """AUROC of the specification's prototype, 20 seeds, mean (sd): ours, of five other seeds, lies within 2 sd."""
+    """AUROC of our pilot, 20 seeds, mean (sd): ours, of five other seeds, lies within 2 sd."""
     _, experiment, results = base
     expected = {
         "IQ": (0.834, 0.024),
@@ -495,26 +553,19 @@ def test_the_prototype_comes_back(base):
     for name, (mean, sd) in expected.items():
         assert area(results, name).mean() == pytest.approx(mean, abs=2 * sd), name
     assert (area(results, "IQ_DQ") > np.maximum(area(results, "IQ"), area(results, "DQ"))).all()
-    verdicts = hr.claims(experiment, results).verdicts()
+    verdicts = claims(experiment, results).verdicts()
     assert {verdicts[id] for id in ("C2", "C4", "C4b", "C5")} == {"shown in small"}
     assert {verdicts[id] for id in ("C1", "C2b", "C2c", "C3", "C6", "C7")} == {"needs full scale"}
 
 
 @pytest.mark.slow
-def test_scoring_again_changes_nothing(base, tmp_path):
-    assert again(base, tmp_path, SEEDS[:2])[1] == base[2][:2]
-
-
-@pytest.mark.slow
 def test_samples_of_one_session_are_noticed(tmp_path, monkeypatch):
     """Three copies of one answer always agree: IQ is 1 for everything that has an answer, and separates nothing."""
-    monkeypatch.setattr(
-        hr, "Request", lambda messages, temperature, max_tokens, number: Request(messages, temperature, max_tokens, 0)
-    )
+    monkeypatch.setattr(sessions, "Request", lambda *three, **_: Request(*three[:3], 0))
     config = hr.Config.at("tiny", book_seeds=[], bootstrap=20, curve_bootstrap=20, direct_samples=1, n_topics=40)
-    experiment, results = play(tmp_path, config, SEEDS[:4])
+    experiment, results = run_seeds(tmp_path, config, SEEDS[:4])
     np.testing.assert_allclose(area(results), 0.5)
-    assert hr.claims(experiment, results).verdicts()["C2"] == "not shown"
+    assert claims(experiment, results).verdicts()["C2"] == "not shown"
 
 
 @pytest.mark.slow
@@ -553,7 +604,7 @@ def test_string_equality_is_noticed(base, tmp_path, monkeypatch):
         lambda text: frozenset(text.split(": ")[-1].split(", ")) if "AUTHORS" in text else None,
     )
     _, results = again(base, tmp_path, SEEDS[:4], keep=["references", "samples"], overlaps=["jaccard"])
-    assert area(results).mean() < area(base[2][:4]).mean() - 0.1
+    assert area(results).mean() < 0.834 - 4 * 0.024  # the band of the test above
 
 
 @pytest.mark.slow
@@ -604,19 +655,6 @@ def test_ties_in_the_order_of_the_file_are_noticed(base, monkeypatch):
 
 
 @pytest.mark.slow
-def test_refusals_scored_as_disagreement_are_noticed(base, tmp_path, monkeypatch):
-    overlaps = hr.author_overlaps
-    monkeypatch.setattr(
-        hr, "author_overlaps", lambda pairs, method, judge, official: overlaps(pairs, method, judge, official=True)
-    )
-    _, results = again(base, tmp_path, SEEDS[:4], keep=["references", "samples"], overlaps=["jaccard"])
-    real = [
-        np.mean([result["arms"]["simulated"]["means"]["IQ"][0] for result in some]) for some in (base[2][:4], results)
-    ]
-    assert real[1] < real[0] - 0.015
-
-
-@pytest.mark.slow
 def test_a_control_that_keeps_its_labels_is_noticed(base, tmp_path, monkeypatch):
     """Without shuffling the control shows what the claim shows, and no claim is shown."""
 
@@ -631,7 +669,3 @@ def test_a_control_that_keeps_its_labels_is_noticed(base, tmp_path, monkeypatch)
     )
     verdicts, _ = again(base, tmp_path, SEEDS[:4], keep=TABLES)
     assert {verdicts[id] for id in ("C2", "C4", "C4b", "C5")} == {"not shown"}
-
-
-def test_a_simulated_model_answers_whatever_the_wording():
-    assert isinstance(WORLD.subject(0), SimulatedModel)

@@ -123,7 +123,7 @@ def test_a_prompt_that_asks_nothing_is_refused():
         what_is_asked("hello")
 
 
-# ---- level B
+# ---- the model of books
 SMALL = BookTitles(n_titles=20, n_invented=10, steps=20, batch_size=32, width=48, learning_rate=3e-3)
 
 

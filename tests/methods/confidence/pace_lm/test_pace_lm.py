@@ -1,4 +1,4 @@
-"""PACE-LM: what must hold in the planted world, what must fail when the method is broken, bad input."""
+"""PACE-LM: its run, its views, other input, what must hold in the planted world, what fails where it is broken."""
 
 import json
 import math
@@ -8,156 +8,40 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.feedback import encoders, replies
 from workbench.feedback.chat import Reply
 from workbench.feedback.templates import Template
 from workbench.feedback.transcript import Transcript
-from workbench.methods.confidence.pace_lm import calibration
+from workbench.methods.confidence.pace_lm import calibration, prompts, retrieval
 from workbench.methods.confidence.pace_lm import method as pl
 from workbench.methods.confidence.pace_lm import scores as scored_cases
+from workbench.methods.confidence.pace_lm import view as look
 from workbench.methods.confidence.pace_lm.cases import check_cases, check_history
+from workbench.methods.confidence.pace_lm.experiment import CONTROLS, claims, values
+from workbench.methods.confidence.pace_lm.scores import MAIN
 from workbench.methods.confidence.pace_lm.world import Incidents
 from workbench.runs.run import Run
 
-SMALL = {
-    "n_history": 80,
-    "n_calibration": 100,
-    "n_test": 30,
-    "n_analyses": 1,
-    "n_answers": 2,
-    "neighbours": [],
-    "bootstrap": 20,
-    "max_missing": 0.5,
-    "max_unparsed": 0.1,
-}
-MEDIUM = {
-    "n_calibration": 120,
-    "n_test": 100,
-    "n_analyses": 1,
-    "n_answers": 4,
-    "neighbours": [],
-    "bootstrap": 20,
-    "max_missing": 0.5,
-}
+SMALL = {"n_history": 80, "n_calibration": 100, "n_test": 30, "n_analyses": 1, "n_answers": 2, "bootstrap": 20}
+SMALL |= {"max_missing": 0.5, "max_unparsed": 0.1, "arms": [MAIN, *CONTROLS]}
+MEDIUM = {"n_calibration": 120, "n_test": 100, "n_analyses": 1, "n_answers": 4, "bootstrap": 20}
+MEDIUM |= {"max_missing": 0.5, "arms": [MAIN, *CONTROLS]}
 
 
-def play(folder, config, seeds, task=None):
+def run_seeds(folder, config, seeds, task=None):
+    """An experiment as claims and views see it, and its results."""
     task = task or pl.open_task(config)
     results = [pl.run(task, config, seed, Run(folder / f"seed-{seed}")) for seed in seeds]
     results = json.loads(json.dumps(results, default=float))
-    return SimpleNamespace(task=task, config=config, seeds=seeds, scale="tiny"), results
+    return SimpleNamespace(task=task, config=config, seeds=seeds, scale="tiny", run=Run(folder)), results
 
 
-def mean(results, score, metric, arm=pl.MAIN):
-    return pl.values(results, arm, score, metric).mean()
+def mean(results, score, metric, arm=MAIN):
+    return values(results, arm, score, metric).mean()
 
 
-# ---- configuration and readers
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"K": 3}, "K = 3: .*Fields: n_history"),
-        ({"k": 0}, "k = 0: .*greater than or equal to 1"),
-        ({"family": "spline"}, "family = 'spline'"),
-        ({"garbled": math.nan}, "garbled = nan: .*finite"),
-        ({"n_calibration": 49}, "n_calibration = 49: .*greater than or equal to 50"),
-    ],
-)
-def test_a_wrong_parameter_fails_in_one_line(overrides, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        pl.Config.at("tiny", **overrides)
-    assert "\n" not in str(caught.value)
-
-
-def test_presets_and_model_without_cases():
-    assert pl.Config.at("tiny") == pl.Config()
-    assert pl.Config.at("full", True).encoder == "tfidf"
-    with pytest.raises(ValueError, match="give both for real cases, or neither for the embedded world"):
-        pl.open_task(pl.Config(), model="m")
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("Sufficient: yes", 1),
-        ("**Sufficient:** No.", 0),
-        ("Sufficient: yes\nno, wait\nsufficient: no", 0),
-        ("Yes.", 1),
-        ("no", 0),
-        ("Yes, they do.", 1),
-        ("Sufficient: no\nSufficient: unclear", 0),
-    ],
-)
-def test_sufficient(text, value):
-    assert pl.read_sufficient(text) == value
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Sufficient:",
-        "Suffici",
-        "No idea",
-        "Sufficient: yes or no",
-        "Sufficient: yes|no",
-        "It could be either, yes or no.",
-    ],
-)
-def test_an_unread_sufficiency_is_no_no(text):
-    assert math.isnan(pl.read_sufficient(text))
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("Score: 4", 0.8),
-        ("**Score:** 0", 0.0),
-        ("score = 5.", 1.0),
-        ("Score: 1\nOn reflection:\nScore: 3", 0.6),
-        ("Score: 4/5", 0.8),
-    ],
-)
-def test_score(text, value):
-    assert pl.read_score(text) == value
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "Score:",
-        "Scor",
-        "Score: 6",
-        "Score: -1",
-        "Score: 55",
-        "Score: 3.5",
-        "Score: 0-5",
-        "Score: 3 to 4",
-        "4",
-        "Score: 2\nScore: 7",
-    ],
-)
-def test_an_unread_score_is_never_zero(text):
-    assert math.isnan(pl.read_score(text))
-
-
-# ---- prompts
-def test_the_first_phase_has_no_slot_for_the_prediction_and_every_version_differs():
-    for template in (pl.COE_ANALYSIS, pl.COE_ANSWER):
-        assert "prediction" not in template.slots
-    for template in (pl.RCE_ANALYSIS, pl.RCE_RATING, pl.DIRECT, pl.DIRECT_REFERENCES):
-        assert "prediction" in template.slots
-    assert "references" not in pl.DIRECT.slots
-    templates = (pl.COE_ANALYSIS, pl.COE_ANSWER, pl.RCE_ANALYSIS, pl.RCE_RATING, pl.DIRECT, pl.DIRECT_REFERENCES)
-    assert len({template.version for template in templates}) == 6
-    assert "Score:" not in pl.RCE_ANALYSIS.text
-    assert all(f"\n{level}: " in pl.RCE_RATING.text for level in range(6))
-
-
-def test_no_prompt_of_the_first_phase_shows_the_proposal(tmp_path, monkeypatch):
+def test_no_prompt_of_the_first_phase_shows_the_proposal(tmp_path):
     """The texts that the model saw, not the templates."""
-    config = pl.Config(**SMALL)
+    config = pl.Config(**{**SMALL, "arms": [MAIN]})
     task, seen = pl.open_task(config), []
 
     class Spy:
@@ -168,7 +52,6 @@ def test_no_prompt_of_the_first_phase_shows_the_proposal(tmp_path, monkeypatch):
             seen.extend(r.messages[0]["content"] for r in requests)
             return self.model.ask(requests)
 
-    monkeypatch.setattr(pl, "arms", lambda config: {pl.MAIN: config.k})
     spied = SimpleNamespace(tables=task.tables, subject=lambda seed: Spy(task.subject(seed)), is_simulated=True)
     pl.run(spied, config, 0, Run(tmp_path))
     first = [text for text in seen if "Sufficient:" in text or "Do not name a cause" in text]
@@ -180,7 +63,7 @@ def test_no_prompt_of_the_first_phase_shows_the_proposal(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
-    return folder, *play(folder, pl.Config(**SMALL), [0])
+    return folder, *run_seeds(folder, pl.Config(**{**SMALL, "arms": [MAIN, *CONTROLS, "k3"]}), [0, 1])
 
 
 def test_tables_of_the_run_folder(small):
@@ -199,8 +82,8 @@ def test_tables_of_the_run_folder(small):
     assert not pd.read_parquet(folder / "none" / "references.parquet").size
 
 
-def test_scoring_again_asks_nothing_and_a_killed_run_goes_on(small, tmp_path, monkeypatch):
-    log = (small[0] / "seed-0" / "transcript.jsonl").read_bytes()
+def test_every_reply_is_logged_once_and_scoring_again_asks_nothing(small, tmp_path, monkeypatch):
+    folder, experiment, results = small
     append = Transcript._append
 
     def dying(self, records):
@@ -210,30 +93,101 @@ def test_scoring_again_asks_nothing_and_a_killed_run_goes_on(small, tmp_path, mo
 
     monkeypatch.setattr(Transcript, "_append", dying)
     with pytest.raises(KeyboardInterrupt):
-        play(tmp_path, pl.Config(**SMALL), [0])
-    kept = len(Transcript(tmp_path / "seed-0" / "transcript.jsonl"))
+        run_seeds(tmp_path, experiment.config, [0])
+    log = tmp_path / "seed-0" / "transcript.jsonl"
+    assert 1500 < len(Transcript(log)) < results[0]["replies"]
     monkeypatch.setattr(Transcript, "_append", append)
-    assert 1500 < kept < small[2][0]["replies"]
-    assert play(tmp_path, pl.Config(**SMALL), [0])[1] == small[2]
-    resumed = (tmp_path / "seed-0" / "transcript.jsonl").read_bytes()
-    assert resumed == log  # every reply once, in the same order
-
-    def silent(self, records):
-        raise AssertionError("asked again")
-
-    monkeypatch.setattr(Transcript, "_append", silent)
+    assert run_seeds(tmp_path, experiment.config, [0])[1] == results[:1]
+    assert log.read_bytes() == (folder / "seed-0" / "transcript.jsonl").read_bytes()  # in the same order
+    monkeypatch.setattr(Transcript, "_append", lambda *a: pytest.fail("asked again"))
     for table in (tmp_path / "seed-0").rglob("*.parquet"):
         table.unlink()
-    assert play(tmp_path, pl.Config(**SMALL), [0])[1] == small[2]
+    assert run_seeds(tmp_path, experiment.config, [0])[1] == results[:1]
 
 
 def test_too_many_unread_replies_stop_the_run(tmp_path):
     with pytest.raises(
         ValueError, match=r"replies of phase 'coe' could not be read, more than max_unparsed = 0\.1 allows"
     ):
-        play(tmp_path, pl.Config(**{**SMALL, "garbled": 0.3}), [0])
+        run_seeds(tmp_path, pl.Config(**{**SMALL, "garbled": 0.3}), [0])
 
 
+# ---- the views: figures say what the tables say, text is escaped, the static face needs no kernel
+def test_the_reliability_diagram_counts_every_case_once(small):
+    _, experiment, results = small
+    display = look.reliability_diagram(experiment)
+    table = display.frame()
+    n = sum(result["arms"][MAIN]["n"] for result in results)
+    assert table.groupby("score")["count"].sum().tolist() == [n] * 3
+    assert {"bin", "count", "confidence", "accuracy", "lower", "upper"} <= set(table)
+    assert "rating (rce), raw" in display.figure().layout.title.text
+    experiment.task = SimpleNamespace(is_simulated=False)  # real seeds share their cases
+    once = look.reliability_diagram(experiment).frame().groupby("score")["count"].sum()
+    experiment.task = pl.open_task(experiment.config)
+    assert once.tolist() == [results[0]["arms"][MAIN]["n"]] * 3
+
+
+def test_figures_and_tables_state_what_was_measured(small):
+    _, experiment, results = small
+    ece = values(results, "random", "logistic", "ece").mean()
+    assert f"random references have ECE {ece:.3f}" in look.by_references(results).figure().layout.title.text
+    assert set(look.by_references(results).frame()["arm"]) == set(results[0]["arms"])
+    assert "base rate" in look.by_score(results).figure().layout.title.text
+    assert set(look.transfer_figure(results).frame()["panel"]) == {"weak", "strong"}
+    assert look.transfer_figure([{**r, "transfer": {}} for r in results]).startswith(
+        "The cases come from one predictor"
+    )
+    means = look.means(results)
+    assert means.loc["rating (rce), raw", "auroc"] == pytest.approx(
+        values(results, MAIN, "raw_rce", "auroc").mean(), abs=1e-3
+    )
+    checks = look.checks(experiment, results)
+    assert checks.loc["test cases compared", "mean"] == np.mean([r["arms"][MAIN]["n"] for r in results])
+    assert "coe and the proposal at equal evidence, correlation" in checks.index
+
+
+def test_a_case_shows_references_samples_proposal_and_scores(small):
+    view = look.CaseView(small[1], seed=1, shown=2)
+    text = view.html(0)
+    for part in ("incident", "proposed cause", "reference 1, similarity", "samples, coe", "samples, rce", "confidence"):
+        assert part in text
+    assert view._repr_mimebundle_()["text/html"].count("case-view") == 2
+    assert view.frame()["split"].eq("test").all()
+    bar, shown = view.widget().children
+    bar.children[2].click()
+    assert shown.value == view.html(1)
+
+
+def test_text_of_models_and_cases_is_escaped(small):
+    view = look.CaseView(small[1])
+    first = view.table["case_id"][0]
+    view.table.loc[0, ["summary", "predicted_root_cause"]] = "<script>alert(1)</script>"
+    view.references[first] = view.references[first].assign(root_cause="<b>x</b>")
+    view.samples[first] = view.samples[first].assign(raw_text="<i>y</i>", parse_status="unparsed")
+    text = view.html(0)
+    assert not any(tag in text for tag in ("<script>", "<b>x</b>", "<i>y</i>"))
+    assert "&lt;script&gt;" in text
+    assert "[unread]" in text
+
+
+def test_what_is_not_there_is_named(small):
+    with pytest.raises(ValueError, match=r"no table 'scores' of seed 9; seeds of this run: \[0, 1\]"):
+        look.CaseView(small[1], seed=9)
+    with pytest.raises(ValueError, match="no case of split 'later' to show; splits: calibration, fresh, test"):
+        look.CaseView(small[1], split="later")
+    assert pd.api.types.is_float_dtype(look.means(small[2])["ece"])
+
+
+def test_the_ranking_holds_every_measured_case(small):
+    _, experiment, results = small
+    ranking = look.ranking(experiment, seed=1)
+    assert len(ranking.answers) == results[1]["arms"][MAIN]["n"]
+    assert next(iter(ranking.scores)) == "chosen"
+    assert ranking.frame()["score"].is_monotonic_decreasing
+    assert look.ranking(experiment, seed=9).startswith("No labelled test cases")
+
+
+# ---- other input
 class Plain:
     """A text-only stub, with neither weights nor log-probabilities."""
 
@@ -267,24 +221,24 @@ def rows(n, **changes):
 
 def test_without_labels_there_are_scores_and_no_confidence(tmp_path):
     task = real(*rows(30, correct=None))
-    experiment, results = play(tmp_path, pl.Config(**SMALL), [0], task)
+    experiment, results = run_seeds(tmp_path, pl.Config(**SMALL), [0], task)
     scores = pd.read_parquet(tmp_path / "seed-0" / "scores.parquet")
     assert scores["confidence"].isna().all()
     assert scores["transform_id"].isna().all()
     assert scores[["coe", "rce"]].notna().all().all()
     assert set(scores["flag"]) == {"no labels"}
     with pytest.raises(ValueError, match=r"nothing can be measured; what was scored is in scores\.parquet"):
-        pl.claims(experiment, results)
+        claims(experiment, results)
 
 
 def test_few_labels_are_an_error_before_anything_is_asked_or_leave_platt(tmp_path):
     with pytest.raises(ValueError, match=r"49 labelled calibration cases, \d+ of them right"):
-        play(tmp_path / "few", pl.Config(**SMALL), [0], real(*rows(69)))
+        run_seeds(tmp_path / "few", pl.Config(**SMALL), [0], real(*rows(69)))
     assert not (tmp_path / "few" / "seed-0" / "transcript.jsonl").exists()
     with pytest.raises(ValueError, match="60 labelled calibration cases, 60 of them right"):
-        play(tmp_path / "one", pl.Config(**SMALL), [0], real(*rows(80, correct=1)))
+        run_seeds(tmp_path / "one", pl.Config(**SMALL), [0], real(*rows(80, correct=1)))
     with pytest.warns(UserWarning, match="only Platt's map of the rating is fitted"):
-        _, results = play(tmp_path / "platt", pl.Config(**SMALL), [0], real(*rows(80)))
+        _, results = run_seeds(tmp_path / "platt", pl.Config(**SMALL), [0], real(*rows(80)))
     scores = pd.read_parquet(tmp_path / "platt" / "seed-0" / "scores.parquet")
     assert scores["transform_id"].str.startswith("rce-").all()
     assert results[0]["arms"] == {}
@@ -295,7 +249,7 @@ def test_a_case_without_a_proposal_is_not_rated_and_gets_the_base_rate_of_such(t
     empty = [0, 1, 2, 3, 125]  # four calibration cases, of which one is right, and a test case
     cases.loc[empty, "predicted_root_cause"] = ["", "unknown", "", "Unknown", ""]
     cases.loc[empty, "correct"] = [1.0, 0.0, 0.0, 0.0, np.nan]
-    play(tmp_path, pl.Config(**SMALL), [0], real(cases, history))
+    run_seeds(tmp_path, pl.Config(**SMALL), [0], real(cases, history))
     scores = pd.read_parquet(tmp_path / "seed-0" / "scores.parquet")
     flagged = scores[scores["flag"] == "no prediction: base rate of such cases"]
     assert flagged["case_id"].tolist() == cases.loc[empty, "case_id"].tolist()
@@ -307,14 +261,14 @@ def test_a_case_without_a_proposal_is_not_rated_and_gets_the_base_rate_of_such(t
 def test_cases_without_an_older_incident_are_left_out_and_counted(tmp_path):
     cases, history = rows(140)
     cases.loc[:1, "created"] = history["created"].min()
-    _, results = play(tmp_path, pl.Config(**SMALL), [0], real(cases, history))
+    _, results = run_seeds(tmp_path, pl.Config(**SMALL), [0], real(cases, history))
     assert results[0]["no_earlier"] == 2
     assert results[0]["excluded"]["not_older"] == 2 * len(history)
     scores = pd.read_parquet(tmp_path / "seed-0" / "scores.parquet").set_index("case_id")
     assert scores.loc[cases["case_id"][:2], "confidence"].isna().all()
     cases["created"] = history["created"].min()
     with pytest.raises(ValueError, match="no case has an earlier incident"):
-        play(tmp_path / "all", pl.Config(**SMALL), [0], real(cases, history))
+        run_seeds(tmp_path / "all", pl.Config(**SMALL), [0], real(cases, history))
 
 
 def test_real_cases_with_self_consistency_and_a_second_predictor(tmp_path):
@@ -324,10 +278,10 @@ def test_real_cases_with_self_consistency_and_a_second_predictor(tmp_path):
     other = cases.assign(case_id=cases["case_id"] + "-b", predictor="other")
     both = pd.concat([cases, other], ignore_index=True)
     both["predictor_samples"] = [[p, p.upper() + ".", "x", "y"] for p in both["predicted_root_cause"]]
-    experiment, results = play(tmp_path, pl.Config(**SMALL), [0, 1], real(both, history))
-    assert set(results[0]["arms"][pl.MAIN]["scores"]["self_consistency"]) == set(calibration.MEASURES)
+    experiment, results = run_seeds(tmp_path, pl.Config(**SMALL), [0, 1], real(both, history))
+    assert set(results[0]["arms"][MAIN]["scores"]["self_consistency"]) == set(calibration.MEASURES)
     assert mean(results, "self_consistency", "auroc") == 0.5  # half of all samples agree, everywhere
-    records = {record["id"]: record for record in pl.claims(experiment, results).records()}
+    records = {record["id"]: record for record in claims(experiment, results).records()}
     assert "ece_raw_rce: excludes 0 over cases" in records["C1"]["conditions"]
     assert records["C4"]["test"] == "wilcoxon"
     assert results[0]["transfer"]["other"]["transferred"] == results[0]["transfer"]["other"]["own"]
@@ -382,18 +336,17 @@ def base(tmp_path_factory):
     """Seven seeds at a smaller size than the published run: as few as Wilcoxon's test with Holm's correction can
     use."""
     folder = tmp_path_factory.mktemp("base")
-    return folder, *play(folder, pl.Config(**MEDIUM), SEEDS)
+    return folder, *run_seeds(folder, pl.Config(**MEDIUM), SEEDS)
 
 
-def sabotaged(folder, monkeypatch, seeds=SEEDS[:1]):
+def sabotaged(folder, seeds=SEEDS[:1]):
     """The main arm alone, with whatever was broken before."""
-    monkeypatch.setattr(pl, "arms", lambda config: {pl.MAIN: config.k})
-    return play(folder, pl.Config(**MEDIUM), seeds)[1]
+    return run_seeds(folder, pl.Config(**{**MEDIUM, "arms": [MAIN]}), seeds)[1]
 
 
 @pytest.mark.slow
 def test_the_planted_truth_comes_back(base):
-    """Bounds from the specification: what its prototype says must hold."""
+    """Bounds from our pilot."""
     _, experiment, results = base
     assert mean(results, "logistic", "ece") < mean(results, "raw_rce", "ece") - 0.05
     assert (
@@ -402,10 +355,8 @@ def test_the_planted_truth_comes_back(base):
     assert mean(results, "logistic", "brier") < mean(results, "grid_rce", "brier") < mean(results, "raw_rce", "brier")
     assert abs(mean(results, "direct", "ece") - 0.33) < 0.05
     assert abs(np.mean([r["coe_follows"] for r in results])) < 0.1
-    claims = pl.claims(experiment, results)
-    verdicts = claims.verdicts()
+    verdicts = claims(experiment, results).verdicts()
     assert verdicts["C2"] == verdicts["C5"] == "shown in small"
-    assert "AUROC above 1/2" in {record["unit"] for record in claims.records()}
 
 
 @pytest.mark.slow
@@ -433,13 +384,16 @@ def test_a_map_costs_calibration_on_another_predictor_and_refitting_gives_it_bac
 
 @pytest.mark.slow
 def test_a_proposal_in_the_first_prompt_is_noticed(base, tmp_path, monkeypatch):
-    shown = pl.PROPOSED.removeprefix(pl.SHOWN)
-    leaky = [Template(t.name, t.text.replace(pl.SHOWN, pl.SHOWN + shown)) for t in (pl.COE_ANALYSIS, pl.COE_ANSWER)]
+    shown = prompts.PROPOSED.removeprefix(prompts.SHOWN)
+    leaky = [
+        Template(t.name, t.text.replace(prompts.SHOWN, prompts.SHOWN + shown))
+        for t in (prompts.COE_ANALYSIS, prompts.COE_ANSWER)
+    ]
     monkeypatch.setitem(pl.PHASES, "coe", pl.PHASES["coe"]._replace(analysis=leaky[0], answer=leaky[1]))
-    results = sabotaged(tmp_path, monkeypatch)
+    results = sabotaged(tmp_path)
     assert all(r["coe_follows"] > 0.3 for r in results)
     seen = [{**r, "coe_follows": results[0]["coe_follows"]} for r in base[2]]
-    records = {record["id"]: record for record in pl.claims(base[1], seen).records()}
+    records = {record["id"]: record for record in claims(base[1], seen).records()}
     assert records["C3"]["conditions"]["coe does not follow the proposal"] is False
     assert records["C3"]["verdict"] == "not shown"
 
@@ -448,9 +402,9 @@ def test_a_proposal_in_the_first_prompt_is_noticed(base, tmp_path, monkeypatch):
 def test_swapped_scores_are_noticed(base, tmp_path, monkeypatch):
     scored = scored_cases.scored
     monkeypatch.setattr(scored_cases, "scored", lambda *a: scored(*a).rename(columns={"coe": "rce", "rce": "coe"}))
-    results = sabotaged(tmp_path, monkeypatch)
-    assert all(abs(r["coe_follows"]) > 0.3 for r in results)  # so C3's condition fails
-    assert mean(results, "raw_rce", "auroc") < mean(base[2], "raw_rce", "auroc") - 0.05
+    results = sabotaged(tmp_path)
+    seen = [{**r, "coe_follows": results[0]["coe_follows"]} for r in base[2]]
+    assert claims(base[1], seen).verdicts()["C3"] == "not shown"
 
 
 @pytest.mark.slow
@@ -465,13 +419,13 @@ def test_a_case_among_its_own_references_is_noticed(base, tmp_path, monkeypatch)
         return cases, pd.concat([history, resolved[list(history.columns.drop("service"))]], ignore_index=True)
 
     monkeypatch.setattr(Incidents, "tables", with_resolved)
-    guarded = sabotaged(tmp_path / "guarded", monkeypatch, SEEDS[:1])[0]["true_share"]
-    allowed = encoders.allowed
-    monkeypatch.setattr(encoders, "allowed", lambda *a: allowed(*a)._replace(pairs=np.ones_like(allowed(*a).pairs)))
+    guarded = sabotaged(tmp_path / "guarded", SEEDS[:1])[0]["true_share"]
+    allowed = retrieval.allowed
+    monkeypatch.setattr(retrieval, "allowed", lambda *a: allowed(*a)._replace(pairs=np.ones_like(allowed(*a).pairs)))
     with pytest.raises(ValueError, match=r"references row \d+: incident .* is not older than case"):
-        sabotaged(tmp_path / "open", monkeypatch, SEEDS[:1])
-    monkeypatch.setattr(encoders, "check_references", lambda *a: None)
-    opened = sabotaged(tmp_path / "open", monkeypatch, SEEDS[:1])[0]["true_share"]
+        sabotaged(tmp_path / "open", SEEDS[:1])
+    monkeypatch.setattr(retrieval, "check_references", lambda *a: None)
+    opened = sabotaged(tmp_path / "open", SEEDS[:1])[0]["true_share"]
     assert opened > guarded + 0.2
 
 
@@ -479,35 +433,24 @@ def test_a_case_among_its_own_references_is_noticed(base, tmp_path, monkeypatch)
 def test_fitting_on_test_cases_shows_against_a_second_fresh_set(base, tmp_path, monkeypatch):
     def optimism(results):
         fresh = [r["fresh"]["scores"]["binned"]["brier"] for r in results]
-        return np.array(fresh) - [r["arms"][pl.MAIN]["scores"]["binned"]["brier"] for r in results]
+        return np.array(fresh) - [r["arms"][MAIN]["scores"]["binned"]["brier"] for r in results]
 
     columns = scored_cases.columns
     monkeypatch.setattr(
         scored_cases, "columns", lambda table, split: columns(table, "test" if split == "calibration" else split)
     )
-    leaked = sabotaged(tmp_path, monkeypatch, SEEDS[:2])
+    leaked = sabotaged(tmp_path, SEEDS[:2])
     honest = optimism(base[2][:2])
     assert (optimism(leaked) > honest + 0.01).all()
     assert optimism(leaked).mean() > 0.02 > abs(optimism(base[2]).mean())
 
 
-@pytest.mark.slow
-def test_a_missing_product_and_an_ece_objective_are_noticed(base, tmp_path, monkeypatch):
-    monkeypatch.setitem(calibration.FEATURES, "logistic", calibration.FEATURES["additive"])
-    monkeypatch.setattr(calibration, "grid_objective", calibration.calibration_errors)
-    results = sabotaged(tmp_path, monkeypatch)
-    for metric in ("brier", "auroc"):
-        assert mean(results, "logistic", metric) == mean(results, "additive", metric)
-        assert mean(base[2][:1], "logistic", metric) != mean(base[2][:1], "additive", metric)
-    assert mean(results, "grid", "brier") > mean(base[2][:1], "grid", "brier") + 0.01
-
-
 def test_unread_ratings_counted_as_zero_move_the_mean(tmp_path, monkeypatch):
     """The same replies, three in a hundred of them broken: the mean of what was read stays, a zero for each moves
     it."""
-    config = pl.Config(**{**SMALL, "garbled": 0.0})
+    config, five = pl.Config(**{**SMALL, "garbled": 0.0}), pl.Arm("five", k=5)
     cases, history = pl.open_task(config).tables(0)
-    refs = pl.find_references(cases, history, pl.MAIN, 5, config, 0)
+    refs = pl.find_references(cases, history, five, config, 0)
     model = pl.open_task(config).subject(0)
 
     def breaking(requests):
@@ -518,16 +461,12 @@ def test_unread_ratings_counted_as_zero_move_the_mean(tmp_path, monkeypatch):
         ]
 
     def rating(ask):
-        samples = pl.ask_phases(cases, refs, history, "k5", model, ask, config)
+        samples = pl.ask_phases(cases, refs, history, five, model, ask, config)
         return samples.loc[samples["phase"] == "rce", "value"].mean()
 
     whole, broken = rating(model.ask), rating(breaking)
     assert abs(broken - whole) < 0.005
-    read = pl.read_score
+    read = prompts.read_score
     zero = pl.PHASES["rce"]._replace(read=lambda text: 0.0 if math.isnan(read(text)) else read(text))
     monkeypatch.setitem(pl.PHASES, "rce", zero)
     assert rating(breaking) < whole - 0.012
-
-
-def test_the_stated_number_reader_is_the_shared_one():
-    assert pl.STATED["direct"].read is replies.confidence

@@ -1,4 +1,4 @@
-"""Two-step asking: what each prompt shows, what fits, how unread replies are handled."""
+"""Two-step asking: what each prompt shows, what fits, how replies are read and unread ones handled."""
 
 import math
 
@@ -7,7 +7,9 @@ import pytest
 
 from workbench.feedback.chat import Reply
 from workbench.feedback.templates import Template
-from workbench.methods.confidence.pace_lm.analyses import Phase, case_scores, check_read, sample_scores
+from workbench.methods.confidence.pace_lm import prompts
+from workbench.methods.confidence.pace_lm.analyses import COLUMNS, case_scores, check_read, sample_scores
+from workbench.methods.confidence.pace_lm.prompts import Phase
 
 CASES = pd.DataFrame(
     {"case_id": ["c0", "c1"], "title": "", "summary": ['s {analysis} "0"', "s1"], "predicted_root_cause": ["p0", "p1"]}
@@ -52,17 +54,7 @@ def test_every_analysis_gets_its_answers_and_braces_in_text_are_data():
     model = Scripted()
     samples = sample_scores(CASES, REFS, model, PHASE, 3, 2)
     assert len(samples) == 2 * 3 * 2
-    assert list(samples) == [
-        "case_id",
-        "phase",
-        "analysis_index",
-        "answer_index",
-        "raw_text",
-        "value",
-        "parse_status",
-        "version",
-        "k_used",
-    ]
+    assert list(samples) == COLUMNS
     analyses, answers = model.asked[:6], model.asked[6:]
     first = answers[0].messages[0]["content"]
     assert 's {analysis} "0"' in first
@@ -105,3 +97,89 @@ def test_a_template_without_a_slot_cannot_show_it():
     )
     sample_scores(CASES, REFS, model, blind, 1, 1)
     assert not any(word in r.messages[0]["content"] for r in model.asked for word in ("p0", "p1"))
+
+
+# ---- prompts and their readers
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Sufficient: yes", 1),
+        ("**Sufficient:** No.", 0),
+        ("Sufficient: yes\nno, wait\nsufficient: no", 0),
+        ("Yes.", 1),
+        ("no", 0),
+        ("Yes, they do.", 1),
+        ("Sufficient: no\nSufficient: unclear", 0),
+    ],
+)
+def test_sufficient(text, value):
+    assert prompts.read_sufficient(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Sufficient:",
+        "Suffici",
+        "No idea",
+        "Sufficient: yes or no",
+        "Sufficient: yes|no",
+        "It could be either, yes or no.",
+    ],
+)
+def test_an_unread_sufficiency_is_no_no(text):
+    assert math.isnan(prompts.read_sufficient(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Score: 4", 0.8),
+        ("**Score:** 0", 0.0),
+        ("score = 5.", 1.0),
+        ("Score: 1\nOn reflection:\nScore: 3", 0.6),
+        ("Score: 4/5", 0.8),
+    ],
+)
+def test_score(text, value):
+    assert prompts.read_score(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Score:",
+        "Scor",
+        "Score: 6",
+        "Score: -1",
+        "Score: 55",
+        "Score: 3.5",
+        "Score: 0-5",
+        "Score: 3 to 4",
+        "4",
+        "Score: 2\nScore: 7",
+    ],
+)
+def test_an_unread_score_is_never_zero(text):
+    assert math.isnan(prompts.read_score(text))
+
+
+def test_the_first_phase_has_no_slot_for_the_prediction_and_every_version_differs():
+    for template in (prompts.COE_ANALYSIS, prompts.COE_ANSWER):
+        assert "prediction" not in template.slots
+    for template in (prompts.RCE_ANALYSIS, prompts.RCE_RATING, prompts.DIRECT, prompts.DIRECT_REFERENCES):
+        assert "prediction" in template.slots
+    assert "references" not in prompts.DIRECT.slots
+    templates = (
+        prompts.COE_ANALYSIS,
+        prompts.COE_ANSWER,
+        prompts.RCE_ANALYSIS,
+        prompts.RCE_RATING,
+        prompts.DIRECT,
+        prompts.DIRECT_REFERENCES,
+    )
+    assert len({template.version for template in templates}) == 6
+    assert "Score:" not in prompts.RCE_ANALYSIS.text
+    assert all(f"\n{level}: " in prompts.RCE_RATING.text for level in range(6))

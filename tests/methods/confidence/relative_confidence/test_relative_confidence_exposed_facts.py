@@ -26,7 +26,7 @@ def test_what_was_read_often_is_known(world):
     logps, (gold, exposure) = world.logps(0), world._facts(0)
     np.testing.assert_allclose(np.exp(logps).sum(1), 1, atol=1e-6)
     right = logps.argmax(1) == gold
-    assert 0.45 < right.mean() < 0.75  # the specification asks for about 60 %
+    assert 0.45 < right.mean() < 0.75  # about 60 % by design
     assert stats.spearmanr(exposure, right).statistic > 0.4
     assert right[exposure == 1].mean() < right[exposure == 32].mean() - 0.3
 

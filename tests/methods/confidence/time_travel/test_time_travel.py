@@ -1,7 +1,6 @@
 """Time travel: the planted truth comes back, broken methods are noticed, bad input is refused, killed runs go on."""
 
 import json
-import logging
 import math
 from types import SimpleNamespace
 
@@ -11,10 +10,11 @@ import pytest
 
 from workbench.feedback import chat
 from workbench.feedback.simulated import SimulatedModel
-from workbench.feedback.transcript import Transcript
 from workbench.methods.confidence.time_travel import completions
 from workbench.methods.confidence.time_travel import method as tt
 from workbench.methods.confidence.time_travel import verdicts as partition_tests
+from workbench.methods.confidence.time_travel import view as look
+from workbench.methods.confidence.time_travel.experiment import CLAIMS, claims
 from workbench.methods.confidence.time_travel.partitions import RecordedScores
 from workbench.methods.confidence.time_travel.verdicts import (
     by_truth,
@@ -32,62 +32,45 @@ SEEDS = [0, 1, 2]
 QUICK = {"learner": "simulated", "bootstrap": 300, "simulations": 20, "metrics": ["rougeL"]}
 
 
-def play(folder, config=None, seeds=SEEDS, task=None):
+def run_seeds(folder, config=None, seeds=SEEDS, task=None):
     """All seeds in this process, and what `claims` needs of an experiment."""
     config = config or tt.Config(**QUICK)
     task = task or tt.open_task(config)
     results = [tt.run(task, config, seed, Run(folder / f"seed-{seed}")) for seed in seeds]
-    return SimpleNamespace(task=task, config=config, seeds=seeds, scale="tiny"), json.loads(json.dumps(results))
-
-
-def verdicts(played):
-    return tt.claims(*played).verdicts()
+    experiment = SimpleNamespace(task=task, config=config, seeds=seeds, scale="tiny", run=Run(folder))
+    return experiment, json.loads(json.dumps(results))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_simulation():
-    """Level A has its own test; here it would only take time."""
+    """The error rates have their own test; here they would only take time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tt, "error_rates", lambda partitions, rule: [])
         yield
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("time-travel")
-    return folder, *play(folder)
+    return folder, *run_seeds(folder)
 
 
-# ---- configuration
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"min_p": 80.0}, "min_p must not be above max_p; got 80 and 70"),
-        ({"arms": ["planted"]}, "arms needs planted and clean, which is its control"),
-        ({"max_p": 120.0}, "max_p = 120.0: .*less than or equal to 100"),
         ({"instructions": ["general"]}, "instructions needs 'guided'"),
-        ({"task": "poem"}, "task = 'poem'"),
-        ({"bootstraps": 10}, "bootstraps = 10: .*Fields: n_instances, min_p"),
-        ({"n_instances": 4}, "n_instances = 4: .*greater than or equal to 5"),
     ],
 )
-def test_a_wrong_parameter_fails_in_one_line(overrides, message):
+def test_settings_that_do_not_go_together(overrides, message):
     with pytest.raises(ValueError, match=message):
         tt.Config.at("tiny", **overrides)
 
 
-def test_presets_and_tasks():
-    assert tt.Config.at("tiny") == tt.Config()
-    assert (tt.Config().n_instances, tt.Config.at("full").n_instances) == (10, 50)
-    for given in ({"model": "m"}, {"dataset": "d.jsonl"}):
-        with pytest.raises(ValueError, match="give both to guard a partition, or neither for the embedded world"):
-            tt.open_task(tt.Config(), **given)
-
-
 # ---- the planted truth
-def test_counting_and_the_paired_test_find_what_was_planted(played):
-    """Bounds of the specification's level B, on the simulated learner, whose memory of one copy is a coin."""
-    _, experiment, results = played
+def test_counting_and_the_paired_test_find_what_was_planted(world):
+    """Bounds of our pilot, on the simulated learner, whose memory of one copy is a coin."""
+    _, experiment, results = world
     total = {
         m: sum(n_right(r, "planted", m) for r in results) for m in ("matcher", "judge", "rougeL", "rougeL_unpaired")
     }
@@ -99,29 +82,29 @@ def test_counting_and_the_paired_test_find_what_was_planted(played):
     assert list(gaps) == [0, 1, 4, 16]
     assert gaps[0] < 0.05 < gaps[1] < gaps[4]
     assert min(gap_auroc(result, "planted") for result in results) > 0.95
-    found = tt.claims(experiment, results).verdicts()
+    found = claims(experiment, results).verdicts()
     assert found["C1"] == found["C4"] == "shown in small"
     assert found["C3"] == "needs full scale"
-    assert set(found) == set(tt.CLAIMS)
+    assert set(found) == set(CLAIMS)
 
 
-def test_controls_find_nothing(played):
-    _, _, results = played
+def test_controls_find_nothing(world):
+    _, _, results = world
     for result in results:
         for arm in ("planted", "clean"):
             assert not any(row["contaminated"] for row in found_by(result, arm, "rougeL_itself").values())
             assert not any(row["contaminated"] for row in found_by(result, arm, "matcher_on_general").values())
 
 
-def test_broken_replies_are_counted_and_never_a_no(played):
-    _, _, results = played
+def test_broken_replies_are_counted_and_never_a_no(world):
+    _, _, results = world
     rows = [row for result in results for arm in result["arms"] for row in found_by(result, arm, "judge").values()]
     assert 0 < sum(row["n_unparsed"] for row in rows) < 0.1 * 10 * len(rows)
     assert all(row["n_exact"] + row["n_near"] + row["n_unparsed"] <= 10 for row in rows)
 
 
-def test_tables_of_the_run_folder(played):
-    folder = played[0] / "seed-1" / "planted"
+def test_tables_of_the_run_folder(world):
+    folder = world[0] / "seed-1" / "planted"
     tables = {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
     assert set(tables) == {"instances", "rejected", "completions", "overlap", "matches", "verdicts"}
     assert list(tables["instances"]) == completions.COLUMNS
@@ -134,8 +117,8 @@ def test_tables_of_the_run_folder(played):
     assert len(tables["instances"]) == 80
 
 
-def test_holm_is_over_the_partitions_of_a_method(played):
-    _, _, results = played
+def test_holm_is_over_the_partitions_of_a_method(world):
+    _, _, results = world
     rows = list(found_by(results[0], "planted", "rougeL").values())
     smallest = min(rows, key=lambda row: row["p_value"])
     assert smallest["p_holm"] == pytest.approx(8 * smallest["p_value"])
@@ -143,41 +126,110 @@ def test_holm_is_over_the_partitions_of_a_method(played):
 
 
 # ---- resume
-def test_a_second_run_asks_nothing_and_gives_the_same(played, tmp_path, monkeypatch):
-    folder, _, results = played
+def test_a_second_run_asks_nothing_and_gives_the_same(world, tmp_path, monkeypatch):
+    folder, _, results = world
     monkeypatch.setattr(SimulatedModel, "ask", lambda *a: pytest.fail("asked again"))
     for name in ("planted", "clean"):
         for path in (folder / "seed-0" / name).glob("*.parquet"):
             path.unlink()  # scoring again needs the transcript alone
-    assert play(folder, seeds=[0])[1] == results[:1]
+    assert run_seeds(folder, seeds=[0])[1] == results[:1]
 
 
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    append, ask, asked = Transcript._append, SimulatedModel.ask, []
+# ---- views: tables agree with the results, text is escaped
+def test_verdicts_hold_one_row_a_partition(world):
+    table = look.verdicts(world[2])
+    assert len(table) == 8
+    assert {
+        "truth",
+        "gap",
+        "p paired",
+        "p unpaired",
+        "p sign flips",
+        "exact",
+        "near-exact",
+        "counting, by rule",
+    } <= set(table)
+    rows = found_by(world[2][0], "planted", "rougeL")
+    assert table["gap"].tolist() == [round(row["statistic"], 3) for row in rows.values()]
+    assert "exact" in look.verdicts(world[2], "clean")
 
-    def dies(self, records):
-        append(self, records)
-        if len(self) > 200:
-            raise KeyboardInterrupt
 
-    def counted(self, requests):
-        asked.extend(request.key(self.name) for request in requests)
-        return ask(self, requests)
+def test_gaps_are_drawn_with_their_intervals(world):
+    display = look.gaps(world[2])
+    assert len(display.frame()) == 24
+    assert (display.frame()["lower"] <= display.frame()["upper"]).all()
+    bar = display.figure().data[0]
+    assert list(bar.x) == display.frame()["gap"].tolist()
+    assert {trace.name for trace in display.figure().data[1:]} == {"contaminated", "clean"}
+    with pytest.raises(ValueError, match="no overlap scores of 'bleurt'"):
+        look.gaps(world[2], metric="bleurt")
 
-    monkeypatch.setattr(SimulatedModel, "ask", counted)
-    with monkeypatch.context() as patch:
-        patch.setattr(Transcript, "_append", dies)
-        with pytest.raises(KeyboardInterrupt):
-            play(tmp_path / "killed", seeds=[0])
-    assert 200 < len(asked) < 500
-    resumed = play(tmp_path / "killed", seeds=[0])[1]
-    assert len(asked) == len(set(asked)) == resumed[0]["replies"]
-    monkeypatch.setattr(SimulatedModel, "ask", ask)
-    assert resumed == play(tmp_path / "whole", seeds=[0])[1]
+
+def test_pairs_are_joined_by_lines(world):
+    display = look.pairs(world[1], seed=0)
+    assert len(display.figure().data) == len(display.frame()) == 80
+    first = display.frame().iloc[0]
+    assert list(display.figure().data[0].y) == [first["general"], first["guided"]]
+    with pytest.raises(ValueError, match="no overlap of seed 9, arm 'planted' in this run; seeds: "):
+        look.pairs(world[1], seed=9)
+
+
+def test_agreement_is_symmetric_and_right_of_the_truth(world):
+    table = look.agreement(world[2]).frame()
+    assert (table.to_numpy() == table.to_numpy().T).all()
+    right = sum(n_right(result, "planted", "matcher") for result in world[2])
+    assert table.loc["counting, by rule", "truth"] == right / 24
+
+
+def test_checks_count_over_seeds(world):
+    table = look.checks(world[2])
+    assert table.loc["completions", "planted"] == 3 * 160
+    assert table.loc["right: counting, by rule", "clean"] == 24
+    assert table.loc["AUROC of the gap, mean", "planted"] > 0.9
+    assert table.loc["AUROC of the gap, mean", "clean"] == ""  # one class only
+
+
+def test_rates_stand_beside_those_of_the_pilot():
+    table = look.rates([{"statistics": error_rates(20, partition_tests.Rule(rounds=200, seed=0))}])
+    row = table[(table["instances"] == 10) & (table["correlation"] == 0.4) & (table["test"] == "paired")]
+    assert row.set_index("rate").loc["power", "pilot"] == "0.45"
+    assert table["here"].between(0, 1).all()
+
+
+def test_the_browser_escapes_text_and_marks_what_is_shared(world):
+    view = look.completions(world[1], seed=0)
+    assert isinstance(view, look.Completions)
+    assert view.n_pages == 80
+    assert view.frame()["gap"].is_monotonic_decreasing
+    assert "guided, 1.00" in view.html(0)
+    assert "match: exact" in view.html(0)
+    view.table.loc[0, ["guided", "first_piece", "label"]] = ["<script>x</script> & more", "<b>hi</b>", "<i>"]
+    page = view.html(0)
+    assert "<script>" not in page
+    assert "<b>hi" not in page
+    assert "<i>" not in page
+    assert "&lt;script&gt;" in page
+    bundle = view._repr_mimebundle_()
+    assert bundle["text/html"].count("original") == view.shown
+
+
+def test_one_partition_alone(world):
+    view = look.completions(world[1], seed=1, arm="clean", partition="cedar/test")
+    assert view.n_pages == 10
+    assert "cedar/test" in view.html(9)
+    with pytest.raises(ValueError, match="no instance of partition 'cedar'; it is written as data set/split"):
+        look.completions(world[1], seed=1, partition="cedar")
+
+
+def test_marked_words_are_those_of_the_original_in_order():
+    text = look.marked("The Ferry sank, cars left <br>", "the ferry left cars.")
+    assert text.count("<mark") == 3
+    assert "sank,</mark>" not in text
+    assert text.endswith("&lt;br&gt;")
 
 
 # ---- sabotage: the method is broken, and a claim or a number falls
-def test_scoring_the_first_piece_too_is_noticed(played, tmp_path, monkeypatch):
+def test_scoring_the_first_piece_too_is_noticed(world, tmp_path, monkeypatch):
     """The gap of contaminated partitions halves, and chance overlap is high."""
     right = tt.overlap
 
@@ -186,46 +238,37 @@ def test_scoring_the_first_piece_too_is_noticed(played, tmp_path, monkeypatch):
         return right(df.assign(**joined), metric, scorer)
 
     monkeypatch.setattr(tt, "overlap", whole)
-    _, broken = play(tmp_path)
+    _, broken = run_seeds(tmp_path)
     gap = {
         name: np.mean([by_truth(result, "planted", "rougeL")[0].mean() for result in results])
-        for name, results in (("right", played[2]), ("broken", broken))
+        for name, results in (("right", world[2]), ("broken", broken))
     }
     assert gap["broken"] < 0.6 * gap["right"]
     chance = [row["general"] for row in found_by(broken[0], "clean", "rougeL").values()]
-    assert min(chance) > 0.45 > 0.3 > max(row["general"] for row in found_by(played[2][0], "clean", "rougeL").values())
+    assert min(chance) > 0.45 > 0.3 > max(row["general"] for row in found_by(world[2][0], "clean", "rougeL").values())
 
 
 def test_a_general_prompt_that_names_the_data_set_is_noticed(tmp_path, monkeypatch):
     for task in completions.TASKS:
         monkeypatch.setitem(completions.INSTRUCTIONS, ("general", task), completions.INSTRUCTIONS["guided", task])
-    experiment, results = play(tmp_path)
+    experiment, results = run_seeds(tmp_path)
     assert max(gap_by_copies(results, "planted").values()) == 0
-    found = tt.claims(experiment, results).verdicts()
+    found = claims(experiment, results).verdicts()
     assert found["C1"] == found["C4"] == "not shown"  # the control counts as many matches as the method
 
 
 def test_guided_compared_with_itself_is_noticed(tmp_path, monkeypatch):
     right = partition_tests.overlap_test
     monkeypatch.setattr(partition_tests, "overlap_test", lambda general, guided, *a: right(guided, guided, *a))
-    experiment, results = play(tmp_path)
+    experiment, results = run_seeds(tmp_path)
     assert sum(n_right(r, "planted", "rougeL") for r in results) == 12  # nothing is found: half of 24
-    assert tt.claims(experiment, results).verdicts()["C4"] == "not shown"
+    assert claims(experiment, results).verdicts()["C4"] == "not shown"
 
 
 def test_at_least_instead_of_above_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(bootstrap, "bootstrap_p", lambda resampled: float(1 - np.mean(resampled >= 0)))
-    assert tt_constant() == 0
-    _, results = play(tmp_path, seeds=[0])
+    _, results = run_seeds(tmp_path, seeds=[0])
     assert all(row["contaminated"] for row in found_by(results[0], "clean", "rougeL_itself").values())
-
-
-def tt_constant():
-    return partition_tests.overlap_test([0.3] * 10, [0.3] * 10).p
-
-
-def test_equal_constants_are_no_evidence():
-    assert tt_constant() == 1
 
 
 def test_a_second_piece_in_the_prompt_is_noticed(tmp_path, monkeypatch):
@@ -236,9 +279,9 @@ def test_a_second_piece_in_the_prompt_is_noticed(tmp_path, monkeypatch):
         return right({**row, "first_piece": f"{row['first_piece']} {row['second_piece']}"}, instruction, max_new_tokens)
 
     monkeypatch.setattr(completions, "request", leaks)
-    experiment, results = play(tmp_path)
+    experiment, results = run_seeds(tmp_path)
     assert sum(n_false(r, "clean", "matcher") for r in results) == 24
-    found = tt.claims(experiment, results)
+    found = claims(experiment, results)
     assert found.verdicts()["C1"] == "not shown"
     assert any("24 of 24 flagged" in name for name in next(c for c in found.decided() if c.id == "C1").conditions)
 
@@ -252,9 +295,9 @@ def test_matches_counted_on_general_completions_are_noticed(tmp_path, monkeypatc
         return table.assign(instruction=table["instruction"].map(other))
 
     monkeypatch.setattr(tt, "match_judge", swapped)
-    experiment, results = play(tmp_path)
+    experiment, results = run_seeds(tmp_path)
     assert sum(n_right(r, "planted", "matcher") for r in results) == 12
-    assert tt.claims(experiment, results).verdicts()["C1"] == "not shown"
+    assert claims(experiment, results).verdicts()["C1"] == "not shown"
 
 
 # ---- bad input through the method
@@ -294,16 +337,16 @@ TEXTS = [f"Sentence {i} says this. And {i} says that." for i in range(12)]
 
 def test_empty_completions_score_zero_and_are_no_evidence(tmp_path, silent):
     config, task = silent(prompts(tmp_path / "d.jsonl", TEXTS))
-    experiment, results = play(tmp_path / "run", config, [0], task)
+    experiment, results = run_seeds(tmp_path / "run", config, [0], task)
     (row,) = found_by(results[0], "partitions", "rougeL").values()
     assert (row["general"], row["guided"], row["p_value"], row["contaminated"]) == (0, 0, 1, False)
     assert results[0]["arms"]["partitions"]["counts"]["empty"] == 20
-    assert set(tt.claims(experiment, results).verdicts().values()) == {"needs full scale"}
+    assert set(claims(experiment, results).verdicts().values()) == {"needs full scale"}
 
 
 def test_guided_completions_alone_leave_method_two(tmp_path, silent):
     config, task = silent(prompts(tmp_path / "d.jsonl", TEXTS), Silent("And 3 says that."), instructions=["guided"])
-    _, results = play(tmp_path / "run", config, [0], task)
+    _, results = run_seeds(tmp_path / "run", config, [0], task)
     assert {row["method"] for row in results[0]["arms"]["partitions"]["verdicts"]} == {"matcher"}
     with pytest.raises(ValueError, match=r"method 1 compares .* there are only guided ones; use method 2"):
         partition_tests.overlap_test([], [0.1])
@@ -312,11 +355,11 @@ def test_guided_completions_alone_leave_method_two(tmp_path, silent):
 def test_too_long_instances_are_skipped_and_counted(tmp_path, silent):
     texts = [*TEXTS, "very long " * 400]
     config, task = silent(prompts(tmp_path / "d.jsonl", texts), Silent("x", room=1_000), n_instances=13)
-    _, results = play(tmp_path / "run", config, [0], task)
+    _, results = run_seeds(tmp_path / "run", config, [0], task)
     assert results[0]["arms"]["partitions"]["counts"]["too_long"] == 1
     config, task = silent(prompts(tmp_path / "d.jsonl", texts), Silent("x", room=10))
     with pytest.raises(ValueError, match="no instance fits into the context of silent 10"):
-        play(tmp_path / "none", config, [0], task)
+        run_seeds(tmp_path / "none", config, [0], task)
 
 
 def test_a_repeated_first_piece_is_counted(tmp_path, silent):
@@ -324,7 +367,7 @@ def test_a_repeated_first_piece_is_counted(tmp_path, silent):
     path = tmp_path / "d.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in pieces))
     config, task = silent(str(path), Silent("It rains. Then 4."), split=False)
-    _, results = play(tmp_path / "run", config, [0], task)
+    _, results = run_seeds(tmp_path / "run", config, [0], task)
     assert results[0]["arms"]["partitions"]["counts"]["repeated_first_piece"] == 20
     (row,) = found_by(results[0], "partitions", "matcher").values()
     assert (row["n_exact"], row["contaminated"]) == (1, True)
@@ -339,52 +382,56 @@ def test_a_repeated_first_piece_is_counted(tmp_path, silent):
             {},
             r"d/train has 4 usable instances, .*d/train/2: empty text; .*: duplicate",
         ),
-        (TEXTS, {}, {"task": "cls"}, "task 'cls': column 'label' is missing"),
-        (TEXTS, {"label": "0 (a)"}, {"task": "nli"}, "task 'nli': column 'sentence1', 'sentence2' is missing"),
         (TEXTS, {}, {"split": False}, "column 'first_piece', 'second_piece' is missing"),
     ],
 )
 def test_bad_partitions(tmp_path, silent, texts, columns, changes, message):
     config, task = silent(prompts(tmp_path / "d.jsonl", texts, **columns), **changes)
     with pytest.raises(ValueError, match=message):
-        play(tmp_path / "run", config, [0], task)
-
-
-def test_fewer_than_ten_instances_give_a_warning(tmp_path, silent, caplog):
-    config, task = silent(prompts(tmp_path / "d.jsonl", TEXTS[:6]))
-    with caplog.at_level(logging.WARNING):
-        play(tmp_path / "run", config, [0], task)
-    assert "partition d/train has 6 usable instances" in caplog.text
+        run_seeds(tmp_path / "run", config, [0], task)
 
 
 # ---- released scores
-def test_claims_are_derived_again_from_released_scores(tmp_path, golden_folder):
-    task = tt.open_task(tt.Config(), dataset=str(golden_folder / "real_time_travel.json"))
-    assert isinstance(task, RecordedScores)
-    experiment, results = play(tmp_path, tt.Config(bootstrap=4_000), [0], task)
-    found = tt.claims(experiment, results)
-    assert set(found.verdicts().values()) == {"follows from the published data"}
-    assert results[0]["replies"] == 0
+@pytest.fixture(scope="module")
+def released(tmp_path_factory, golden_path):
+    config = tt.Config(bootstrap=4_000, simulations=20)
+    task = tt.open_task(config, dataset=str(golden_path("real_time_travel.json")))
+    return run_seeds(tmp_path_factory.mktemp("released"), config, [0], task)
 
 
-def test_released_scores_with_a_judge_that_sees_matches_everywhere_do_not_follow(tmp_path, golden_folder, monkeypatch):
-    monkeypatch.setattr(
-        "workbench.methods.confidence.time_travel.partitions._JUDGES",
-        {"judge": "icl_label", "human1": "human1", "human2": "human2"},
-    )
-    task = tt.open_task(tt.Config(), dataset=str(golden_folder / "real_time_travel.json"))
+def test_claims_are_derived_again_from_released_scores(released):
+    assert set(claims(*released).verdicts().values()) == {"follows from the published data"}
+    assert released[1][0]["replies"] == 0
+
+
+def test_released_scores_with_a_judge_that_sees_matches_everywhere_do_not_follow(tmp_path, released):
+    task = released[0].task
     wrong = RecordedScores([{**part, "icl_label": [2] * part["n"]} for part in task.partitions])
-    found = verdicts(play(tmp_path, tt.Config(bootstrap=500), [0], wrong))
+    found = claims(*run_seeds(tmp_path, tt.Config(bootstrap=500), [0], wrong)).verdicts()
     assert found["C1"] == found["C2"] == "does not follow"
     split = RecordedScores([{**part, "human1": [2] * part["n"]} for part in task.partitions])
     with pytest.raises(ValueError, match="the two human annotators disagree on a partition"):
-        play(tmp_path / "split", tt.Config(bootstrap=500), [0], split)
+        run_seeds(tmp_path / "split", tt.Config(bootstrap=500), [0], split)
 
 
-# ---- level A, a real model, and the transformer
+def test_released_scores_stand_beside_the_published_figures(released, world):
+    table = look.published(released[1])
+    assert len(table) == 16
+    gains = table[table["what"].str.startswith("gain")]
+    assert (gains["here"] - gains["published"]).abs().max() <= 0.005 + 1e-9
+    assert look.published(world[2]).startswith("Only the released scores")
+    assert len(look.gaps(released[1]).frame()) == 14  # seeds share the scores: each partition once
+    assert look.verdicts(released[1], "gpt3.5").shape[0] == 14
+    assert look.completions(released[0], seed=0).startswith("The released scores come without their texts")
+    assert len(look.pairs(released[0], seed=0).frame()) == 140
+    assert look.agreement(released[1], "gpt4").frame().loc["counting, by a judge", "truth"] == 1
+    assert look.checks(released[1]).loc["right: counting, by a judge", "gpt3.5"] == 13
+
+
+# ---- error rates, a real model, and the transformer
 @pytest.mark.slow
-def test_error_rates_lie_in_the_bands_of_the_specification(monkeypatch):
-    """400 partitions of ten instances, half with an effect: within 0.04 of the specification's own simulation."""
+def test_error_rates_lie_in_the_bands_of_the_pilot(monkeypatch):
+    """400 partitions of ten instances, half with an effect: within 0.04 of the pilot."""
     monkeypatch.setattr(partition_tests, "SETTINGS", ((10, 0.0), (10, 0.4), (10, 0.7)))
     rows = [error_rates(400, partition_tests.Rule(seed=seed)) for seed in (0, 1)]
     none, some, much = (
@@ -410,7 +457,7 @@ def test_a_real_model_and_real_rows(tmp_path, shared):
     Policy(model, tokenizer).save(tmp_path / "tiny")
     config = tt.Config(**QUICK, max_new_tokens=6, n_instances=5, partition="test", judge=str(tmp_path / "tiny"))
     task = tt.open_task(config, model=str(tmp_path / "tiny"), dataset=str(tmp_path / "gsm8k.jsonl"), device="cpu")
-    experiment, results = play(tmp_path / "run", config, [0], task)
+    experiment, results = run_seeds(tmp_path / "run", config, [0], task)
     table = found_by(results[0], "partitions", "rougeL")
     assert list(table) == ["gsm8k/test"]
     assert table["gsm8k/test"]["n"] == 5
@@ -418,7 +465,7 @@ def test_a_real_model_and_real_rows(tmp_path, shared):
     assert found_by(results[0], "partitions", "judge")["gsm8k/test"]["n_unparsed"] > 0  # a random model is no judge
     record = json.loads((tmp_path / "run" / "seed-0" / "transcript.jsonl").read_text().splitlines()[0])
     assert "test split of the gsm8k data set" in record["request"][0]["content"]
-    assert set(tt.claims(experiment, results).verdicts().values()) == {"needs full scale"}
+    assert set(claims(experiment, results).verdicts().values()) == {"needs full scale"}
 
 
 @pytest.mark.slow
@@ -435,7 +482,7 @@ def test_a_small_transformer_tells_the_named_continuation_from_the_others(tmp_pa
         "arms": ("planted",),
     }
     config = tt.Config(n_instances=5, bootstrap=300, simulations=20, world=world)
-    _, (result,) = play(tmp_path, config, [0])
+    _, (result,) = run_seeds(tmp_path, config, [0])
     copies = result["arms"]["planted"]["truth"]
     matches = found_by(result, "planted", "matcher")
     assert all(matches[name]["contaminated"] for name, n in copies.items() if n >= 4)

@@ -1,27 +1,29 @@
-"""FLR: what is trained on, mining by hand, resume, bad input, real text, and what sabotage does to the numbers."""
+"""FLR: what is trained on, mining by hand, real text, the browser, and what sabotage does to the numbers."""
 
 import json
-import math
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from workbench import methods
-from workbench.methods.reward.flr import follow_ups, reward
+from workbench.methods.experiment import Results, run_seed
 from workbench.methods.reward.flr import method as flr
-from workbench.methods.reward.flr.follow_ups import FollowUps, Scored
+from workbench.methods.reward.flr import pairs as mining
+from workbench.methods.reward.flr.conversations import as_feedback, read_accept_reject
+from workbench.methods.reward.flr.experiment import ARMS, claims
+from workbench.methods.reward.flr.follow_ups import FollowUps, PlacedFollowUps
+from workbench.methods.reward.flr.pairs import best_worst_pairs, candidates_of
+from workbench.methods.reward.flr.ranking import pairwise_accuracy
+from workbench.methods.reward.flr.view import FollowUpBrowser
 from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 from workbench.training.steps import SupervisedStep
 from workbench.worlds.target_and_distractor import Listener
 
-WORLD = {"start_steps": 5, "feedback_steps": 2, "n_pairs": 20, "repetitions": 1, "draws": 2, "width": 16}
-
 
 def config(**changes):
-    return flr.Config.at("smoke", **{"world": WORLD, "max_steps": 2, **changes})
+    return flr.Config.at("micro", **changes)
 
 
 @pytest.fixture(scope="module")
@@ -35,30 +37,25 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def played(root):
-    settings = config(arms=["ranking", "dpo_flr", "dpo_inverted", "sft_tuned", "kto_flr"])
+    settings = config(arms=["ranking", "sft_tuned", "kto_flr"])
     task, run = flr.open_task(settings), Run(root / "played")
-    return task, settings, run, flr.run(task, settings, 0, run)
+    return task, settings, run, run_seed(flr, task, settings, 0, run)
 
 
 # ------------------------------------------------------------------------------------------------------------- mining
-def scored(values):
-    """FLR values as scores of one phrase of each polarity."""
-    follow = FollowUps.of({"d": {"positive": ["x"], "negative": ["y"]}})
-    return Scored(follow, np.array([[v, 0.0] for v in values]), "key")
-
-
-def drawn(*texts):
-    return (SimpleNamespace(prompt="p"), {text: [i] for i, text in enumerate(texts)})
-
-
 def test_best_and_worst_by_hand():
     """Values 1, 3, 2: the second against the first, margin 2; one text, equal scores and a small margin are counted."""
-    found = [drawn("a", "b", "c"), drawn("a"), drawn("a", "b"), drawn("a", "b")]
-    pairs, counts = flr.best_worst_pairs(found, scored([1, 3, 2, 5, 1, 1, 0.1, 0.2]), 0.5)
-    (pair,) = pairs
+    texts = [["a", "b", "c"], ["a", "a", " "], ["a", "b"], ["a", "b"]]
+    drawn = pd.DataFrame({"responses": texts, "responses_ids": [[[i] for i, _ in enumerate(row)] for row in texts]})
+    candidates = candidates_of(drawn)
+    assert [list(row) for row in candidates] == [["a", "b", "c"], ["a"], ["a", "b"], ["a", "b"]]
+    phrases = FollowUps.of({"d": {"positive": ["x"], "negative": ["y"]}})
+    scored = flr.Scored(phrases, np.array([[v, 0.0] for v in (1, 3, 2, 5, 1, 1, 0.1, 0.2)]), "key")
+    (pair,), report = best_worst_pairs("pppp", candidates, scored, 0.5)
     assert (pair["chosen"], pair["rejected"], pair["margin"], pair["key"]) == ("b", "a", 2.0, "key")
     assert (pair["chosen_ids"], pair["rejected_ids"]) == ([1], [0])
-    assert counts == {"samples all the same": 1, "scores all the same": 1, "margin too small": 1}
+    assert (report["prompts"], report["pairs"]) == (4, 1)
+    assert [report[f"{why}"] for why in ("samples all the same", "scores all the same", "margin too small")] == [1] * 3
 
 
 def test_pairs_carry_margin_and_key_and_the_report_looks_at_length(played):
@@ -79,37 +76,22 @@ def test_all_samples_the_same_is_an_error_that_says_so(root, monkeypatch):
     same = pd.DataFrame({"prompt": ["a1 b1"], "responses": [["t1", "t1", ""]], "responses_ids": [[[1], [1], []]]})
     monkeypatch.setattr(flr, "draw_samples", lambda *a, **o: same)
     with pytest.raises(
-        ValueError, match=r"no pair is left of 36 prompts \(\{'samples all the same': 1\}\); raise temperature"
+        ValueError, match=r"no pair is left of 36 prompts .*'samples all the same': 1.*; raise temperature"
     ):
-        flr.run(task, settings, 0, Run(root / "same"))
+        run_seed(flr, task, settings, 0, Run(root / "same"))
 
 
 # ----------------------------------------------------------------------------------------------------------- training
-def test_first_losses_and_what_is_told(played):
-    _, _, run, result = played
-    for arm, loss in (("dpo_flr", math.log(2)), ("kto_flr", 1.0), ("dpo_inverted", math.log(2))):
-        assert Run(run.folder / arm / "round-1").metrics()[0]["loss"] == pytest.approx(loss, abs=1e-5)
-    start, end = result["arms"]["dpo_flr"]
+def test_what_is_told(played):
+    _, settings, run, result = played
+    start, end = result["arms"]["kto_flr"]
     assert {"quality", "greedy", "flr", "flr_deaf"} == set(start) == set(end)
     (ranking,) = result["arms"]["ranking"]
-    for name in (
-        "flr",
-        "deaf",
-        "tuned",
-        "mistuned",
-        "own_likelihood",
-        "length",
-        "flr_positive",
-        "flr_one_phrase",
-        "flr_sum",
-        "flr_official_raw_logit",
-        "flr_spearman",
-        "flr_half_phrases_sd",
-    ):
+    names = "flr deaf tuned mistuned own_likelihood length flr_positive flr_one_phrase flr_sum flr_official_raw_logit"
+    for name in (*names.split(), "flr_spearman", "flr_half_phrases_sd"):
         assert -1 <= ranking[name] <= 1
-    assert (run.folder / "sft_tuned" / "round-1" / "weights.safetensors").is_file()
     table = pd.read_parquet(run.folder / "ranking" / "scores-flr.parquet")
-    assert len(table) == 2 * WORLD["n_pairs"]
+    assert len(table) == 2 * settings.world["n_pairs"]
     assert len(table["likelihoods"][0]) == len(json.loads((run.folder / "ranking" / "phrases.json").read_text())) == 10
 
 
@@ -124,7 +106,7 @@ def test_inverted_is_the_same_pairs_the_other_way_round(root, monkeypatch):
     monkeypatch.setattr(flr, "pair_rows", watched)
     monkeypatch.setattr(flr, "iterate", lambda policy, n, make_round, *a, **o: [len(make_round(policy, 0).rows)])
     settings = config(arms=["dpo_flr", "dpo_inverted", "dpo_shuffled"])
-    flr.run(flr.open_task(settings), settings, 0, Run(root / "inverted"))
+    run_seed(flr, flr.open_task(settings), settings, 0, Run(root / "inverted"))
     true_, inverted, shuffled = seen.values()
     assert [g.responses_ids for g in inverted] == [g.responses_ids[::-1] for g in true_]
     swapped = np.mean([a.responses_ids != b.responses_ids for a, b in zip(true_, shuffled, strict=True)])
@@ -134,10 +116,10 @@ def test_inverted_is_the_same_pairs_the_other_way_round(root, monkeypatch):
 @pytest.mark.parametrize("layout", ["swapped", "next_turn"])
 def test_only_the_feedback_is_learned(root, monkeypatch, layout):
     seen = []
-    monkeypatch.setattr(reward, "train", lambda policy, rows, step, *a, **o: seen.append((rows, step)))
+    monkeypatch.setattr(flr, "train", lambda policy, rows, step, *a, **o: seen.append((rows, step)))
     settings = config(tuned_layout=layout)
     task = flr.open_task(settings)
-    policy = reward.tuned(task, settings, 0, Run(root / layout), "tuned")
+    policy = flr.open_reward(task, settings, "tuned", 0, Run(root / layout)).scorer
     rows, step = seen[0]
     assert isinstance(step, SupervisedStep)
     said = task.feedback(0)[0]
@@ -148,49 +130,10 @@ def test_only_the_feedback_is_learned(root, monkeypatch, layout):
     assert before == f"<s> {swapped if layout == 'swapped' else turns}"
 
 
-def test_a_second_call_computes_nothing(played, monkeypatch):
-    task, settings, run, result = played
-    monkeypatch.setattr(flr, "play", lambda *a: pytest.fail("played again"))
-    assert flr.run(task, settings, 0, run) == result
-
-
-def test_a_killed_arm_goes_on_with_the_same_numbers(played, root, monkeypatch):
-    task, settings, _, result = played
-    run, true, calls = Run(root / "killed"), flr.score_rows, []
-
-    def dies(*args, **options):
-        calls.append(args[2])
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return true(*args, **options)
-
-    monkeypatch.setattr(flr, "score_rows", dies)
-    with pytest.raises(KeyboardInterrupt):
-        flr.run_arm(task, settings, "dpo_flr", 0, run)
-    assert (run.folder / "shared" / "pairs-flr" / "pairs.parquet").is_file()
-    monkeypatch.setattr(flr, "draw_samples", lambda *a, **o: pytest.fail("drawn again"))
-    assert flr.run_arm(task, settings, "dpo_flr", 0, run) == result["arms"]["dpo_flr"]
-
-
-# --------------------------------------------------------------------------------------------------------- bad input
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"arms": ["flr"]}, r"unknown arms \['flr'\]; known: ranking, dpo_flr"),
-        ({"samples": 1}, "samples = 1: Input should be greater than or equal to 2"),
-        ({"statistic": "median"}, "statistic = 'median'"),
-    ],
-)
-def test_bad_config(changes, message):
-    with pytest.raises(ValueError, match=message):
-        flr.Config.at("tiny", **changes)
-
-
-def test_bad_task():
-    with pytest.raises(ValueError, match="give both for real text, or neither for the embedded world"):
-        flr.open_task(flr.Config.at("tiny"), dataset="x.jsonl")
-    with pytest.raises(ValueError, match=r"arms \['dpo_tuned', .* need a scorer tuned on feedback in words"):
-        flr.open_task(flr.Config.at("tiny"), dataset="x.jsonl", model="m")
+def test_a_tuned_scorer_needs_feedback():
+    settings = flr.Config.at("tiny", arms=["ranking", "dpo_tuned"])
+    with pytest.raises(ValueError, match=r"arms \['dpo_tuned'\] need a scorer tuned on feedback in words"):
+        flr.open_task(settings, dataset="x.jsonl", model="m")
 
 
 # --------------------------------------------------------------------------------------------------------- real text
@@ -204,11 +147,7 @@ def model(tmp_path_factory):
 
 def test_real_pairs_end_to_end(shared, model, root):
     overrides = {
-        "max_new_tokens": 5,
-        "max_length": 500,
-        "samples": 2,
-        "n_prompts": 3,
-        "test_size": 60,
+        **{"max_new_tokens": 5, "max_length": 500, "samples": 2, "n_prompts": 3, "test_size": 60},
         "learning_rate": 1e-3,
     }
     experiment = methods.Experiment(
@@ -228,7 +167,7 @@ def test_real_pairs_end_to_end(shared, model, root):
     start, end = results[0]["arms"]["dpo_flr"]
     assert {"quality", "token_nll", "flr"} == set(end)
     assert end["token_nll"] != start["token_nll"]
-    verdicts = flr.claims(experiment, results).verdicts()
+    verdicts = claims(experiment, results).verdicts()
     assert {verdicts.pop("H1"), verdicts.pop("H2")} == {"smoke run, no verdict"}
     assert set(verdicts.values()) == {"needs full scale"}
 
@@ -237,24 +176,16 @@ def test_real_questions_with_feedback_in_aligned_files(shared, model, root, tmp_
     """Real questions and solutions as accept and reject files, and a scorer tuned on feedback with swapped roles."""
     with open(shared / "data/gsm8k/example_model_solutions.jsonl", encoding="utf-8") as file:
         rows = [json.loads(next(file)) for _ in range(8)]
-    sides = {"accept": "ground_truth", "reject": ""}
-    for side, column in sides.items():
-        texts = [[r["question"][:80], (r[column] if column else r["6b_finetuning"]["solution"])[:60]] for r in rows]
-        (tmp_path / f"maths_{side}.json").write_text(json.dumps(texts))
-    told = [
-        {"prompt": r["question"][:80], "response": r["6b_finetuning"]["solution"][:60], "feedback": "That is wrong."}
-        for r in rows
-    ]
+    texts = [(r["question"][:80], r["ground_truth"][:60], r["6b_finetuning"]["solution"][:60]) for r in rows]
+    for side, answer in (("accept", 1), ("reject", 2)):
+        (tmp_path / f"maths_{side}.json").write_text(json.dumps([[row[0], row[answer]] for row in texts]))
+    told = [{"prompt": q, "response": wrong, "feedback": "That is wrong."} for q, _, wrong in texts]
     (tmp_path / "feedback.jsonl").write_text("\n".join(map(json.dumps, told)))
     overrides = {
-        "max_new_tokens": 4,
-        "max_length": 300,
-        "samples": 2,
-        "n_prompts": 2,
-        "test_size": 3,
+        **{"max_new_tokens": 4, "max_length": 300, "samples": 2, "n_prompts": 2, "test_size": 3},
         "arms": ["ranking", "dpo_tuned"],
         "feedback": str(tmp_path / "feedback.jsonl"),
-        "tuning_rate": 1e-3,
+        "tuning_learning_rate": 1e-3,
     }
     experiment = methods.Experiment(
         "flr",
@@ -270,6 +201,40 @@ def test_real_questions_with_feedback_in_aligned_files(shared, model, root, tmp_
     assert len(results[0]["arms"]["dpo_tuned"]) == 2
 
 
+def files(folder, accept, reject):
+    (folder / "set_accept.json").write_text(json.dumps(accept))
+    (folder / "set_reject.json").write_text(json.dumps(reject))
+    return folder / "set_accept.json"
+
+
+def test_aligned_files(tmp_path):
+    (row,) = read_accept_reject(files(tmp_path, [["q", "a", "r", "good"]], [["q", "a", "r", "bad"]]))
+    assert [turn["role"] for turn in row["prompt"]] == ["user", "assistant", "user"]
+    assert (row["chosen"], row["rejected"]) == ("good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("accept", "reject", "message"),
+    [
+        ([["q", "a"]] * 2, [["q", "b"]], "set_accept.json has 2 conversations and set_reject.json 1"),
+        ([["q", "a"]], [["p", "b"]], "row 0: the two files have different prompts"),
+        ([["q", "a", "b"]], [["q", "a", "b"]], "set_accept.json, row 0: .* the number of utterances is even; got 3"),
+        ([["q", ""]], [["q", "b"]], "set_accept.json, row 0: utterance 1 is empty"),
+    ],
+)
+def test_bad_files(tmp_path, accept, reject, message):
+    with pytest.raises(ValueError, match=message):
+        read_accept_reject(files(tmp_path, accept, reject))
+
+
+def test_feedback_rows():
+    assert as_feedback([{"prompt": "q", "completion": "a", "feedback": "Good."}]) == [
+        {"prompt": "q", "response": "a", "feedback": "Good."}
+    ]
+    with pytest.raises(ValueError, match="row 0, column 'feedback': it is missing or empty"):
+        as_feedback([{"prompt": "q", "response": "a"}])
+
+
 # ------------------------------------------------------------------------------------------------------------ claims
 class Told:
     """An experiment of which only the results matter."""
@@ -277,31 +242,11 @@ class Told:
     scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
 
 
-QUALITY = {
-    "dpo_flr": 0.6,
-    "dpo_tuned": 0.7,
-    "sft_flr": 0.58,
-    "sft_tuned": 0.65,
-    "kto_flr": 0.57,
-    "dpo_fast": 0.45,
-    "dpo_inverted": 0.2,
-    "dpo_shuffled": 0.38,
-    "dpo_mistuned": 0.37,
-}
-RANKING = {
-    "flr": 0.8,
-    "deaf": 0.5,
-    "tuned": 0.95,
-    "mistuned": 0.6,
-    "own_likelihood": 0.3,
-    "flr_one_phrase": 0.7,
-    "deaf_one_phrase": 0.5,
-    "flr_positive": 0.75,
-    "flr_official_raw_logit": 0.6,
-    "tuned_official_raw_logit": 0.9,
-    "flr_half_phrases_sd": 0.01,
-    "flr_one_phrase_sd": 0.03,
-}
+QUALITY = {"dpo_flr": 0.6, "dpo_tuned": 0.7, "sft_flr": 0.58, "sft_tuned": 0.65, "kto_flr": 0.57, "dpo_fast": 0.45}
+QUALITY |= {"dpo_inverted": 0.2, "dpo_shuffled": 0.38, "dpo_mistuned": 0.37}
+RANKING = {"flr": 0.8, "deaf": 0.5, "tuned": 0.95, "mistuned": 0.6, "own_likelihood": 0.3}
+RANKING |= {"flr_one_phrase": 0.7, "deaf_one_phrase": 0.5, "flr_positive": 0.75, "flr_official_raw_logit": 0.6}
+RANKING |= {"tuned_official_raw_logit": 0.9, "flr_half_phrases_sd": 0.01, "flr_one_phrase_sd": 0.03}
 
 
 def told(ranking=(), **quality):
@@ -319,11 +264,11 @@ def told(ranking=(), **quality):
             arms[arm] = [before, {"quality": value + noise(), "flr": value - 0.37, "flr_deaf": noise()}]
         return {"arms": arms}
 
-    return [result() for _ in Told.seeds]
+    return Results(result() for _ in Told.seeds)
 
 
 def test_verdicts_of_a_method_that_works():
-    verdicts = flr.claims(Told(), told()).verdicts()
+    verdicts = claims(Told(), told()).verdicts()
     assert verdicts.pop("C2") == "needs full scale"
     assert set(verdicts) == {"C1", "C3", "C4", "C4 policy", "C5", "C6", "W1", "W2"}
     assert set(verdicts.values()) == {"shown in small"}
@@ -345,7 +290,7 @@ def test_verdicts_of_a_method_that_works():
     ],
 )
 def test_verdicts_of_a_broken_method(ranking, quality, lost):
-    assert flr.claims(Told(), told(ranking, **quality)).verdicts()[lost] == "not shown"
+    assert claims(Told(), told(ranking, **quality)).verdicts()[lost] == "not shown"
 
 
 # ---------------------------------------------------------------------------------------------------------- sabotage
@@ -353,50 +298,92 @@ def test_verdicts_of_a_broken_method(ranking, quality, lost):
 def test_sabotage_in_the_world(root, monkeypatch):
     """The world's start, one seed. The intact reward ranks, its pairs raise the policy, and each mistake is seen in a
     number."""
-    monkeypatch.delattr(Listener, "deaf")  # not needed here, and not trained then
-    settings = flr.Config.at("tiny", world={"draws": 10}, max_steps=40, arms=["dpo_flr"])
+    monkeypatch.setattr(Listener, "deaf", Listener.start)  # not needed here, and not trained then
+    settings = flr.Config.at("tiny", world={"draws": 10, "start_steps": 500}, max_steps=40, arms=["dpo_flr"])
     task = flr.open_task(settings)
     pairs = task.preferences("test", 0)
     rows = [{"prompt": row["prompt"], "response": row[side]} for side in ("chosen", "rejected") for row in pairs]
     start, phrases = task.start(0), FollowUps.of(task.follow_ups)
 
     def accuracy():
-        values = follow_ups.follow_up_scores(start, rows, phrases).flr
-        return follow_ups.pairwise_accuracy(values[: len(pairs)], values[len(pairs) :])
+        values = flr.Reward(start, phrases)(rows).flr
+        return pairwise_accuracy(values[: len(pairs)] - values[len(pairs) :])
 
     def gain(name):
-        before, after = flr.run(task, settings, 0, Run(root / name))["arms"]["dpo_flr"]
+        before, after = flr.train_arm(task, settings, ARMS["dpo_flr"], 0, Run(root / name / "dpo_flr"))
         return after["quality"] - before["quality"]
 
     assert accuracy() > 0.65
     assert gain("sound") > 0.08
-    true_groups, true_best, true_weights = follow_ups.follow_up_groups, flr.best_and_worst, FollowUps.weights
+    true_groups, true_best, true_side = PlacedFollowUps.groups, mining.best_and_worst, flr.Scored.side
 
-    def response_too(policy, rows, *args, **options):
+    def response_too(self, rows):
         """The response's words are scored with the follow-up."""
-        groups, n_cut = true_groups(policy, rows, *args, **options)
+        groups, n_cut = true_groups(self, rows)
         moved = [
             g._replace(prompt_ids=g.prompt_ids[:-6], responses_ids=[g.prompt_ids[-6:] + r for r in g.responses_ids])
             for g in groups
         ]
         return moved, n_cut
 
-    def prompt_alone(policy, rows, *args, **options):
+    def prompt_alone(self, rows):
         """The follow-up does not see the response."""
-        return true_groups(policy, [{**row, "response": "t0"} for row in rows], *args, **options)
+        return true_groups(self, [{**row, "response": "t0"} for row in rows])
 
     with monkeypatch.context() as patch:
-        patch.setattr(follow_ups, "follow_up_groups", response_too)
-        patch.setattr(FollowUps, "weights", lambda self, *a: np.full(len(self.phrases), 1 / len(self.phrases)))
+        patch.setattr(PlacedFollowUps, "groups", response_too)
+        patch.setattr(flr.Scored, "flr", property(lambda self: self.likelihoods.mean(1)))
         assert accuracy() < 0.5  # drifts to the model's own likelihood
     with monkeypatch.context() as patch:
-        patch.setattr(follow_ups, "follow_up_groups", prompt_alone)
+        patch.setattr(PlacedFollowUps, "groups", prompt_alone)
         assert accuracy() == pytest.approx(0.5)
     with monkeypatch.context() as patch:  # best and worst exchanged: every margin is negative
-        patch.setattr(flr, "best_and_worst", lambda scores: true_best(scores)[::-1])
+        patch.setattr(mining, "best_and_worst", lambda scores: true_best(scores)[::-1])
         with pytest.raises(ValueError, match="'margin too small': 216"):
             gain("exchanged")
     with monkeypatch.context() as patch:  # the sign of the score
-        patch.setattr(FollowUps, "weights", lambda self, *a: -true_weights(self, *a))
+        patch.setattr(flr.Scored, "side", lambda *arguments: -true_side(*arguments))
         assert accuracy() < 0.35
         assert gain("negated") < -0.03
+
+
+# ------------------------------------------------------------------------------------------------------------- browser
+PHRASES = [("d", "positive", "Good <i>x</i>"), ("d", "positive", "Fine"), ("d", "negative", "Bad")]
+TABLE = pd.DataFrame(
+    {
+        "prompt": ["<b>q</b>", "q2", "q2"],
+        "response": ["<script>alert(1)</script>", "two words", "two words"],
+        "side": ["chosen", "rejected", "rejected"],
+        "flr": [0.5, -0.5, -0.5],
+        "likelihoods": [[-1.0, -2.0, -2.0], [-3.0, -2.0, -2.0], [-3.0, -2.0, -2.0]],
+    }
+)
+
+
+def test_text_is_escaped_everywhere():
+    view = FollowUpBrowser(TABLE, PHRASES)
+    bundle = view._repr_mimebundle_()
+    for text in (view.html(0), bundle["text/html"], view.figure(0).to_json(), view.length_figure().figure().to_json()):
+        text = text.replace("\\u003c", "<")
+        assert "<script>" not in text
+        assert "<b>q</b>" not in text
+        assert "<i>x</i>" not in text
+
+
+def test_phrases_and_list():
+    view = FollowUpBrowser(TABLE, PHRASES)
+    assert len(view.table) == 2  # the same response once
+    assert view.frame().groupby("polarity").size().to_dict() == {"positive": 4, "negative": 2}
+    assert [len(trace.x) for trace in view.figure(1).data] == [2, 1]
+    pick, text = view.widget().children
+    pick.value = 1
+    assert text.value == view.html(1)
+    assert view.html(1).index("Fine") < view.html(1).index("Good")  # the likeliest first
+    assert view.length_figure().frame()["words"].tolist() == [1, 2]
+
+
+def test_other_phrases_and_empty_tables_are_refused():
+    with pytest.raises(ValueError, match="not the set they were scored with"):
+        FollowUpBrowser(TABLE, PHRASES[:2])
+    with pytest.raises(ValueError, match="no scored responses"):
+        FollowUpBrowser(TABLE.iloc[:0], PHRASES)

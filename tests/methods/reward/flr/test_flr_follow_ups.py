@@ -1,24 +1,19 @@
 """Follow-ups: their place in a real chat template, only their words scored, balanced scores, keys, and every bad
 input."""
 
+import copy
 import logging
 
 import numpy as np
 import pytest
 import torch
 
-from workbench.methods.reward.flr import follow_ups as module
-from workbench.methods.reward.flr.follow_ups import (
-    FollowUps,
-    before_follow_up,
-    comparable,
-    follow_up_groups,
-    follow_up_scores,
-    length_bias,
-    pairwise_accuracy,
-    rating_agreement,
-)
+from workbench.kernels.scoring import NanScore
+from workbench.methods.reward.flr import method as module
+from workbench.methods.reward.flr.follow_ups import FollowUps
+from workbench.methods.reward.flr.method import Reward, Scored
 from workbench.methods.reward.flr.phrases import PHRASES
+from workbench.methods.reward.flr.ranking import length_bias, pairwise_accuracy, rating_agreement
 from workbench.models import Policy, bpe_tokenizer, new_llama
 
 SETS = {
@@ -47,15 +42,12 @@ def policy():
     return Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=200, seed=0), tokenizer)
 
 
+def reward(policy, sets=SETS, dimensions=(), **options):
+    return Reward(policy, FollowUps.of(sets, dimensions), **options)
+
+
 def test_phrases_are_balanced_and_different():
-    assert list(PHRASES) == [
-        "understanding",
-        "relevance",
-        "correctness",
-        "engagingness",
-        "informativeness",
-        "following",
-    ]
+    assert " ".join(PHRASES) == "understanding relevance correctness engagingness informativeness following"
     everything = FollowUps.of().phrases
     assert len(everything) == len(set(everything)) == 120
     assert all(len(both[p]) == 10 for both in PHRASES.values() for p in ("positive", "negative"))
@@ -63,7 +55,7 @@ def test_phrases_are_balanced_and_different():
 
 def test_the_place_of_a_follow_up(policy):
     """The history, the response, its end, and the header of the user's next turn; nothing of the phrase."""
-    ids, tail = before_follow_up(policy, ROWS[1]["prompt"], "No idea.")
+    ids, tail = reward(policy).before(ROWS[1]["prompt"], "No idea.")
     text = policy.tokenizer.decode(ids)
     assert (
         text == "<s><|system|>Be brief.<|user|>Hi<|assistant|>Hello.</s><|user|>Why?<|assistant|>No idea.</s><|user|>"
@@ -72,17 +64,16 @@ def test_the_place_of_a_follow_up(policy):
 
 
 def test_swapped_roles_keep_the_last_two_utterances(policy):
-    ids, _ = before_follow_up(policy, ROWS[1]["prompt"], "No idea.", layout="swapped", pose="Ask.")
+    ids, _ = reward(policy, layout="swapped", pose="Ask.").before(ROWS[1]["prompt"], "No idea.")
     assert policy.tokenizer.decode(ids) == "<s><|user|>Ask.<|assistant|>Why?</s><|user|>No idea.<|assistant|>"
 
 
 def test_only_the_words_of_the_phrase_are_scored(policy):
     """Against the model's own logits, one phrase at a time, with the whole chat rendered."""
     follow_ups = FollowUps.of(SETS)
-    scored = follow_up_scores(policy, ROWS, follow_ups)
-    sums = follow_up_scores(policy, ROWS, follow_ups, statistic="sum")
+    scored, sums = reward(policy)(ROWS), reward(policy, statistic="sum")(ROWS)
     for i, row in enumerate(ROWS):
-        prefix, _ = before_follow_up(policy, row["prompt"], row["response"])
+        prefix, _ = reward(policy).before(row["prompt"], row["response"])
         for k, phrase in enumerate(follow_ups.phrases):
             words = policy.encode_part(phrase)
             with torch.no_grad():
@@ -90,13 +81,13 @@ def test_only_the_words_of_the_phrase_are_scored(policy):
             by_hand = [logps[len(prefix) - 1 + t, word].item() for t, word in enumerate(words)]
             assert scored.likelihoods[i, k] == pytest.approx(np.mean(by_hand), abs=1e-5)
             assert sums.likelihoods[i, k] == pytest.approx(np.sum(by_hand), abs=1e-4)
-    assert policy.tokenizer.eos_token_id not in follow_up_groups(policy, ROWS, follow_ups)[0][0].responses_ids[0]
+    assert policy.tokenizer.eos_token_id not in reward(policy).groups(ROWS)[0][0].responses_ids[0]
 
 
 def test_the_raw_statistic_reads_one_position(policy):
     follow_ups = FollowUps.of(SETS)
-    scored = follow_up_scores(policy, ROWS, follow_ups, statistic="official_raw_logit")
-    prefix, _ = before_follow_up(policy, ROWS[0]["prompt"], ROWS[0]["response"])
+    scored = reward(policy, statistic="official_raw_logit")(ROWS)
+    prefix, _ = reward(policy).before(ROWS[0]["prompt"], ROWS[0]["response"])
     words = policy.encode_part(follow_ups.phrases[1])
     with torch.no_grad():
         logits = policy.model(input_ids=torch.tensor([prefix + words])).logits[0, len(prefix)]
@@ -108,34 +99,39 @@ def test_the_raw_statistic_reads_one_position(policy):
 def test_scores_are_balanced_by_hand():
     """1 - (2 + 4)/2 = -2 and (1 + 2 + 3)/3 - 4 = -2, mean -2; positive only (1 + 2)/2."""
     follow_ups = FollowUps.of(SETS)
-    scored = module.Scored(follow_ups, np.array([[1.0, 2, 4, 1, 2, 3, 4]]), "")
-    assert scored.dimension("understanding")[0] == pytest.approx(-2)
-    assert scored.dimension("following")[0] == pytest.approx(-2)
+    scored = Scored(follow_ups, np.array([[1.0, 2, 4, 1, 2, 3, 4]]), "")
+    for name in ("understanding", "following"):
+        assert scored.side(name, "positive")[0] - scored.side(name, "negative")[0] == pytest.approx(-2)
     assert scored.flr[0] == pytest.approx(-2)
-    assert scored.dimension("", "positive")[0] == pytest.approx(1.5)
+    assert scored.positive[0] == pytest.approx(1.5)
     assert scored.of_phrases([0])[0] == pytest.approx(((1 - 2) + (1 - 4)) / 2)
 
 
 def test_scores_on_other_scales_are_refused(policy):
-    follow_ups = FollowUps.of(SETS)
-    first = follow_up_scores(policy, ROWS, follow_ups)
-    assert first.key == follow_up_scores(policy, ROWS[:1], follow_ups).key
+    first = reward(policy)(ROWS)
+    assert first.key == reward(policy)(ROWS[:1]).key
     other = Policy(new_llama(policy.tokenizer, width=16, layers=1, heads=2, max_length=200, seed=1), policy.tokenizer)
     for second in (
-        follow_up_scores(policy, ROWS, FollowUps.of(SETS, ["following"])),
-        follow_up_scores(other, ROWS, follow_ups),
-        follow_up_scores(policy, ROWS, follow_ups, statistic="sum"),
-        follow_up_scores(policy, ROWS, follow_ups, layout="swapped"),
+        reward(policy, SETS, ["following"]),
+        reward(other),
+        reward(policy, statistic="sum"),
+        reward(policy, layout="swapped"),
     ):
         with pytest.raises(ValueError, match="share no scale"):
-            comparable(first, second)
-        with pytest.raises(ValueError, match="share no scale"):
-            pairwise_accuracy(first, second)
-    assert pairwise_accuracy(first, first) == 0.5
+            first - second(ROWS)
+    assert pairwise_accuracy(first - first) == 0.5
+
+
+def test_a_response_that_comes_twice_is_scored_once(policy, monkeypatch):
+    true, seen = Reward.groups, []
+    monkeypatch.setattr(Reward, "groups", lambda self, rows: seen.append(len(rows)) or true(self, rows))
+    twice = reward(policy)([*ROWS, ROWS[0]]).likelihoods
+    assert seen == [2]
+    np.testing.assert_array_equal(twice[0], twice[2])
 
 
 def test_ties_count_half_and_ratings_correlate():
-    assert pairwise_accuracy(np.array([1.0, 0.0, 2.0]), np.array([0.0, 0.0, 3.0])) == 0.5
+    assert pairwise_accuracy(np.array([1.0, 0.0, -1.0])) == 0.5
     found = rating_agreement(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1, 2, 4, 3]))
     assert found == pytest.approx({"spearman": 0.8, "kendall": 2 / 3, "pearson": 0.8})
 
@@ -155,11 +151,10 @@ def test_bad_phrases(policy, caplog):
         found = FollowUps.of({"d": {"positive": ["x", "x"], "negative": ["y"]}})
     assert found.phrases == ["x", "y"]
     assert "1 repeated positive phrases dropped" in caplog.text
-    nothing = FollowUps.of({"d": {"positive": ["x"], "negative": ["y"]}})
     deaf = Policy(policy.model, policy.tokenizer)
     deaf.encode_part = lambda text: []
     with pytest.raises(ValueError, match="the follow-up 'x' has no tokens"):
-        follow_up_groups(deaf, ROWS, nothing)
+        reward(deaf, {"d": {"positive": ["x"], "negative": ["y"]}}).groups(ROWS)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +171,7 @@ def test_bad_phrases(policy, caplog):
 )
 def test_bad_rows_are_named(policy, row, message):
     with pytest.raises(ValueError, match=message):
-        follow_up_scores(policy, [row], FollowUps.of(SETS))
+        reward(policy)([row])
 
 
 def test_templates_without_a_next_turn_are_refused(policy):
@@ -185,24 +180,22 @@ def test_templates_without_a_next_turn_are_refused(policy):
         ("{{ messages[0]['content'] }}", "does not show the response and the turn behind it"),
         ("{{ raise_exception('no turn behind the assistant') }}", "cannot render a turn behind the response"),
     ):
-        import copy
-
         tokenizer = copy.deepcopy(policy.tokenizer)
         tokenizer.chat_template = template
         with pytest.raises(ValueError, match=message):
-            before_follow_up(Policy(policy.model, tokenizer), "q", "a")
+            reward(Policy(policy.model, tokenizer)).before("q", "a")
 
 
 def test_long_histories_lose_their_beginning_never_the_response(policy, caplog):
     rows = [{"prompt": "word " * 200, "response": "Seven minutes."}]
     with caplog.at_level(logging.WARNING):
-        groups, n_cut = follow_up_groups(policy, rows, FollowUps.of(SETS))
+        groups, n_cut = reward(policy).groups(rows)
     text = policy.tokenizer.decode(groups[0].prompt_ids)
     assert n_cut == 1
     assert text.endswith("Seven minutes.</s><|user|>")
     assert len(groups[0].prompt_ids) + max(map(len, groups[0].responses_ids)) == 200
     assert "1 of 1 conversations lost their beginning" in caplog.text
-    assert follow_up_scores(policy, rows + ROWS, FollowUps.of(SETS)).cut_share == pytest.approx(1 / 3)
+    assert reward(policy)(rows + ROWS).cut_share == pytest.approx(1 / 3)
 
 
 def test_nan_in_half_precision_is_scored_in_float32_else_an_error(policy, monkeypatch, caplog):
@@ -211,22 +204,20 @@ def test_nan_in_half_precision_is_scored_in_float32_else_an_error(policy, monkey
 
     def overflows(scorer, groups, **options):
         if scorer.model.dtype == torch.bfloat16:
-            raise module.NanScore([0])
+            raise NanScore([0])
         return true(scorer, groups, **options)
 
     monkeypatch.setattr(module, "score", overflows)
     with caplog.at_level(logging.WARNING):
-        assert np.isfinite(follow_up_scores(half, ROWS, FollowUps.of(SETS)).likelihoods).all()
+        assert np.isfinite(reward(half)(ROWS).likelihoods).all()
     assert "scored in float32" in caplog.text
     broken = policy.copy()
     torch.nn.init.constant_(broken.model.lm_head.weight, float("nan"))
-    with pytest.raises(module.NanScore):
-        follow_up_scores(broken, ROWS, FollowUps.of(SETS))
+    with pytest.raises(NanScore):
+        reward(broken)(ROWS)
 
 
 def test_another_script_gives_a_warning(policy, caplog):
     with caplog.at_level(logging.WARNING):
-        follow_up_scores(policy, [{"prompt": "q", "response": "Семь минут"}], FollowUps.of(SETS))
+        reward(policy)([{"prompt": "q", "response": "Семь минут"}])
     assert "written in cyrillic letters and the follow-ups in latin" in caplog.text
-    with pytest.raises(ValueError, match="unknown statistic 'median'"):
-        follow_up_scores(policy, ROWS, FollowUps.of(SETS), statistic="median")

@@ -1,37 +1,7 @@
 """DNO: direct Nash optimisation."""
 
-from workbench.methods.align.dno.method import (
-    BEYOND_SMALL,
-    COLUMNS,
-    KINDS,
-    PAPER,
-    Arm,
-    Config,
-    build_pairs,
-    build_rows,
-    claims,
-    objective_of,
-    open_task,
-    pairs_of,
-    play,
-    run,
-    run_arm,
-)
+from workbench.methods.align.dno.experiment import ARMS, claims
+from workbench.methods.align.dno.method import Arm, Config, open_task, train_arm
+from workbench.methods.align.dno.view import pair_counts
 
-__all__ = [
-    "BEYOND_SMALL",
-    "COLUMNS",
-    "KINDS",
-    "PAPER",
-    "Arm",
-    "Config",
-    "build_pairs",
-    "build_rows",
-    "claims",
-    "objective_of",
-    "open_task",
-    "pairs_of",
-    "play",
-    "run",
-    "run_arm",
-]
+__all__ = ["ARMS", "Arm", "Config", "claims", "open_task", "pair_counts", "train_arm"]

@@ -1,29 +1,6 @@
 """DPO: direct preference optimisation, the baseline that most methods here are compared with."""
 
-from workbench.methods.align.dpo.method import (
-    ARMS,
-    AVERAGED,
-    REFERENCE_FREE,
-    Config,
-    claims,
-    objective_of,
-    open_probe,
-    open_task,
-    play,
-    run,
-    run_arm,
-)
+from workbench.methods.align.dpo.experiment import ARMS, claims
+from workbench.methods.align.dpo.method import Arm, Config, open_task, train_arm
 
-__all__ = [
-    "ARMS",
-    "AVERAGED",
-    "REFERENCE_FREE",
-    "Config",
-    "claims",
-    "objective_of",
-    "open_probe",
-    "open_task",
-    "play",
-    "run",
-    "run_arm",
-]
+__all__ = ["ARMS", "Arm", "Config", "claims", "open_task", "train_arm"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, blank, colour
-from workbench.methods.align.dpo.method import ARMS
+from workbench.figures import Display, blank
+from workbench.methods.align.dpo.experiment import ARMS
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -26,8 +26,9 @@ def accuracy_figure(table: pd.DataFrame) -> Display:
         "",
         "accuracy on held-out pairs",
     )
-    for arm, part in rows.groupby("arm", sort=False):
-        figure.add_box(y=part.reward_accuracy, name=ARMS[str(arm)], boxpoints="all", marker_color=colour(str(arm)))
+    for name, of_arm in rows.groupby("arm", sort=False):
+        arm = ARMS[str(name)]
+        figure.add_box(y=of_arm.reward_accuracy, name=arm.title, boxpoints="all", marker_color=arm.colour)
     figure.add_hline(y=0.5, line={"color": "#444", "width": 1})
     figure.add_hline(
         y=rows.longer_is_chosen.iloc[0], line={"dash": "dot", "color": "#888"}, annotation_text="longer is chosen"

@@ -1,43 +1,6 @@
 """DR-PO: dataset reset policy optimisation."""
 
-from workbench.methods.align.dr_po.method import (
-    Arm,
-    Config,
-    by_prefix,
-    check_share,
-    claims,
-    encode_reference,
-    from_bare_prompts,
-    generated,
-    learned_reward,
-    open_task,
-    play,
-    play_supervised,
-    references,
-    reset_lengths,
-    reward_and_critic,
-    run,
-    run_arm,
-    spearman,
-)
+from workbench.methods.align.dr_po.experiment import ARMS, claims
+from workbench.methods.align.dr_po.method import Arm, Config, open_task, train_arm
 
-__all__ = [
-    "Arm",
-    "Config",
-    "by_prefix",
-    "check_share",
-    "claims",
-    "encode_reference",
-    "from_bare_prompts",
-    "generated",
-    "learned_reward",
-    "open_task",
-    "play",
-    "play_supervised",
-    "references",
-    "reset_lengths",
-    "reward_and_critic",
-    "run",
-    "run_arm",
-    "spearman",
-]
+__all__ = ["ARMS", "Arm", "Config", "claims", "open_task", "train_arm"]

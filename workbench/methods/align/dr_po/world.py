@@ -1,11 +1,11 @@
-"""Late-reward chain: one right response a prompt, and nothing is earned before all of it is right. Used by DR-PO.
+"""Late-reward chain: one right response a prompt, and nothing is earned before all of it is right.
 
 A prompt is three of 12 symbols, a_0 a_1 a_2. The right response is y_0 = a_0, y_i = y_{i-1} + a_{i mod 3} + [i odd]
-y_{i-1} (mod 12), 18 symbols long. The start has the law of chains in which a symbol is random with probability `noise`
-(and the next ones follow from it), so most of its steps are right and a whole response almost never is: a policy that
-is rewarded for whole responses sees no reward, unless it begins close to the end of a right one.
+y_{i-1} (mod 12), 18 symbols long. The start has the distribution of chains in which a symbol is random with probability
+`noise` (and the next ones follow from it), so most of its steps are right and a whole response almost never is: a
+policy that is rewarded for whole responses sees no reward, unless it begins close to the end of a right one.
 
-The noise, 0.3, is the specification's. It decides what is measured: with less of it more of the start's responses are
+The noise, 0.3, is our pilot's. It decides what is measured: with less of it more of the start's responses are
 right by chance, PPO finds a few in each update, and since they need no more than sharper probabilities, which all steps
 share, it learns from them; with more of it nobody but a policy that was reset to references ever sees a reward.
 """
@@ -37,8 +37,8 @@ class LateRewardChain:
     """The world and its start.
 
     Attributes:
-        length: symbols of a response, H; one end token more is generated.
-        noise: share of random symbols in the law that the start was trained to (never the first).
+        length: symbols of a response, H; an EOS token more is generated.
+        noise: share of random symbols in the distribution that the start was trained to (never the first).
         sft_steps: of 32 chains each, that make the start.
         n_pairs: preferences that a reward model can be trained on.
         test_draws: responses behind every measurement; 500 give a share of 0.5 a standard error of 0.022.
@@ -73,12 +73,12 @@ class LateRewardChain:
     def leading_run(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Share of the response that is right before its first mistake, [n]; a missing symbol is a mistake."""
         right = self.chains(symbols(prompts))
-        runs_ = []
+        lengths = []
         for truth, response in zip(right, responses, strict=True):
             words = response.split()
             wrong = [i for i in range(self.length) if i >= len(words) or words[i] != WORDS[truth[i]]]
-            runs_.append((wrong[0] if wrong else self.length) / self.length)
-        return np.array(runs_)
+            lengths.append((wrong[0] if wrong else self.length) / self.length)
+        return np.array(lengths)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """1 where the whole response is right and nothing follows it, else 0."""
@@ -122,10 +122,10 @@ class LateRewardChain:
         pool = self.prompts(split, seed)
         prompts = [pool[i] for i in rng.integers(len(pool), size=2 * wanted)]
         pair = [[text(y) for y in self.chains(symbols(prompts), rng, self.noise)] for _ in range(2)]
-        runs_ = [self.leading_run(prompts, side) for side in pair]
+        leading = [self.leading_run(prompts, side) for side in pair]
         rows = []
         for i, prompt in enumerate(prompts):
-            if (first := int(runs_[0][i] < runs_[1][i])) or runs_[0][i] != runs_[1][i]:
+            if (first := int(leading[0][i] < leading[1][i])) or leading[0][i] != leading[1][i]:
                 rows.append({"prompt": prompt, "chosen": pair[first][i], "rejected": pair[1 - first][i]})
         return rows[:wanted]
 
@@ -139,16 +139,16 @@ class LateRewardChain:
         1."""
         pool = self.prompts("test", 0)
         prompts = [pool[i % len(pool)] for i in range(self.test_draws)]
-        drawn = sample(policy, prompts, max_new_tokens=self.max_new_tokens, seed=10_000 + seed)
-        texts = [line[0] for line in drawn.texts]
+        responses = sample(policy, prompts, max_new_tokens=self.max_new_tokens, seed=10_000 + seed)
+        texts = [line[0] for line in responses.texts]
         return {
             "quality": float(self.score(prompts, texts).mean()),
             "leading_run": float(self.leading_run(prompts, texts).mean()),
         }
 
     def _train_start(self, seed: int) -> Policy:
-        """The law of noisy chains, learned at random places instead of from noisy chains: sooner by far, the same
-        law."""
+        """The distribution of noisy chains, learned from its exact probabilities at random places instead of from noisy
+        chains: sooner by far, the same distribution."""
         tokenizer = word_tokenizer(WORDS)
         model: Any = self._new_model(tokenizer, seed)
         policy, rng = Policy(model.to(pick_device(self.device)), tokenizer, self.name), np.random.default_rng([seed, 0])
@@ -183,18 +183,18 @@ class LateRewardChain:
         return GPT2LMHeadModel(config)
 
     def _soft_step(self, policy: Policy, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Cross-entropy with the law of noisy chains at each place, end token included, nats a token."""
+        """Cross-entropy with the distribution of noisy chains at each place, EOS token included, nats a token."""
         groups, prompts, walks = zip(*batch, strict=True)
         ids = torch.tensor([g.prompt_ids + g.responses_ids[0] for g in groups], device=policy.device)
         logps = policy.model(input_ids=ids).logits[:, -self.length - 2 : -1].log_softmax(-1)
         prompt, walk, places = np.array(prompts), np.stack(walks), np.arange(1, self.length)
         right = np.concatenate([prompt[:, :1], (walk[:, :-1] * (1 + places % 2) + prompt[:, places % 3]) % SYMBOLS], 1)
-        law = np.full((*right.shape, SYMBOLS), self.noise / SYMBOLS)
-        law[:, 0] = 0
+        wanted = np.full((*right.shape, SYMBOLS), self.noise / SYMBOLS)
+        wanted[:, 0] = 0
         shares = np.where(np.arange(self.length) == 0, 1.0, 1 - self.noise)
-        law += np.eye(SYMBOLS)[right] * shares[None, :, None]
+        wanted += np.eye(SYMBOLS)[right] * shares[None, :, None]
         target = torch.zeros_like(logps)
-        target[:, :-1, -SYMBOLS:] = torch.as_tensor(law, dtype=logps.dtype, device=logps.device)
+        target[:, :-1, -SYMBOLS:] = torch.as_tensor(wanted, dtype=logps.dtype, device=logps.device)
         target[:, -1, policy.tokenizer.eos_token_id] = 1.0
         return -(target * logps).sum(-1).mean(-1), {}
 

@@ -16,6 +16,7 @@ from workbench.kernels import sample
 from workbench.models import Policy
 from workbench.runs.run import Run
 from workbench.tasks.documents import ablated, keep_best, overlaps, prompt_ids
+from workbench.tasks.protocols import PlantedDocuments
 
 
 class Writing(NamedTuple):
@@ -42,8 +43,8 @@ def preferences(task: Any, policy: Policy, how: Writing, split: str, seed: int, 
     if not (run.folder / f"{split}-rows.parquet").is_file():
         lost: list[dict[str, Any]] = []
         documents = task.documents(split, seed)
-        found = [_contexts(task, row, i, how, seed, lost) for i, row in enumerate(documents)]
-        asked = [row for row in found if row is not None]
+        contexts = [_contexts(task, row, i, how, seed, lost) for i, row in enumerate(documents)]
+        asked = [row for row in contexts if row is not None]
         _write(policy, [row for row in asked if "chosen" not in row], how, seed * 10 + (split == "test"))
         kept, counts = keep_sound(asked, lost)
         counts |= {"documents": len(documents), "rows": len(kept)}
@@ -64,29 +65,29 @@ def _contexts(task: Any, row: dict, index: int, how: Writing, seed: int, lost: l
         raise ValueError(f"row {index} has no question; LOGO needs one, with an answer to find its evidence by")
     question, chunks = row["questions"][0], row["chunks"]
     scores = overlaps(chunks, question, row["answers"][0])
-    found = {"row": index, "question": question, "chunks": chunks, "scores": scores}
+    common = {"row": index, "question": question, "chunks": chunks, "scores": scores}
     if "chosen" in row:
         if not isinstance(row.get("rejected"), list) or not row["rejected"]:
             raise ValueError(
                 f"row {index}, column 'rejected': a list with at least one answer is needed beside 'chosen'; "
                 f"got {row.get('rejected')!r}"
             )
-        return {**found, "chosen": row["chosen"], "rejected": row["rejected"]}
-    if hasattr(task, "evidence"):  # the world knows what a question needs
-        return {**found, "contexts": task.evidence(row, np.random.default_rng([seed, 6, index]))}
+        return {**common, "chosen": row["chosen"], "rejected": row["rejected"]}
+    if isinstance(task, PlantedDocuments):  # the world knows what a question needs
+        return {**common, "contexts": task.evidence(row, np.random.default_rng([seed, 6, index]))}
     best = keep_best(scores, how.chunks, how.min_overlap)
     if best is None:
         lost.append({"row": index, "question": question, "why": f"overlap below {how.min_overlap}"})
         return None
     stay = sorted(best)
     kept = {"chunks": [chunks[i] for i in stay], "scores": [scores[i] for i in stay]}
-    return {**found, **kept, "contexts": ablated(chunks, best)}
+    return {**common, **kept, "contexts": ablated(chunks, best)}
 
 
 def _write(policy: Policy, rows: list[dict[str, Any]], how: Writing, seed: int) -> None:
     """Adds to every row the answers that the policy draws, one from each of its contexts."""
     prompts = [prompt_ids(policy, context, row["question"]) for row in rows for context in row["contexts"]]
-    drawn = sample(
+    answers = sample(
         policy,
         prompts,
         max_new_tokens=how.max_new_tokens,
@@ -95,7 +96,7 @@ def _write(policy: Policy, rows: list[dict[str, Any]], how: Writing, seed: int) 
         stop=how.stop,
         seed=seed,
     )
-    texts = iter(drawn.texts)
+    texts = iter(answers.texts)
     for row in rows:
         row["chosen"], *row["rejected"] = [next(texts)[0].strip() for _ in row["contexts"]]
 

@@ -13,60 +13,59 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures import TEMPLATE, Display, blank, colour, lines_in_panels, plain
-from workbench.methods.align.logo.method import ARMS
+from workbench.figures import TEMPLATE, Display, Look, Note, blank, lines_in_panels, look_of, plain
+from workbench.methods.align.logo.experiment import ARMS
 from workbench.runs.run import Run
-from workbench.widgets.preference_browser.browser import PreferenceBrowser
+from workbench.widgets.preference_browser import PreferenceBrowser
 
-TITLES = {name: arm.title for name, arm in ARMS.items()}
-PARTS = {"start": "from a clean start", "misaligned": "from a start that finds and does not tell"}
+LOOKS = {
+    **ARMS,
+    "start": Look("start", "#B0B0B0"),
+    "retrieval": "retrieval (likeliest value)",
+    "recall": "recall (value drawn at temperature 1)",
+}
+STARTS = {"start": "from a clean start", "misaligned": "from a start that finds and does not tell"}
 DEPTHS = 4  # columns of the map
 
 
-def lengths_figure(table: pd.DataFrame, part: str = "start") -> Display | str:
+def lengths_figure(table: pd.DataFrame, start: str = "start") -> Display | Note:
     """Retrieval and recall by document length, one line an arm; the start is a line of its own.
 
     Args:
-        part: "start" or "misaligned", which arms.
+        start: "start" or "misaligned": arms that begin there.
     """
-    arms = [arm for arm in TITLES if arm in set(table["arm"]) and ARMS[arm].start == part]
+    arms = [arm for arm in ARMS if arm in set(table["arm"]) and ARMS[arm].start == start]
     columns = [name for name in table if re.fullmatch(r"(retrieval|recall)_\d+", str(name))]
     if not arms or not columns:
-        return f"This run has no arm {PARTS[part]}, or no accuracy by length."
+        return Note(f"This run has no arm {STARTS[start]}, or no accuracy by length.")
     rows: Any = table[table["arm"].isin(arms)]
-    start = rows[(rows["round"] == 0) & (rows["arm"] == arms[0])].assign(arm="start")
-    rows = pd.concat([start, rows[rows["round"] == 1]]).melt(["arm", "seed"], columns, "what", "value")
+    before = rows[(rows["round"] == 0) & (rows["arm"] == arms[0])].assign(arm="start")
+    rows = pd.concat([before, rows[rows["round"] == 1]]).melt(["arm", "seed"], columns, "what", "value")
     rows["measure"] = rows["what"].str.replace(r"_\d+", "", regex=True)
     rows["length"] = rows["what"].str.replace(r"\D+", "", regex=True).astype(int)
-    labels = {
-        **TITLES,
-        "start": "start",
-        "retrieval": "retrieval (likeliest value)",
-        "recall": "recall (value drawn at temperature 1)",
-    }
     return lines_in_panels(
         rows,
         panel="measure",
         x="length",
         y="value",
-        labels=labels,
+        labels=LOOKS,
         x_title="records of the document",
         y_title="right values (share)",
-        title=f"What is found and what is told, {PARTS[part]}",
+        title=f"What is found and what is told, {STARTS[start]}",
     )
 
 
-def needle_map(experiment: Any, *, arm: str = "logo") -> Display | str:
+def needle_map(experiment: Any, *, arm: str = "logo") -> Display | Note:
     """Greedy accuracy by length and depth before and after, over all seeds: a heat map each and their difference."""
-    parts = []
-    for seed in experiment.seeds:
-        for when in (0, 1):
-            path = experiment.run.folder / f"seed-{seed}" / arm / f"needles-{when}.parquet"
-            if path.is_file():
-                parts.append(pd.read_parquet(path).assign(when=when))
-    if not parts:
-        return f"This run has no accuracy by depth for {arm}."
-    table = pd.concat(parts)
+    tables = [
+        pd.read_parquet(path).assign(when=when)
+        for seed in experiment.seeds
+        for when in (0, 1)
+        if (path := experiment.run.folder / f"seed-{seed}" / arm / f"needles-{when}.parquet").is_file()
+    ]
+    if not tables:
+        return Note(f"This run has no accuracy by depth for {arm}.")
+    table = pd.concat(tables)
     table["depth"] = np.minimum((table["depth"] * DEPTHS).astype(int), DEPTHS - 1)
     shares: Any = table.groupby(["when", "length", "depth"], as_index=False)["right"].agg(["mean", "size"])
     grids = [shares[shares["when"] == when].pivot(index="length", columns="depth", values="mean") for when in (0, 1)]
@@ -110,11 +109,11 @@ def _three_panels(names: Sequence[str]) -> go.Figure:
     return figure
 
 
-def position_map(experiment: Any, *, seed: int | None = None) -> Display | str:
+def position_map(experiment: Any, *, seed: int | None = None) -> Display | Note:
     """Position against token for some variants of the first rows: what the model is told about where it is."""
     table = _pairs_table(experiment, seed, "positions")
     if table is None:
-        return "This run spread no positions."
+        return Note("This run spread no positions.")
     rows: Any = table.explode("positions").rename(columns={"positions": "position"})
     rows["token"] = rows.groupby("row").cumcount()
     rows["position"] = rows["position"].astype(int)
@@ -123,10 +122,10 @@ def position_map(experiment: Any, *, seed: int | None = None) -> Display | str:
     figure = blank(
         f"{n_tokens} tokens of a prompt, spread over {reach} positions", "token of the prompt", "position index"
     )
-    for number, (name, part) in enumerate(rows.groupby("row", sort=False)):
+    for number, (name, variant) in enumerate(rows.groupby("row", sort=False)):
         figure.add_scatter(
-            x=part["token"],
-            y=part["position"],
+            x=variant["token"],
+            y=variant["position"],
             mode="markers",
             name=plain(str(name)),
             marker={"size": 5, "symbol": number},
@@ -137,46 +136,38 @@ def position_map(experiment: Any, *, seed: int | None = None) -> Display | str:
     return Display(rows, figure)
 
 
-def margins_figure(experiment: Any, arms: Sequence[str] = ("b_one", "b_logo", "b_swapped")) -> Display | str:
+def margins_figure(experiment: Any, arms: Sequence[str] = ("b_one", "b_logo", "b_swapped")) -> Display | Note:
     """Held-out margins (log p a token of chosen minus rejected) before and after, by number of rejected answers, first
     seed."""
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0]}"
-    parts = []
+    folder, tables = experiment.run.folder / f"seed-{experiment.seeds[0]}", []
     for arm in arms:
         for when in (0, 1):
             path = folder / arm / f"margins-{when}.parquet"
-            if path.is_file() and (when or not parts):
-                name = TITLES[arm] if when else "start"
-                parts.append(
-                    pd.read_parquet(path)[["question", "margin"]].assign(arm=arm if when else "start", when=name)
-                )
-    if not parts:
-        return "This run has none of these arms."
-    table = pd.concat(parts, ignore_index=True)
-    figure = blank(
+            if path.is_file() and (when or not tables):
+                tables.append(pd.read_parquet(path)[["question", "margin"]].assign(arm=arm if when else "start"))
+    if not tables:
+        return Note("This run has none of these arms.")
+    table = pd.concat(tables, ignore_index=True)
+    title, x = (
         "Held-out margins: right of 0 the chosen answer is likelier",
         "log p a token, chosen minus rejected (nats)",
-        "held-out rows",
-        barmode="overlay",
     )
-    for name, rows in table.groupby("when", sort=False):
+    figure = blank(title, x, "held-out rows", barmode="overlay")
+    for name, rows in table.groupby("arm", sort=False):
+        look = look_of(str(name), LOOKS)
         figure.add_histogram(
-            x=rows["margin"],
-            name=plain(str(name)),
-            opacity=0.55,
-            nbinsx=40,
-            marker_color=colour(str(rows["arm"].iloc[0])),
+            x=rows["margin"], name=plain(look.title), opacity=0.55, nbinsx=40, marker_color=look.colour
         )
     figure.add_vline(x=0, line={"color": "#444", "width": 1})
     return Display(table, figure)
 
 
-def rows_made(experiment: Any, *, seed: int | None = None) -> PreferenceBrowser | str:
+def rows_made(experiment: Any, *, seed: int | None = None) -> PreferenceBrowser | Note:
     """Training rows of one seed: question, answer from all evidence, answers from less, and the overlap of every
     chunk."""
     table = _pairs_table(experiment, seed, "train-rows")
     if table is None:
-        return "This run made no rows."
+        return Note("This run made no rows.")
     columns: Any = table[["question", "chosen", "rejected", "scores"]]
     return PreferenceBrowser(columns, name="rows")
 
@@ -188,6 +179,6 @@ def synthesis(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:
 
 
 def _pairs_table(experiment: Any, seed: int | None, name: str) -> pd.DataFrame | None:
-    part: Run = experiment.run.child(f"seed-{experiment.seeds[0] if seed is None else seed}").child("pairs")
-    path = part.folder / f"{name}.parquet"
+    pairs: Run = experiment.run.child(f"seed-{experiment.seeds[0] if seed is None else seed}").child("pairs")
+    path = pairs.folder / f"{name}.parquet"
     return pd.read_parquet(path) if path.is_file() else None

@@ -74,25 +74,25 @@ def make_pairs(
         if how.questions == "model":
             asked = _self_asked(policy, [(i, row, short) for i, row, _, short, *_ in asked], how, rng, seed, counts)
         given = [entry for entry in asked if len(entry) > 4]
-        found = [(i, row, _given(policy, *rest)) for i, row, *rest in given] + _answered(
+        turns = [(i, row, _given(policy, *rest)) for i, row, *rest in given] + _answered(
             policy, [entry for entry in asked if len(entry) == 4], how, seed, counts, lost
         )
         kept: dict[int, list[Turn]] = {}
-        for i, _, turn in found:
+        for i, _, turn in turns:
             kept.setdefault(i, []).append(turn)
         rows = [
             {
                 "row": i,
                 "chunks": list(documents[i]["chunks"]),
-                **dict(zip(COLUMNS, map(list, zip(*turns, strict=True)), strict=True)),
+                **dict(zip(COLUMNS, map(list, zip(*of_document, strict=True)), strict=True)),
             }
-            for i, turns in sorted(kept.items())
+            for i, of_document in sorted(kept.items())
         ]
         same = sum(row["chosen_ids"] == row["rejected_ids"] for row in rows)
         counts |= {
             "documents": len(documents),
             "rows": len(rows),
-            "turns": len(found),
+            "turns": len(turns),
             "rows with the same answers": same,
         }
         run.cached(f"{name}-counts", lambda: dict(counts))
@@ -147,7 +147,7 @@ def _self_asked(
     """The model writes questions about every short text; one is taken at random, behind a lead-in. Replies without
     exactly as many questions as were asked for are dropped and counted."""
     prompts = [prompt_ids(policy, [short], INSTRUCTION.format(n=N_QUESTIONS)) for _, _, short in asked]
-    drawn = sample(
+    replies = sample(
         policy,
         prompts,
         max_new_tokens=how.max_new_tokens,
@@ -155,15 +155,15 @@ def _self_asked(
         top_p=how.question_top_p,
         seed=seed + 1,
     )
-    found = []
-    for (i, row, short), texts in zip(asked, drawn.texts, strict=True):
+    kept = []
+    for (i, row, short), texts in zip(asked, replies.texts, strict=True):
         questions = parse_questions(texts[0])
         if questions is None:
             counts[f"replies without {N_QUESTIONS} questions"] += 1
         else:
             lead_in = LEAD_INS[int(rng.integers(len(LEAD_INS)))]
-            found.append((i, row, f"\n{lead_in} {questions[int(rng.integers(N_QUESTIONS))]}", short))
-    return found
+            kept.append((i, row, f"\n{lead_in} {questions[int(rng.integers(N_QUESTIONS))]}", short))
+    return kept
 
 
 def _answered(
@@ -180,7 +180,7 @@ def _answered(
             len(longs),
             policy.max_length,
         )
-    drawn = sample(
+    answers = sample(
         policy,
         [*shorts, *longs],
         max_new_tokens=how.max_new_tokens,
@@ -188,18 +188,19 @@ def _answered(
         top_p=how.top_p,
         seed=seed,
     )
-    found = []
+    turns = []
     for n, (i, row, question, short) in enumerate(asked):
         sides = (n, len(asked) + n)
-        chosen, rejected = (drawn.texts[side][0] for side in sides)
-        why = next((why for side in sides if (why := unfit(drawn.texts[side][0], drawn.finish_reasons[side][0]))), "")
+        chosen, rejected = (answers.texts[side][0] for side in sides)
+        ends = [answers.finish_reasons[side][0] for side in sides]
+        why = next((why for text, end in zip((chosen, rejected), ends, strict=True) if (why := unfit(text, end))), "")
         if why:
             counts[why] += 1
             lost.append({"question": question, "chosen": chosen, "rejected": rejected, "why": why})
         else:
-            tokens = [drawn.tokens[side][0] for side in sides]
-            found.append((i, row, Turn(question, short, chosen, rejected, *tokens)))
-    return found
+            tokens = [answers.tokens[side][0] for side in sides]
+            turns.append((i, row, Turn(question, short, chosen, rejected, *tokens)))
+    return turns
 
 
 def _given(policy: Policy, question: str, short: str, chosen: str, rejected: str) -> Turn:
@@ -262,9 +263,9 @@ REFUSALS = (
 
 def parse_questions(text: str, n: int = N_QUESTIONS) -> list[str] | None:
     """The `n` numbered questions of a reply; None where there are more or fewer, or the numbers are not 1 to n."""
-    found = re.findall(r"^\s*(\d+)\s*[:.)]\s*(\S.*?)\s*$", text, re.MULTILINE)
-    numbers = [int(number) for number, _ in found]
-    return [question for _, question in found] if numbers == list(range(1, n + 1)) else None
+    lines = re.findall(r"^\s*(\d+)\s*[:.)]\s*(\S.*?)\s*$", text, re.MULTILINE)
+    numbers = [int(number) for number, _ in lines]
+    return [question for _, question in lines] if numbers == list(range(1, n + 1)) else None
 
 
 def is_refusal(text: str) -> bool:

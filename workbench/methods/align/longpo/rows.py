@@ -30,6 +30,11 @@ class LongRow(NamedTuple):
     reference_logps: tuple[float, float]
     is_pair: bool
 
+    def side(self, number: int) -> LongRow:
+        """The row with one conversation alone."""
+        group = self.group._replace(responses_ids=[self.group.responses_ids[number]])
+        return self._replace(group=group, is_answer=(self.is_answer[number],))
+
 
 def build_rows(
     policy: Policy,
@@ -39,11 +44,11 @@ def build_rows(
     scope: str = "answers",
     reference_reads: str = "short",
 ) -> list[LongRow]:
-    """Long conversations as tokens, each answer with its end token, and what the reference says of the same answer
+    """Long conversations as tokens, each answer with its EOS token, and what the reference says of the same answer
     tokens.
 
     Args:
-        table: from `feedback.short_to_long.make_pairs`.
+        table: from `pairs.make_pairs`.
         scope: "all" scores everything behind the first token, so that a loss may take the document in; "answers" what
             follows the first question. Which tokens are answers is the same.
         reference_reads: "short", each answer behind its own short text, summed over turns; "long", as the policy does.
@@ -110,11 +115,21 @@ def scored_answers(policy: Policy, batch: Sequence[LongRow]) -> tuple[Tensor, Te
 @torch.no_grad()
 def answer_sums(policy: Policy, rows: Sequence[LongRow], at_once: int = 8) -> np.ndarray:
     """log p of the answers of both conversations behind the long text, [row, 2] in nats."""
-    found = []
+    sums = []
     for first in range(0, len(rows), at_once):
         logps, _, inside = scored_answers(policy, rows[first : first + at_once])
-        found.append((logps.double() * inside).sum(-1).cpu().numpy())
-    return np.concatenate(found)
+        sums.append((logps.double() * inside).sum(-1).cpu().numpy())
+    return np.concatenate(sums)
+
+
+def start_losses(policy: Policy, rows: Sequence[LongRow], beta: float) -> list[float]:
+    """The preference loss that every pair must have before any update, from log-probs alone. It is log 2 only where
+    policy and reference read the same text."""
+    pairs = [row for row in rows if row.is_pair]
+    if not pairs:
+        return []
+    apart = answer_sums(policy, pairs) - np.array([row.reference_logps for row in pairs])
+    return np.logaddexp(0, -beta * (apart[:, 0] - apart[:, 1])).tolist()
 
 
 @torch.no_grad()

@@ -11,10 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, blank, colour, dots_in_panels, lines_over_rounds, plain
-from workbench.methods.align.longpo.method import ARMS
+from workbench.figures import Display, Note, blank, dots_in_panels, lines_over_rounds, look_of, plain
+from workbench.methods.align.longpo.experiment import ARMS
 
-TITLES = {name: arm.title for name, arm in ARMS.items()}
 KL = "short_to_long_kl"
 
 
@@ -44,12 +43,12 @@ def scores_figure(table: pd.DataFrame) -> Display:
         y="value",
         title=title,
         x_title="nats a token" if "long_nll" in measures else "right (share)",
-        labels={**TITLES, **measures},
+        labels={**ARMS, **measures},
         lines=lines,
     )
 
 
-def rounds_figure(table: pd.DataFrame, what: str = "") -> Display | str:
+def rounds_figure(table: pd.DataFrame, what: str = "") -> Display | Note:
     """One line an arm of several rounds, each on longer documents than the one before.
 
     Args:
@@ -57,9 +56,9 @@ def rounds_figure(table: pd.DataFrame, what: str = "") -> Display | str:
     """
     measures = [key for key in _measures(table) if key != "second_task"]
     what = what or measures[-1]
-    arms = [arm for arm in TITLES if arm in set(table["arm"]) and ARMS[arm].rounds > 1]
+    arms = [arm for arm in ARMS if arm in set(table["arm"]) and ARMS[arm].rounds > 1]
     if not arms:
-        return "This run has no arm of several rounds."
+        return Note("This run has no arm of several rounds.")
     rows: Any = table[table["arm"].isin(arms)]
     measure = _measures(table).get(what, what)
     label = f"right values, {measure} (share)" if what.startswith("retrieval") else f"{measure}, nats a token"
@@ -70,7 +69,7 @@ def rounds_figure(table: pd.DataFrame, what: str = "") -> Display | str:
         title="What a second round on longer documents adds",
         x_title="rounds finished",
         y_title=label,
-        labels=TITLES,
+        labels=ARMS,
     )
 
 
@@ -87,34 +86,34 @@ def kl_figure(table: pd.DataFrame) -> Display:
         x_title="nats a token",
         lines={KL: {"start": start}},
         title=f"KL from long to short: {start:.2f} before, {mean:.2f} after LongPO",
-        labels={**TITLES, KL: "KL(policy on long text || reference on short text)"},
+        labels={**ARMS, KL: "KL(policy on long text || reference on short text)"},
     )
 
 
-def margins_figure(experiment: Any, arms: Sequence[str] = ("longpo", "lam1", "swapped")) -> Display | str:
+def margins_figure(experiment: Any, arms: Sequence[str] = ("longpo", "lam1", "swapped")) -> Display | Note:
     """Log-ratio margins of the training batches over the first round, first seed: chosen minus rejected, nats a
     document."""
     rows: list[dict[str, Any]] = []
     for arm in arms:
-        part = experiment.run.child(f"seed-{experiment.seeds[0]}").child(arm).child("round-1")
+        first = experiment.run.child(f"seed-{experiment.seeds[0]}").child(arm).child("round-1")
         sign = -1 if ARMS[arm].labels == "swapped" else 1  # always of the answer from the short text
         rows += [
             {"arm": arm, "step": row["step"], "margin": sign * row["margins"] / experiment.config.beta}
-            for row in part.metrics()
+            for row in first.metrics()
             if "margins" in row
         ]
     if not rows:
-        return "This run has none of these arms."
+        return Note("This run has none of these arms.")
     table = pd.DataFrame(rows)
     figure = blank(
         "Log-ratio margins over training: policy on the long text, reference on the short one",
         "optimiser step",
         "log-ratio margin (nats a document)",
     )
-    for arm, part in table.groupby("arm", sort=False):
-        name = str(arm)
+    for arm, steps in table.groupby("arm", sort=False):
+        look = look_of(str(arm), ARMS)
         figure.add_scatter(
-            x=part["step"], y=part["margin"], mode="lines", name=plain(TITLES[name]), line={"color": colour(name)}
+            x=steps["step"], y=steps["margin"], mode="lines", name=plain(look.title), line={"color": look.colour}
         )
     figure.add_hline(y=0, line={"color": "#444", "width": 1})
     return Display(table, figure)

@@ -1,41 +1,6 @@
 """MPO: mixed preference optimisation."""
 
-from workbench.methods.align.mpo.method import (
-    Arm,
-    Config,
-    Part,
-    claims,
-    hand_over,
-    implicit_accuracy,
-    keep_final,
-    label_errors,
-    open_task,
-    play,
-    ppo_settings,
-    reward_model,
-    run,
-    run_arm,
-    sound_pairs,
-    split_dialogues,
-    stage_one,
-)
+from workbench.methods.align.mpo.experiment import ARMS, claims
+from workbench.methods.align.mpo.method import Arm, Config, open_task, train_arm
 
-__all__ = [
-    "Arm",
-    "Config",
-    "Part",
-    "claims",
-    "hand_over",
-    "implicit_accuracy",
-    "keep_final",
-    "label_errors",
-    "open_task",
-    "play",
-    "ppo_settings",
-    "reward_model",
-    "run",
-    "run_arm",
-    "sound_pairs",
-    "split_dialogues",
-    "stage_one",
-]
+__all__ = ["ARMS", "Arm", "Config", "claims", "open_task", "train_arm"]

@@ -55,7 +55,7 @@ def out_of_fold_margins(
 
     def build(folder: Path) -> None:
         fold = np.random.default_rng([seed, 6]).permutation(len(rows)) % folds
-        found = np.zeros(len(rows))
+        margins = np.zeros(len(rows))
         for number in range(folds):
             inside = np.flatnonzero(fold == number)
             others = [rows[i] for i in np.flatnonzero(fold != number)] if folds > 1 else rows
@@ -64,8 +64,8 @@ def out_of_fold_margins(
             chosen, rejected = (
                 model.score(prompts, [rows[i][side] for i in inside]) for side in ("chosen", "rejected")
             )
-            found[inside] = chosen - rejected
-        runs.write_json(folder / "margins.json", found.tolist())
+            margins[inside] = chosen - rejected
+        runs.write_json(folder / "margins.json", margins.tolist())
 
     return np.array(runs.read_json(runs.cached_folder(key, build) / "margins.json"))
 
@@ -134,7 +134,7 @@ def check_reward_model(model: RewardModel, accuracy: float, test: Sequence[Row],
     if strict and accuracy < 0.5:
         raise ValueError(
             f"the reward model's accuracy on held-out pairs is {accuracy:.2f}, below a coin's: a split by its margins"
-            " means nothing; look at the labels, or train it longer (reward_epochs, reward_rate)"
+            " means nothing; look at the labels, or train it longer (reward_epochs, reward_learning_rate)"
         )
     if strict and accuracy < 0.6:
         log.warning("the reward model's accuracy on held-out pairs is %.2f: the split is not meaningful", accuracy)

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.figures import Display, blank, dots_in_panels
-from workbench.methods.align.mpo.method import ARMS
+from workbench.figures import Display, Note, blank, dots_in_panels
+from workbench.methods.align.mpo.experiment import ARMS
 
-LABELS = {name: arm.title for name, arm in ARMS.items()}
 PART_COLOURS = {"easy": "#0072B2", "hard": "#E69F00", "conflict": "#CC79A7"}
 
 
@@ -29,12 +28,12 @@ def split_figure(experiment: Any, *, seed: int | None = None) -> Display:
     return Display(table, figure)
 
 
-def label_errors(experiment: Any) -> Display | str:
+def label_errors(experiment: Any) -> Display | Note:
     """Share of wrong labels by decile of |margin| and of the true gap, all seeds together."""
     tables: list[pd.DataFrame] = [pairs(experiment, seed=seed).assign(seed=seed) for seed in experiment.seeds]
     table: Any = pd.concat(tables, ignore_index=True)
     if "true_gap" not in table:
-        return "On real text nobody knows which labels are wrong."
+        return Note("On real text nobody knows which labels are wrong.")
     rows: list[dict[str, Any]] = []
     for name, size in (("true gap", table.true_gap.abs()), ("reward model's margin", table.margin.abs())):
         decile = np.minimum((size.rank(pct=True, method="first") * 10).astype(int), 9)
@@ -44,8 +43,8 @@ def label_errors(experiment: Any) -> Display | str:
     first, last = (frame[(frame.by == "reward model's margin") & (frame.decile == d)].wrong.item() for d in (1, 10))
     title = f"Wrong labels: {first:.0%} where the margin is smallest, {last:.0%} where it is largest"
     figure = blank(title, "decile of the size", "share of wrong labels")
-    for name, part in frame.groupby("by", sort=False):
-        figure.add_scatter(x=part.decile, y=part.wrong, name=name, mode="lines+markers")
+    for name, deciles in frame.groupby("by", sort=False):
+        figure.add_scatter(x=deciles.decile, y=deciles.wrong, name=name, mode="lines+markers")
     return Display(frame, figure)
 
 
@@ -72,9 +71,9 @@ def reached(table: pd.DataFrame, what: str = "quality") -> Display:
     last: Any = table.sort_values("round").groupby(["arm", "seed"], sort=False).tail(1)
     order: Any = last.groupby("arm")[what].mean().sort_values(ascending=False)
     rows = last.set_index("arm").loc[order.index].reset_index().assign(panel={"quality": "true reward"}.get(what, what))
-    title = f"Highest: {LABELS[order.index[0]]} ({order.iloc[0]:+.2f})"
+    title = f"Highest: {ARMS[order.index[0]].title} ({order.iloc[0]:+.2f})"
     return dots_in_panels(
-        rows, panel="panel", y=what, title=title, x_title="mean over seeds, 95 % interval", labels=LABELS
+        rows, panel="panel", y=what, title=title, x_title="mean over seeds, 95 % interval", labels=ARMS
     )
 
 
@@ -82,14 +81,12 @@ def arm_table(table: pd.DataFrame) -> pd.DataFrame:
     """Every arm at its end, beside what it started from and what it spent: means, and the deviation over the seeds."""
     last: Any = table.sort_values("round").groupby(["arm", "seed"], sort=False).tail(1)
     means = last.drop(columns=["seed", "round"]).groupby("arm", sort=False).mean()
-    start = {name: "pi_SFT" if not arm.first else f"DPO on {arm.first} pairs" for name, arm in ARMS.items()}
-    prompts = {name: arm.second or "none" for name, arm in ARMS.items()}
-    means.insert(
-        0, "start and reference of stage 2", [start[name] if ARMS[name].second else "" for name in means.index]
-    )
-    means.insert(1, "stage 2 on", [prompts[name] for name in means.index])
+    arms = [ARMS[name] for name in means.index]
+    start = [(f"DPO on {arm.first} pairs" if arm.first else "pi_SFT") if arm.second else "" for arm in arms]
+    means.insert(0, "start and reference of stage 2", start)
+    means.insert(1, "stage 2 on", [arm.second or "none" for arm in arms])
     means.insert(2, "deviation over seeds", last.groupby("arm", sort=False).quality.std())
-    return means.round(3).rename(index=LABELS)
+    return means.round(3).set_axis([arm.title for arm in arms])
 
 
 def pairs(experiment: Any, *, seed: int | None = None, arm: str = "mpo") -> pd.DataFrame:

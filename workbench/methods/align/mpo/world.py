@@ -1,11 +1,10 @@
-"""Noisy gap: pairs whose labels are close to coin flips where the responses are equally good. Used by MPO.
+"""Noisy gap: pairs whose labels are close to coin flips where the responses are equally good.
 
 A prompt is three different symbols of 12. A response should be six symbols long and mention the prompt's symbols
-without
-repeating any: r* = 2 (share of the prompt's symbols mentioned) - (share of repeated symbols) + 2 (exactly six symbols),
-in units of its standard deviation over what the start imitates. A pair is two responses of the start; the first is
-called better with probability sigma(c (r*_1 - r*_2)), so labels are wrong near ties and nearly clean where the gap is
-large.
+without repeating any: r* = 2 (share of the prompt's symbols mentioned) - (share of repeated symbols) + 2 (exactly six
+symbols), in units of its standard deviation over what the start imitates. A pair is two responses of the start; the
+first is called better with probability sigma(c (r*_1 - r*_2)), so labels are wrong near ties and nearly clean where the
+gap is large.
 """
 
 from __future__ import annotations
@@ -57,13 +56,13 @@ class NoisyGap:
     def raw(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """The reward before scaling, [n]; an empty response mentions nothing, repeats nothing and has the wrong
         length."""
-        found = []
+        rewards = []
         for prompt, response in zip(prompts, responses, strict=True):
             wanted, said = prompt.split(), response.split()
             mentioned = np.mean([word in said for word in wanted])
             repeated = 1 - len(set(said)) / len(said) if said else 0.0
-            found.append(2 * mentioned - repeated + 2 * (len(said) == LENGTH))
-        return np.array(found)
+            rewards.append(2 * mentioned - repeated + 2 * (len(said) == LENGTH))
+        return np.array(rewards)
 
     @cached_property
     def scale(self) -> tuple[float, float]:
@@ -123,8 +122,8 @@ class NoisyGap:
         prompt."""
         pool = self.prompts("test", 0)
         prompts = [pool[i % len(pool)] for i in range(self.test_draws)]
-        drawn = sample(policy, prompts, max_new_tokens=self.max_new_tokens, seed=10_000 + seed)
-        rewards = self.score(prompts, [line[0] for line in drawn.texts])
+        responses = sample(policy, prompts, max_new_tokens=self.max_new_tokens, seed=10_000 + seed)
+        rewards = self.score(prompts, [line[0] for line in responses.texts])
         greedy = sample(policy, pool, max_new_tokens=self.max_new_tokens, temperature=0.0)
         folder = runs.cached_folder(
             {**self._key("start-rewards", seed), "draws": self.test_draws},
@@ -138,15 +137,17 @@ class NoisyGap:
         }
 
     def _write_start_rewards(self, folder: Path, prompts: list[str], seed: int) -> None:
-        drawn = sample(self.start(seed), prompts, max_new_tokens=self.max_new_tokens, seed=40_000 + seed)
-        runs.write_json(folder / "rewards.json", self.score(prompts, [line[0] for line in drawn.texts]).tolist())
+        responses = sample(self.start(seed), prompts, max_new_tokens=self.max_new_tokens, seed=40_000 + seed)
+        runs.write_json(folder / "rewards.json", self.score(prompts, [line[0] for line in responses.texts]).tolist())
 
     def _write_pairs(self, folder: Path, split: str, seed: int) -> None:
         rng = np.random.default_rng([seed, 4 if split == "train" else 5])
         wanted, pool = self.n_pairs if split == "train" else 400, self.prompts(split, seed)
         prompts = [pool[i] for i in rng.integers(len(pool), size=wanted)]
-        drawn = sample(self.start(seed), prompts, n=2, max_new_tokens=self.max_new_tokens, seed=seed * 10 + len(split))
-        first, second = ([line[k] for line in drawn.texts] for k in (0, 1))
+        responses = sample(
+            self.start(seed), prompts, n=2, max_new_tokens=self.max_new_tokens, seed=seed * 10 + len(split)
+        )
+        first, second = ([line[k] for line in responses.texts] for k in (0, 1))
         gap = self.score(prompts, first) - self.score(prompts, second)
         wins = rng.random(wanted) < 1 / (1 + np.exp(-self.sharpness * gap))
         rows = [
@@ -159,9 +160,8 @@ class NoisyGap:
     def _train_start(self, seed: int) -> Policy:
         tokenizer = word_tokenizer(WORDS)
         model = new_llama(tokenizer, width=self.width, layers=self.layers, heads=4, max_length=64, seed=seed)
-        with (
-            torch.no_grad()
-        ):  # about 1 / sqrt(width); at the usual 0.02 a model this narrow hardly learns to look at its prompt
+        # about 1 / sqrt(width); at the usual 0.02 a model this narrow hardly learns to look at its prompt
+        with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(4.0 if weight.dim() == 2 else 1.0)
         policy, rng = Policy(model.to(pick_device(self.device)), tokenizer, self.name), np.random.default_rng([seed, 0])

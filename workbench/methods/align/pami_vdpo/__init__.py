@@ -1,29 +1,6 @@
 """PaMi-VDPO: prompt-aware multi-instance video preferences."""
 
-from workbench.methods.align.pami_vdpo.method import (
-    UNKNOWN,
-    Arm,
-    Config,
-    annotated,
-    claims,
-    make_chooser,
-    open_task,
-    play,
-    run,
-    run_arm,
-    vdpo_step,
-)
+from workbench.methods.align.pami_vdpo.experiment import ARMS, claims
+from workbench.methods.align.pami_vdpo.method import Arm, Config, beside_arms, open_task, train_arm
 
-__all__ = [
-    "UNKNOWN",
-    "Arm",
-    "Config",
-    "annotated",
-    "claims",
-    "make_chooser",
-    "open_task",
-    "play",
-    "run",
-    "run_arm",
-    "vdpo_step",
-]
+__all__ = ["ARMS", "Arm", "Config", "beside_arms", "claims", "open_task", "train_arm"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from workbench import objectives
 from workbench.data import Row
 from workbench.kernels import Group
-from workbench.kernels.batching import cut, held_at_once, n_tokens
+from workbench.kernels.batching import microbatches, n_tokens, tokens_per_microbatch
 from workbench.kernels.finish import logit_finish
 from workbench.kernels.heads import body_and_head
 from workbench.kernels.scoring import inputs
@@ -106,7 +106,7 @@ def candidates(
         Candidate(kind, ALTERATIONS[kind](frames, rng, list(other), blank))
         for kind in (order[i % len(order)] for i in range(n))
     ]
-    kept = [one for one in drawn if not same(one.evidence, frames)]
+    kept = [candidate for candidate in drawn if not same(candidate.evidence, frames)]
     if not kept and len(frames) < 2:
         raise ValueError(
             f"the evidence of {row['prompt'][:60]!r} has one frame, which {', '.join(sorted(set(order)))} leave as it"
@@ -147,33 +147,33 @@ def divergences(policy: Policy, originals: Sequence[Group], altered: Sequence[Se
     _, head = body_and_head(policy.model)
     finish = logit_finish(policy.model.config)
     vocab = int(head.weight.shape[0])  # type: ignore[union-attr, arg-type]
-    size, place, found = max(1, TILE // vocab), len(originals), []
+    size, place, moved = max(1, TILE // vocab), len(originals), []
     for i, others in enumerate(altered):
-        found.append([])
+        moved.append([])
         for _ in others:
             pairs = zip(hidden[i].split(size), hidden[place].split(size), strict=True)
             parts = [[finish(head(side).float()).log_softmax(-1) for side in pair] for pair in pairs]
-            found[-1].append(float(torch.cat([objectives.js_divergence(*pair) for pair in parts]).mean()))
+            moved[-1].append(float(torch.cat([objectives.js_divergence(*pair) for pair in parts]).mean()))
             place += 1
-    return found
+    return moved
 
 
 def _predicting(policy: Policy, groups: Sequence[Group]) -> list[Tensor]:
     """Hidden states [token, d_model] that predict each group's response."""
     body, _ = body_and_head(policy.model)
-    found: list[Any] = [None] * len(groups)
-    for part in cut(
-        range(len(groups)), [n_tokens(group) for group in groups], max_tokens=2 * held_at_once(policy.device)
+    states: list[Any] = [None] * len(groups)
+    for places in microbatches(
+        range(len(groups)), [n_tokens(group) for group in groups], max_tokens=2 * tokens_per_microbatch(policy.device)
     ):
-        rows = [groups[i].prompt_ids + groups[i].responses_ids[0] for i in part]
+        rows = [groups[i].prompt_ids + groups[i].responses_ids[0] for i in places]
         width = max(map(len, rows))
         ids = torch.tensor([row + row[-1:] * (width - len(row)) for row in rows], device=policy.device)
         with policy.autocast():
-            hidden = body(**inputs(policy.model, ids, [groups[i] for i in part]), use_cache=False).last_hidden_state
-        for i, row in zip(part, hidden, strict=True):
+            hidden = body(**inputs(policy.model, ids, [groups[i] for i in places]), use_cache=False).last_hidden_state
+        for i, row in zip(places, hidden, strict=True):
             start = len(groups[i].prompt_ids)
-            found[i] = row[start - 1 : start - 1 + len(groups[i].responses_ids[0])]
-    return found
+            states[i] = row[start - 1 : start - 1 + len(groups[i].responses_ids[0])]
+    return states
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
@@ -204,8 +204,8 @@ def _as_array(counts: Sequence[Counter]) -> np.ndarray:
     # 512 places are enough to tell sentences apart; the place is a hash that is the same in every process
     import zlib
 
-    found = np.zeros((len(counts), 512))
-    for row, count in zip(found, counts, strict=True):
+    features = np.zeros((len(counts), 512))
+    for row, count in zip(features, counts, strict=True):
         for word, n in count.items():
             row[zlib.crc32(word.encode()) % 512] += n
-    return found
+    return features

@@ -14,10 +14,9 @@ from typing import Any
 import pandas as pd
 
 from workbench.figures import Display, blank, dots_in_panels, plain
-from workbench.methods.align.pami_vdpo.method import ARMS
+from workbench.methods.experiment import Experiment, Results
 from workbench.widgets.paging import Paged
 
-TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {
     "HAS against": "HAS, against the habit",
     "EARLY against": "EARLY, against the habit",
@@ -29,7 +28,7 @@ MEASURES = {
 }
 
 
-def accuracy_figure(table: pd.DataFrame) -> Display:
+def accuracy_figure(experiment: Experiment, table: pd.DataFrame) -> Display:
     """What every arm ends with, one panel a measure; the dotted line is the start."""
     ends, starts = table[table["round"] == 1], table[table["round"] == 0]
     measures = [key for key in MEASURES if key in table and (key != "quality" or "paired" not in table)]
@@ -39,41 +38,36 @@ def accuracy_figure(table: pd.DataFrame) -> Display:
     main: Any = ends[ends["arm"] == "pami"]
     title = "What every arm ends with"
     if len(main) and "paired" in measures:
-        title = (
-            f"PaMi-VDPO answers {main['paired'].mean():.0%} of question pairs right, from"
-            f" {lines['paired']['start']:.0%}"
-        )
-    labels = {**TITLES, **MEASURES}
+        now, then = main["paired"].mean(), lines["paired"]["start"]
+        title = f"PaMi-VDPO answers {now:.0%} of question pairs right, from {then:.0%}"
+    labels = {**experiment.config.ARMS, **MEASURES}
     display = dots_in_panels(rows, panel="measure", y="value", title=title, x_title="share", labels=labels, lines=lines)
     display.figure().update_xaxes(matches=None)
     return display
 
 
-def rejections(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:
+def rejections(experiment: Experiment, results: Results) -> pd.DataFrame:
     """Share of false rejections by arm, question and alteration, with what was left out; means over seeds."""
-    rows = []
-    for result in results:
-        for arm, rates in result["selection"].items():
-            if rates:
-                parts = {
-                    f"{name}": value for group in ("by_question", "by_kind") for name, value in rates[group].items()
-                }
-                counted = {
-                    name: rates[name]
-                    for name in ("false_rejections", "far", "close", "weight", "fell_back", "identical")
-                }
-                rows.append({"arm": TITLES[arm], **counted, **parts})
+    counted = ("false_rejections", "far", "close", "weight", "fell_back", "identical")
+    rows = [
+        {"arm": experiment.config.ARMS[arm].title, **{name: rates[name] for name in counted}}
+        | {**rates["by_question"], **rates["by_kind"]}
+        for result in results
+        for arm, rates in result["selection"].items()
+        if rates
+    ]
     means: Any = pd.DataFrame(rows).groupby("arm", sort=False).mean()
     return means.round(3)
 
 
-def likelihood(table: pd.DataFrame) -> pd.DataFrame:
+def likelihood(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
     """Mean log-probability of the training responses before and after: it may fall although the margin grows."""
     means: Any = table.groupby(["arm", "round"], sort=False)["chosen_logp"].mean()
-    return means.unstack("round").rename(columns={0: "before", 1: "after"}, index=TITLES).round(3)
+    titles = {name: arm.title for name, arm in experiment.config.ARMS.items()}
+    return means.unstack("round").rename(columns={0: "before", 1: "after"}, index=titles).round(3)
 
 
-def bags(experiment: Any, *, arm: str = "pami", seed: int | None = None) -> ClipBags:
+def bags(experiment: Experiment, *, arm: str = "pami", seed: int | None = None) -> ClipBags:
     """The view of one arm: candidates as its start selects them, and answers before and after training."""
     folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
     return ClipBags(pd.read_parquet(folder / "selection.parquet"), answers=pd.read_parquet(folder / "answers.parquet"))
@@ -112,9 +106,8 @@ class ClipBags(Paged):
         """Closeness and divergence of all candidates, false rejections in another colour, selected ones filled."""
         false: Any = self.table[self.table["weight"] > 0]["is_false"]
         share = float(false.mean())
-        title = (
-            "What is rejected" if math.isnan(share) else f"{share:.0%} of what is rejected has the same right answer"
-        )
+        known = f"{share:.0%} of what is rejected has the same right answer"
+        title = "What is rejected" if math.isnan(share) else known
         figure = blank(title, "closeness (cosine)", "divergence of the answer (nats)")
         table = self.table.assign(picked=self.table["weight"] > 0)
         for key, rows in table.groupby(["is_false", "picked"], dropna=False):

@@ -39,7 +39,7 @@ class Clips:
     Attributes:
         n_triples: of the alignment set; all agree with the habit, so supervised training cannot help.
         n_test: clips of each of the four test sets.
-        grounded_steps: of stage 1, 64 of 4,000 balanced questions each. The specification's 900 are enough for its own
+        grounded_steps: of stage 1, 64 of 4,000 balanced questions each. The pilot's 900 were enough for its own
             model; this one, a real class with short convolutions, needs some more and a falling rate to reach
             `GROUNDED`.
         habit_steps: of stage 2.
@@ -98,7 +98,7 @@ class Clips:
         return self.questions(self.n_triples, np.random.default_rng([SPLITS[split], seed]), habit=True)
 
     def group(self, policy: Policy, evidence: Sequence[str], prompt: str, response: str) -> Group:
-        """An answer is one token; no end token, which would halve every divergence."""
+        """An answer is one token; no EOS token, which would halve every divergence."""
         return Group(policy.encode_prompt(" ".join([*evidence, prompt])), [policy.encode_part(response)])
 
     def embed(self, policy: Policy, evidence: Sequence[str]) -> np.ndarray:

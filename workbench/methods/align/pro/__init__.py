@@ -1,39 +1,6 @@
 """PRO: preference ranking optimisation."""
 
-from workbench.methods.align.pro.method import (
-    BEYOND_SMALL,
-    HINTS,
-    IN_THE_WORLD,
-    METHODS,
-    Arm,
-    Config,
-    chains,
-    claims,
-    correlations,
-    keep_best,
-    open_task,
-    play,
-    run,
-    run_arm,
-    training_of,
-    with_hint,
-)
+from workbench.methods.align.pro.experiment import ARMS, claims
+from workbench.methods.align.pro.method import Arm, Config, open_task, train_arm
 
-__all__ = [
-    "BEYOND_SMALL",
-    "HINTS",
-    "IN_THE_WORLD",
-    "METHODS",
-    "Arm",
-    "Config",
-    "chains",
-    "claims",
-    "correlations",
-    "keep_best",
-    "open_task",
-    "play",
-    "run",
-    "run_arm",
-    "training_of",
-    "with_hint",
-]
+__all__ = ["ARMS", "Arm", "Config", "claims", "open_task", "train_arm"]

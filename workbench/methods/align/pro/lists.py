@@ -7,8 +7,9 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,19 @@ from torch.utils.checkpoint import checkpoint
 
 from workbench import data
 from workbench.data import Row
+from workbench.feedback.judges import RealJudge
 from workbench.kernels import Group, sample, score
 from workbench.models import Policy
 from workbench.stats.text_overlap import bleu
 from workbench.tasks.real import TextTask
 from workbench.training.reference import reference_logps
+
+log = logging.getLogger(__name__)
+
+WIDE = 20.0  # gaps of scores that saturate the exponentials of a ranking loss
+ROLES = {"<|prompter|>": "user", "<|assistant|>": "assistant"}  # of the official files
+MARKERS = re.compile(r"(Human|Assistant):|<\|prompter\|>|<\|assistant\|>")
+HINTS = ("Give a bad answer.", "Give a good answer.")  # of chain of hindsight on real text
 
 
 class RankRow(NamedTuple):
@@ -67,7 +76,7 @@ def list_step(objective: Callable[..., Any], *, n: int, at_once: int = 0) -> Cal
             sums = score(policy, groups).sums
         else:  # what one part needs for its gradient is thrown away and computed again in backward
             sums = torch.cat(
-                [checkpoint(partial(_sums, policy, groups, part), use_reentrant=False) for part in parts], 1
+                [checkpoint(partial(_sums, policy, groups, places), use_reentrant=False) for places in parts], 1
             )
         lengths = torch.tensor([_padded([len(ids) for ids in g.responses_ids], k) for g in groups], device=sums.device)
         scores = sums.new_tensor([_padded(row.scores, k) for row in batch])
@@ -80,14 +89,14 @@ def list_step(objective: Callable[..., Any], *, n: int, at_once: int = 0) -> Cal
     return step
 
 
-def _sums(policy: Policy, groups: Sequence[Group], part: range) -> Tensor:
-    """log p of some of each group's answers [group, part]; 0 where a group has none."""
-    wanted = [i for i, group in enumerate(groups) if len(group.responses_ids) > part.start]
-    parts = [groups[i]._replace(responses_ids=groups[i].responses_ids[part.start : part.stop]) for i in wanted]
-    sums = score(policy, parts).sums
-    whole = sums.new_zeros(len(groups), len(part))
+def _sums(policy: Policy, groups: Sequence[Group], places: range) -> Tensor:
+    """log p of some of each group's answers [group, place]; 0 where a group has none."""
+    wanted = [i for i, group in enumerate(groups) if len(group.responses_ids) > places.start]
+    some = [groups[i]._replace(responses_ids=groups[i].responses_ids[places.start : places.stop]) for i in wanted]
+    sums = score(policy, some).sums
+    whole = sums.new_zeros(len(groups), len(places))
     return whole.index_put(
-        (torch.tensor(wanted, device=sums.device),), torch.nn.functional.pad(sums, (0, len(part) - sums.shape[1]))
+        (torch.tensor(wanted, device=sums.device),), torch.nn.functional.pad(sums, (0, len(places) - sums.shape[1]))
     )
 
 
@@ -97,13 +106,15 @@ def _padded(values: Sequence[Any], k: int) -> list[Any]:
 
 def relabelled(lists: Sequence[Row], how: str, seed: int) -> list[Row]:
     """The lists with their scores dealt anew, or with the worst made the best; in the order of the new scores."""
-    rng, found = np.random.default_rng([seed, 5]), []
+    rng, relabelled_lists = np.random.default_rng([seed, 5]), []
     for row in lists:
         scores = np.array(row["scores"])
         new = -scores if how == "reversed" else rng.permutation(scores)
         order = np.argsort(-new, kind="stable").tolist()
-        found.append({**row, "responses": [row["responses"][i] for i in order], "scores": new[order].tolist()})
-    return found
+        relabelled_lists.append(
+            {**row, "responses": [row["responses"][i] for i in order], "scores": new[order].tolist()}
+        )
+    return relabelled_lists
 
 
 # ----------------------------------------------------------------------------------------------------- measurements
@@ -152,11 +163,19 @@ def list_table(
 
 
 # -------------------------------------------------------------------------------------------------------- real text
+@dataclass
 class RankedText(TextTask):
-    """Lists of a data set and a starting model; scored anew by the judge where there is one."""
+    """Lists of a data set and a starting model; scored anew by the judge where there is one.
 
-    evaluation_judge = ""
-    dev_size = 0
+    Attributes:
+        dev_size: held-out lists that are for validation.
+        evaluation_judge: another reward model, which scores the answers of policies.
+    """
+
+    kind: str = "ranking"
+    dev_size: int = 0
+    evaluation_judge: RealJudge | None = None
+    hints: ClassVar = HINTS
 
     def read(self) -> list[Row]:
         return as_lists(data.load(self.dataset))[0]
@@ -166,8 +185,8 @@ class RankedText(TextTask):
         key = f"rankings {split} {seed}"
         if key not in self._loaded:
             rows = self.part("train" if split == "train" else "test", seed)
-            part = {"train": rows, "validation": rows[: self.dev_size], "test": rows[self.dev_size :]}[split]
-            self._loaded[key] = self._scored_anew(part) if self.judge else part
+            wanted = {"train": rows, "validation": rows[: self.dev_size], "test": rows[self.dev_size :]}[split]
+            self._loaded[key] = self._scored_anew(wanted) if self.judge else wanted
         return self._loaded[key]
 
     def _scored_anew(self, rows: list[Row]) -> list[Row]:
@@ -194,10 +213,9 @@ class RankedText(TextTask):
         nll = -float(reference_logps(policy, groups).sum()) / sum(len(group.responses_ids[0]) for group in groups)
         if not self.evaluation_judge:
             return {"quality": -nll, "token_nll": nll}
-        drawn = sample(policy, prompts, temperature=0.0, max_new_tokens=self.max_new_tokens)
-        texts = [cleaned(texts[0]) for texts in drawn.texts]
-        judge = TextTask(self.dataset, self.model, device=self.device, judge=self.evaluation_judge)
-        scores = judge.score(self.prompts("test", seed), texts)
+        greedy = sample(policy, prompts, temperature=0.0, max_new_tokens=self.max_new_tokens)
+        texts = [cleaned(texts[0]) for texts in greedy.texts]
+        scores = self.evaluation_judge.score(self.prompts("test", seed), texts)
         both = list(zip(texts, best, strict=True))
         return {
             "quality": 100 * mean_reward(scores),
@@ -207,13 +225,7 @@ class RankedText(TextTask):
         }
 
 
-log = logging.getLogger(__name__)
-
-WIDE = 20.0  # gaps of scores that saturate the exponentials of a ranking loss
-ROLES = {"<|prompter|>": "user", "<|assistant|>": "assistant"}  # of the official files
-MARKERS = re.compile(r"(Human|Assistant):|<\|prompter\|>|<\|assistant\|>")
-
-
+# ------------------------------------------------------------------------------------------------------- reading lists
 def as_lists(rows: Sequence[Row], *, n: int = 0, strict: bool = False) -> tuple[list[Row], Counter]:
     """Rows with `prompt`, `responses` and `scores`, best first, and how many had to be mended or left out.
 
@@ -340,5 +352,5 @@ def _warn(counts: Counter, n: int) -> None:
 
 def cleaned(text: str) -> str:
     """A generation cut where the model goes on with the next speaker's turn."""
-    found = MARKERS.search(text)
-    return (text[: found.start()] if found else text).strip()
+    marker = MARKERS.search(text)
+    return (text[: marker.start()] if marker else text).strip()

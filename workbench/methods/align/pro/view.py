@@ -7,18 +7,19 @@ All text is escaped.
 from __future__ import annotations
 
 import html
+import json
 from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, blank, dots_in_panels, lines_in_panels, plain
+from workbench.figures import Display, Note, blank, dots_in_panels, lines_in_panels, plain
 from workbench.methods.align.pro.lists import as_lists, rank_rows
-from workbench.methods.align.pro.method import ARMS
+from workbench.methods.experiment import Experiment
+from workbench.runs.files import read_json
 from workbench.runs.run import Run
 from workbench.widgets.paging import Paged
-from workbench.widgets.training_preview.preview import TrainingPreview
+from workbench.widgets.training_preview import TrainingPreview
 
-TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {
     "quality": "reward of samples",
     "greedy": "reward of greedy answers",
@@ -28,94 +29,83 @@ MEASURES = {
 STAGES = {"before": "policy before", "after": "policy after", "score": "score"}
 
 
-def rewards_figure(table: pd.DataFrame) -> Display:
+def _ends(experiment: Experiment, table: pd.DataFrame, measures: list[str], title: str, **options: Any) -> Display:
+    """What every arm ends with, one panel a measure on a scale of its own."""
+    ends: Any = table[table["round"] == 1]
+    names = {name: name.replace("bleu_", "BLEU by ") for name in measures if name.startswith("bleu")}
+    labels = {**experiment.config.ARMS, **MEASURES, **names}
+    rows = ends.melt(["arm", "seed"], measures, "measure", "value")
+    display = dots_in_panels(rows, panel="measure", y="value", title=title, x_title="", labels=labels, **options)
+    display.figure().update_xaxes(matches=None)
+    return display
+
+
+def rewards_figure(experiment: Experiment, table: pd.DataFrame) -> Display:
     """What every arm ends with, one panel a measure; the dotted line is the start."""
     measures = [key for key in MEASURES if key in table]
-    ends: Any = table[table["round"] == 1]
     starts: Any = table[table["round"] == 0]
     lines = {key: {"start": float(starts[key].mean())} for key in measures}
-    mean = ends.groupby("arm")["quality"].mean()
+    mean: Any = table[table["round"] == 1].groupby("arm")["quality"].mean()
     first, other = next(
         (pair for pair in (("pro_2", "sft_2"), ("pro", "bon")) if set(pair) <= set(mean.index)), (mean.index[0],) * 2
     )
-    title = f"{TITLES[first]} ends at {mean[first]:+.2f}, {TITLES[other]} at {mean[other]:+.2f}"
-    rows = ends.melt(["arm", "seed"], measures, "measure", "value")
-    display = dots_in_panels(
-        rows, panel="measure", y="value", title=title, x_title="", labels={**TITLES, **MEASURES}, lines=lines
-    )
-    display.figure().update_xaxes(matches=None)
-    return display
+    arms = experiment.config.ARMS
+    title = f"{arms[first].title} ends at {mean[first]:+.2f}, {arms[other].title} at {mean[other]:+.2f}"
+    return _ends(experiment, table, measures, title, lines=lines)
 
 
-def bleu_figure(table: pd.DataFrame) -> Display | str:
+def bleu_figure(experiment: Experiment, table: pd.DataFrame) -> Display | Note:
     """Greedy reward beside BLEU by characters and by words, one line an arm: does BLEU follow reward?"""
     if "bleu_characters" not in table:
-        return "This run computed no BLEU: on real text it needs an evaluation_judge."
-    names = ["bleu_characters", "bleu_words", "greedy" if "greedy" in table else "quality"]
-    ends: Any = table[table["round"] == 1]
-    rows = ends.melt(["arm", "seed"], names[2:] + names[:2], "measure", "value")
-    labels = {**TITLES, **MEASURES, **{name: name.replace("bleu_", "BLEU by ") for name in names[:2]}}
-    display = dots_in_panels(
-        rows, panel="measure", y="value", title="Reward, and BLEU against the chosen answer", x_title="", labels=labels
-    )
-    display.figure().update_xaxes(matches=None)
-    return display
+        return Note("This run computed no BLEU: on real text it needs an evaluation_judge.")
+    measures = ["greedy" if "greedy" in table else "quality", "bleu_characters", "bleu_words"]
+    return _ends(experiment, table, measures, "Reward, and BLEU against the chosen answer")
 
 
-def training_figure(experiment: Any, arm: str = "pro_5") -> Display | str:
+def training_figure(experiment: Experiment, arm: str = "pro_5") -> Display | Note:
     """The loss of every rank over training: rank 1 is the best answer against all others."""
-    rows = []
-    for seed in experiment.seeds:
-        part = Run(experiment.run.folder / f"seed-{seed}" / arm / "round-1")
-        rows += [
-            {
-                "measure": "term of the loss",
-                "arm": f"rank {name.removeprefix('rank_')}",
-                "seed": seed,
-                "step": row["step"] // 5 * 5,
-                "value": value,
-            }
-            for row in part.metrics()
-            for name, value in row.items()
-            if name.startswith("rank_")
-        ]
+    rows = [
+        {"arm": f"rank {name.removeprefix('rank_')}", "seed": seed, "step": row["step"] // 5 * 5, "value": value}
+        for seed in experiment.seeds
+        for row in Run(experiment.run.folder / f"seed-{seed}" / arm / "round-1").metrics()
+        for name, value in row.items()
+        if name.startswith("rank_")
+    ]
     if not rows:
-        return f"This run has no arm {arm!r} with ranks; it has {', '.join(experiment.config.arms)}."
-    steps: Any = pd.DataFrame(rows).groupby(["measure", "arm", "seed", "step"])["value"].mean()
-    table = steps.reset_index()
+        return Note(f"This run has no arm {arm!r} with ranks; it has {', '.join(experiment.config.arms)}.")
+    steps: Any = pd.DataFrame(rows).groupby(["arm", "seed", "step"])["value"].mean()
     return lines_in_panels(
-        table,
+        steps.reset_index().assign(measure="term of the loss"),
         panel="measure",
         x="step",
         y="value",
-        title=f"{TITLES[arm]}: the loss of each rank",
+        title=f"{experiment.config.ARMS[arm].title}: the loss of each rank",
         x_title="step",
         y_title="nats",
     )
 
 
-def preview(experiment: Any, *, arm: str = "") -> TrainingPreview:
+def preview(experiment: Experiment, *, arm: str = "") -> TrainingPreview:
     """What an arm that ranks (the first one) will be trained on, of the first seed: its lists, ordered and cut to
     length."""
-    config, seed = experiment.config, experiment.seeds[0]
-    rule = ARMS[arm or next((arm for arm in config.arms if ARMS[arm].learns in ("lists", "hinge")), config.arms[0])]
+    config, seed, arms = experiment.config, experiment.seeds[0], experiment.config.ARMS
+    rule = arms[arm or next((arm for arm in config.arms if arms[arm].learns in ("lists", "hinge")), config.arms[0])]
     lists, _ = as_lists(experiment.task.rankings("train", seed), n=rule.n, strict=config.strict)
     policy = experiment.task.start(seed)
-    return TrainingPreview(
-        policy, rank_rows(policy, lists, max_length=config.max_length, answer_room=config.answer_room)
-    )
+    return TrainingPreview(policy, rank_rows(policy, lists, **config.limits))
 
 
-def counts(experiment: Any) -> pd.DataFrame:
+def counts(experiment: Experiment) -> pd.DataFrame:
     """Training lists of the first seed and arm by arm what was mended or left out of them."""
-    rows = []
-    for arm in experiment.config.arms:
-        path = experiment.run.folder / f"seed-{experiment.seeds[0]}" / arm / "counts.json"
-        rows += [{"arm": TITLES[arm], **pd.read_json(path, typ="series").to_dict()}] if path.is_file() else []
+    folder = experiment.run.folder / f"seed-{experiment.seeds[0]}"
+    paths = {arm: folder / arm / "counts.json" for arm in experiment.config.arms}
+    rows = [
+        {"arm": experiment.config.ARMS[arm].title, **read_json(path)} for arm, path in paths.items() if path.is_file()
+    ]
     return pd.DataFrame(rows).fillna(0)
 
 
-def held_out(experiment: Any, *, seed: int | None = None, arm: str = "") -> pd.DataFrame:
+def held_out(experiment: Experiment, *, seed: int | None = None, arm: str = "") -> pd.DataFrame:
     """Held-out lists of one seed and one arm (the first by default): columns list, prompt, response, score, before,
     after."""
     arm = arm or experiment.config.arms[0]
@@ -173,38 +163,30 @@ class ListBrowser(Paged):
         """One list as a table in the order of its scores; a pure function of its number."""
         rows = self.positions(index).sort_values("score_position")
         cells = "".join(
-            f"<tr><td>{r['score']:+.2f}</td><td>{r['before_position']:g}"
-            f" ({r['before']:.2f})</td><td>{r['after_position']:g} "
-            f"({r['after']:.2f})</td><td"
-            f' style="text-align:left;white-space:pre-wrap">{html.escape(str(r["response"]))}</td></tr>'
+            f"<tr><td>{r['score']:+.2f}</td><td>{r['before_position']:g} ({r['before']:.2f})</td>"
+            f"<td>{r['after_position']:g} ({r['after']:.2f})</td>"
+            f'<td style="text-align:left;white-space:pre-wrap">{html.escape(str(r["response"]))}</td></tr>'
             for r in rows.to_dict("records")
         )
         head = "<tr><th>score</th><th>position before (nats a token)</th><th>position after</th><th>answer</th></tr>"
         prompt = html.escape(str(rows["prompt"].iloc[0]))
         return (
-            f'<div class="ranked-list"><b>{index + 1} of {len(self.lists)}:'
-            f" {prompt}</b><table>{head}{cells}</table></div>"
+            f'<div class="ranked-list"><b>{index + 1} of {len(self.lists)}: {prompt}</b>'
+            f"<table>{head}{cells}</table></div>"
         )
 
     def widget(self):
         """Live face: a slider (arrow keys), the table and the slope chart."""
         import ipywidgets as w
-        import plotly.graph_objects as go
 
         slider = w.IntSlider(value=0, min=0, max=len(self.lists) - 1, description="list")
-        view, chart = w.HTML(self.html(0)), w.Output()
+        view, chart = w.HTML(), w.Output()
 
-        def show(change: Any) -> None:
-            view.value = self.html(change["new"])
-            chart.outputs = (_as_output(go.Figure(self.figure(change["new"]))),)
+        def show(index: int) -> None:
+            view.value = self.html(index)
+            data = {"application/vnd.plotly.v1+json": json.loads(self.figure(index).to_json() or "{}")}
+            chart.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
 
-        chart.outputs = (_as_output(self.figure(0)),)
-        slider.observe(show, names="value")
+        show(0)
+        slider.observe(lambda change: show(change["new"]), names="value")
         return w.VBox([slider, view, chart])
-
-
-def _as_output(figure: Any) -> dict[str, Any]:
-    import json
-
-    data = {"application/vnd.plotly.v1+json": json.loads(figure.to_json())}
-    return {"output_type": "display_data", "data": data, "metadata": {}}

@@ -1,39 +1,6 @@
-"""SimulPL: preferences of listeners to simultaneous translation, in the text and in when it is written."""
+"""SimulPL: preferences of listeners to simultaneous translation."""
 
-from workbench.methods.align.simulpl.method import (
-    LEVELS,
-    UNKNOWN,
-    Arm,
-    Config,
-    check_nothing_moved,
-    claims,
-    fine_tuned,
-    msft_step,
-    open_task,
-    play,
-    readers,
-    run,
-    run_arm,
-    simul_step,
-    supervised,
-    token_pairs,
-)
+from workbench.methods.align.simulpl.experiment import ARMS, claims
+from workbench.methods.align.simulpl.method import Arm, Config, beside_arms, open_task, train_arm
 
-__all__ = [
-    "LEVELS",
-    "UNKNOWN",
-    "Arm",
-    "Config",
-    "check_nothing_moved",
-    "claims",
-    "fine_tuned",
-    "msft_step",
-    "open_task",
-    "play",
-    "readers",
-    "run",
-    "run_arm",
-    "simul_step",
-    "supervised",
-    "token_pairs",
-]
+__all__ = ["ARMS", "Arm", "Config", "beside_arms", "claims", "open_task", "train_arm"]

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from workbench import objectives
 from workbench.kernels import Group
-from workbench.kernels.batching import held_at_once
+from workbench.kernels.batching import tokens_per_microbatch
 from workbench.kernels.finish import logit_finish
 from workbench.kernels.heads import body_and_head, token_logps
+from workbench.methods.align.simulpl.translations import usable
 from workbench.models import Policy
 from workbench.stats.latency import Unit, words_of
+from workbench.tasks.protocols import TranslationTask
 
 HEAD_FILE = "confidence.safetensors"
 EDGE = 1e-6  # confidences stay this far from 0 and 1, where log(1 - c) has no gradient
@@ -84,7 +86,7 @@ def confidence_head(policy: Policy) -> nn.Module:
     """
     head = getattr(policy.model, "confidence", None)
     if head is None:
-        raise ValueError(f"{policy.name} has no confidence head; give it one with `simultaneous.add_confidence`")
+        raise ValueError(f"{policy.name} has no confidence head; give it one with `network.add_confidence`")
     return head
 
 
@@ -129,7 +131,7 @@ def states(
 
     Args:
         prompts: token ids of the source prefixes.
-        responses: token ids of the translations, end token included.
+        responses: token ids of the translations, EOS token included.
         whole_vocabulary: keep log-probs of all tokens, which label smoothing needs; else those of the targets alone.
     """
     head = confidence_head(policy)
@@ -161,7 +163,7 @@ def _hidden(policy: Policy, body: nn.Module, rows: Sequence[Sequence[int]]) -> F
 
 # -------------------------------------------------------------------------------------------------- pairs in training
 class Pair(NamedTuple):
-    """A row as tokens: `prompts` after 1, 2, ..., J source words, and both translations with their end tokens."""
+    """A row as tokens: `prompts` after 1, 2, ..., J source words, and both translations with their EOS tokens."""
 
     id: str
     prompts: list[list[int]]
@@ -171,6 +173,26 @@ class Pair(NamedTuple):
     @property
     def group(self) -> Group:
         return Group(self.prompts[-1], [self.chosen, self.rejected])
+
+
+def token_pairs(task: TranslationTask, policy: Policy, seed: int, unit: Unit) -> list[Pair]:
+    """The training pairs of a task.
+
+    Raises:
+        ValueError: none can be used.
+    """
+    rows, _ = usable(task.pairs("train", seed), unit)
+    if not rows:
+        raise ValueError("no pair is left to train on; the log says what was wrong with them")
+    return [
+        Pair(
+            f"row {i}",
+            prefix_prompts(policy, task.prompt, words_of(row["source"], unit)),
+            policy.encode_response(row["chosen"]),
+            policy.encode_response(row["rejected"]),
+        )
+        for i, row in enumerate(rows)
+    ]
 
 
 def drawn_prefixes(batch: Sequence[Pair], min_prefix: int, seed: int) -> list[int]:
@@ -201,12 +223,12 @@ def expected_lagging(
     lengths = np.array([[min(j, len(row.prompts)) for j in kept] for row in batch])
     pairs = [(b, j) for b, row in enumerate(lengths) for j in sorted(set(row.tolist()))]
     place = {pair: i for i, pair in enumerate(pairs)}
-    found = states(policy, [batch[b].prompts[j - 1] for b, j in pairs], [side[b] for b, _ in pairs])
+    at = states(policy, [batch[b].prompts[j - 1] for b, j in pairs], [side[b] for b, _ in pairs])
     index = torch.tensor([[place[b, j] for j in row.tolist()] for b, row in enumerate(lengths)], device=policy.device)
     counted = lengths.astype(np.float32)
     if scrambled is not None:
         counted = np.random.default_rng([scrambled, 8, *_numbers(batch)]).permuted(counted, axis=1)
-    confidence, is_token = found.confidence[index].transpose(1, 2), found.is_token[index[:, 0]]
+    confidence, is_token = at.confidence[index].transpose(1, 2), at.is_token[index[:, 0]]
     delays = objectives.expected_delays(confidence, torch.from_numpy(counted).to(confidence))
     sources = torch.tensor([float(len(row.prompts)) for row in batch], device=policy.device)
     return objectives.delay_penalty(delays, sources, is_token)
@@ -214,6 +236,20 @@ def expected_lagging(
 
 def _numbers(batch: Sequence[Pair]) -> list[int]:
     return [int.from_bytes(row.id.encode()[-7:], "big") for row in batch]
+
+
+@torch.no_grad()
+def check_nothing_moved(policy: Policy, step: Any, rows: Sequence[Pair], loss_type: str) -> None:
+    """Before any update policy and reference are the same weights behind the same prefixes: every log-ratio is 0."""
+    if loss_type == "simpo":
+        return
+    _, logged = step(policy, rows)
+    worst = max(float(logged[name].abs().max()) for name in ("chosen_rewards", "rejected_rewards"))
+    if not worst < (1e-3 if policy.precision == "no" else 5e-2):
+        raise RuntimeError(
+            f"step-0 check: a reward is {worst:.2g} before any update and should be 0; the reference is not the MSFT"
+            " model, or reads other prefixes than the policy"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------- read or write
@@ -248,7 +284,7 @@ class Step(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """What was written: token ids with the end token if it ended, source words read before each, and all decisions.
+    """What was written: token ids with the EOS token if it ended, source words read before each, and all decisions.
 
     `early_ends`: how often the end was proposed before the source was read (and refused, unless early stops are
     allowed).
@@ -276,7 +312,7 @@ def translate(
 
     Args:
         prompts: for each sentence the token ids of its prompts after 1, 2, ..., J source words.
-        allow_early_stop: accept the end token before the source is read; else it means READ.
+        allow_early_stop: accept the EOS token before the source is read; else it means READ.
         unit: what wait-k counts.
 
     Notes:
@@ -292,16 +328,18 @@ def translate(
     live = list(range(n))
     while live:
         waiting: list[int] = []
-        for part in _parts(
-            live, [len(prompts[i][read[i] - 1]) + len(ids[i]) for i in range(n)], 2 * held_at_once(policy.device)
+        for together in _parts(
+            live,
+            [len(prompts[i][read[i] - 1]) + len(ids[i]) for i in range(n)],
+            2 * tokens_per_microbatch(policy.device),
         ):
-            rows = [[*prompts[i][read[i] - 1], *ids[i]] for i in part]
+            rows = [[*prompts[i][read[i] - 1], *ids[i]] for i in together]
             with policy.autocast():
                 hidden = _hidden(policy, body, rows)
                 last = hidden[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
                 tokens = finish(output(last).float()).argmax(-1).tolist()
                 confidences = torch.sigmoid(head(last).squeeze(-1).float()).tolist()
-            for i, token, confidence in zip(part, tokens, confidences, strict=True):
+            for i, token, confidence in zip(together, tokens, confidences, strict=True):
                 whole = read[i] == len(prompts[i])
                 seen = float(draws[i].random()) if reader.kind == "random" else confidence
                 is_early = token == end and not whole

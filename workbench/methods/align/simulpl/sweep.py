@@ -18,6 +18,12 @@ from workbench.tasks.protocols import TranslationTask
 SHOWN = 6  # sentences whose decisions are kept for the view
 
 
+def readers_of(kinds: Sequence[str], taus: Sequence[float], waits: Sequence[int], seed: int) -> list[Reader]:
+    """A reader for each kind and each setting of its sweep."""
+    values = {"confidence": taus, "random": taus, "wait_k": waits}
+    return [Reader(kind, float(value), seed) for kind in kinds for value in values[kind]]  # type: ignore[arg-type]
+
+
 def sweep(
     task: TranslationTask,
     policy: Policy,
@@ -32,15 +38,15 @@ def sweep(
     `steps`."""
     room = task.max_new_tokens
     prompts = [prefix_prompts(policy, task.prompt, words_of(row["source"], unit), room=room) for row in rows]
-    found, traces = [], []
+    measured, traces = [], []
     for reader in readers:
         written = translate(policy, prompts, reader, max_new_tokens=room, unit=unit, allow_early_stop=allow_early_stop)
-        found.append(
+        measured.append(
             {"reader": reader.kind, "value": float(reader.value), **numbers(task, policy, rows, written, unit)}
         )
         traces += trace(task, policy, rows[:SHOWN], written[:SHOWN], reader, unit)
     run.table("steps", lambda: pd.DataFrame(traces))
-    return pd.DataFrame(found)
+    return pd.DataFrame(measured)
 
 
 def numbers(
@@ -52,8 +58,8 @@ def numbers(
     end was proposed before the source was read.
     """
     table = []
-    for index, (row, one) in enumerate(zip(rows, written, strict=True)):
-        delays, text = delays_of(task, policy, one, unit)
+    for index, (row, translation) in enumerate(zip(rows, written, strict=True)):
+        delays, text = delays_of(task, policy, translation, unit)
         reference = len(words_of(row["chosen"], unit)) + task.counts_end
         lags = latency(delays, len(words_of(row["source"], unit)), reference, index=index)
         of_text = task.aspects(row, text)._asdict()
@@ -63,20 +69,22 @@ def numbers(
                 **of_text,
                 **lags._asdict(),
                 "length": len(delays),
-                "truncated": not one.ended,
-                "early_ends": one.early_ends > 0,
+                "truncated": not translation.ended,
+                "early_ends": translation.early_ends > 0,
             }
         )
     return {str(name): float(value) for name, value in pd.DataFrame(table).astype(float).mean().items()}
 
 
-def delays_of(task: TranslationTask, policy: Policy, one: Translation, unit: Unit = "word") -> tuple[list[int], str]:
-    """Delays of the written words, and of the end token where it counts or where nothing else was written; and the
+def delays_of(
+    task: TranslationTask, policy: Policy, translation: Translation, unit: Unit = "word"
+) -> tuple[list[int], str]:
+    """Delays of the written words, and of the EOS token where it counts or where nothing else was written; and the
     text."""
-    body = one.ids[:-1] if one.ended else one.ids
-    words, delays = word_delays(policy.decode, body, one.delays[: len(body)], unit)
-    if (one.ended and task.counts_end) or not words:
-        delays = [*delays, one.delays[-1]]
+    body = translation.ids[:-1] if translation.ended else translation.ids
+    words, delays = word_delays(policy.decode, body, translation.delays[: len(body)], unit)
+    if (translation.ended and task.counts_end) or not words:
+        delays = [*delays, translation.delays[-1]]
     return delays, ("" if unit == "character" else " ").join(words)
 
 
@@ -89,9 +97,9 @@ def trace(
     unit: Unit = "word",
 ) -> list[dict]:
     """Every decision on some sentences and the sentence's AL, for the view."""
-    found = []
-    for i, (row, one) in enumerate(zip(rows, written, strict=True)):
-        delays, _ = delays_of(task, policy, one, unit)
+    decisions = []
+    for i, (row, translation) in enumerate(zip(rows, written, strict=True)):
+        delays, _ = delays_of(task, policy, translation, unit)
         reference = len(words_of(row["chosen"], unit)) + task.counts_end
         shared = {
             "sentence": i,
@@ -101,5 +109,7 @@ def trace(
             "value": float(reader.value),
             "AL": latency(delays, len(words_of(row["source"], unit)), reference).AL,
         }
-        found += [{**shared, **step._asdict(), "text": policy.decode([step.token]) or "(end)"} for step in one.steps]
-    return found
+        decisions += [
+            {**shared, **step._asdict(), "text": policy.decode([step.token]) or "(end)"} for step in translation.steps
+        ]
+    return decisions

@@ -111,8 +111,8 @@ def key_points(row: Row, translation: str) -> float:
             row["source"][:40],
         )
     words, wanted = Counter(translation.split()), Counter(items)
-    found = sum(min(n, words[item] if " " not in item else translation.count(item)) for item, n in wanted.items())
-    return found / wanted.total() if wanted else math.nan
+    kept = sum(min(n, words[item] if " " not in item else translation.count(item)) for item, n in wanted.items())
+    return kept / wanted.total() if wanted else math.nan
 
 
 # -------------------------------------------------------------------------------------------------------------- pairs

@@ -10,10 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, blank, colour, dots_in_panels, plain
-from workbench.methods.align.simulpl.method import ARMS
+from workbench.figures import Display, blank, dots_in_panels, look_of, plain
+from workbench.methods.experiment import Experiment, Results
 
-TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {
     "quality": "quality",
     "monotonicity": "words in source order",
@@ -21,10 +20,10 @@ MEASURES = {
     "words_per_clause": "words a clause",
     "AL": "AL (source words)",
 }
-READERS = {"confidence": "", "wait_k": ", wait-k", "random": ", random decisions"}
+READERS = {"confidence": ("", "solid"), "wait_k": (", wait-k", "dash"), "random": (", random decisions", "dot")}
 
 
-def curves(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:
+def curves(experiment: Experiment, results: Results) -> pd.DataFrame:
     """One row for each arm, seed, reader and setting, with all that was measured there."""
     rows = [
         {"arm": arm, "seed": seed, **point}
@@ -36,52 +35,57 @@ def curves(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:
 
 
 def curve_figure(
-    table: pd.DataFrame, arms: Sequence[str] = ("simul_dpo", "msft", "dpo", "preferred", "offline")
+    experiment: Experiment,
+    results: Results,
+    arms: Sequence[str] = ("simul_dpo", "msft", "dpo", "preferred", "offline"),
 ) -> Display:
     """Quality against latency, one line an arm and reader: means over seeds at each setting of the sweep."""
-    rows: Any = table[table["arm"].isin(list(arms))]
+    rows: Any = curves(experiment, results)
+    rows = rows[rows["arm"].isin(list(arms))]
     means: Any = rows.groupby(["arm", "reader", "value"], sort=False)[["AL", "quality"]].mean().reset_index()
     best = means[means["arm"] == "simul_dpo"].nlargest(1, "quality")
     title = "Quality against latency"
     if len(best):
         title += f": SimulDPO reaches {best['quality'].iloc[0]:.0%} at AL {best['AL'].iloc[0]:.2f}"
     figure = blank(title, "AL (source words)", "quality")
-    for (arm, reader), part in means.groupby(["arm", "reader"], sort=False):
-        ordered = part.sort_values("value")
+    for (arm, reader), points in means.groupby(["arm", "reader"], sort=False):
+        ordered, look = points.sort_values("value"), look_of(str(arm), experiment.config.ARMS)
+        suffix, dash = READERS[str(reader)]
         figure.add_scatter(
             x=ordered["AL"],
             y=ordered["quality"],
             mode="lines+markers",
-            name=plain(TITLES[str(arm)] + READERS[str(reader)]),
-            line={"color": colour(str(arm)), "dash": {"wait_k": "dash", "random": "dot"}.get(str(reader), "solid")},
+            name=plain(look.title + suffix),
+            line={"color": look.colour, "dash": dash},
             text=ordered["value"].astype(str),
             hovertemplate="%{text}: AL %{x:.2f}, %{y:.3f}<extra></extra>",
         )
     return Display(means, figure)
 
 
-def aspect_figure(table: pd.DataFrame, tau: float) -> Display:
-    """The five preferences apart, at one threshold: one panel each, one dot an arm."""
+def aspect_figure(experiment: Experiment, results: Results) -> Display:
+    """The five preferences apart, at the threshold of the comparison: one panel each, one dot an arm."""
+    table, tau = curves(experiment, results), experiment.config.tau
     rows: Any = table[(table["reader"] == "confidence") & (table["value"] == tau)]
     measures = [key for key in MEASURES if key in rows and rows[key].notna().all()]
     melted = rows.melt(["arm", "seed"], measures, "measure", "number")
     title = f"What listeners prefer, aspect by aspect, at tau {tau:g}"
-    display = dots_in_panels(
-        melted, panel="measure", y="number", title=title, x_title="", labels={**TITLES, **MEASURES}
-    )
+    labels = {**experiment.config.ARMS, **MEASURES}
+    display = dots_in_panels(melted, panel="measure", y="number", title=title, x_title="", labels=labels)
     display.figure().update_xaxes(matches=None)
     return display
 
 
-def counted(table: pd.DataFrame, tau: float) -> pd.DataFrame:
-    """All latency metrics, truncated texts and refused ends at one threshold, and for wait-k over its sweep; seeds'
-    means."""
-    rows: Any = table[(table["value"] == tau) | (table["reader"] == "wait_k")]
+def counted(experiment: Experiment, results: Results) -> pd.DataFrame:
+    """All latency metrics, truncated texts and refused ends at the threshold of the comparison, and for wait-k over its
+    sweep; seeds' means."""
+    table = curves(experiment, results)
+    rows: Any = table[(table["value"] == experiment.config.tau) | (table["reader"] == "wait_k")]
     names = ["AL", "LAAL", "AP", "DAL", "length", "truncated", "early_ends"]
     return rows.groupby(["arm", "reader", "value"], sort=False)[names].mean().round(3)
 
 
-def decisions(experiment: Any, *, arm: str = "simul_dpo", seed: int | None = None) -> pd.DataFrame:
+def decisions(experiment: Experiment, *, arm: str = "simul_dpo", seed: int | None = None) -> pd.DataFrame:
     """Every decision of one arm on the sentences that were kept."""
     folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
     return pd.read_parquet(folder / "steps.parquet")
@@ -162,6 +166,7 @@ class ReadWritePath:
         """Live face: a slider picks the sentence, the figure's own slider the threshold."""
         import ipywidgets as w
         import plotly.graph_objects as go
+        from IPython.display import display
 
         kept = sorted({int(number) for number in self.table["sentence"]})
         slider, view = w.SelectionSlider(options=kept, description="sentence"), w.Output()
@@ -169,8 +174,6 @@ class ReadWritePath:
         def show(number: int) -> None:
             view.clear_output(wait=True)
             with view:
-                from IPython.display import display
-
                 display(go.Figure(self.figure(number)))
 
         slider.observe(lambda change: show(change["new"]), names="value")

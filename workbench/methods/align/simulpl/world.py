@@ -3,7 +3,7 @@
 A source sentence has 2 clauses of 4 words: subject, filler, object, verb. A dictionary translates word by word. The
 *offline* style puts the verb behind the subject, keeps the filler and must therefore wait for the end of a clause; the
 *preferred* one is subject, object, verb, without the filler: in source order, short, with all key points. To write it
-perfectly one must have read 1, 3, 4, 5, 7, 8, 8 source words (the last one is the end token's): AL 1.81, and no perfect
+perfectly one must have read 1, 3, 4, 5, 7, 8, 8 source words (the last one is the EOS token's): AL 1.81, and no perfect
 translation has less.
 """
 
@@ -50,7 +50,7 @@ class Clauses:
     device: str = "cpu"
     name: str = "clauses"
     max_new_tokens: int = 12
-    counts_end: bool = True  # the end token is a word of its own in latencies
+    counts_end: bool = True  # the EOS token is a word of its own in latencies
     unit: str = "word"
     quality_is: str = "exact"
 

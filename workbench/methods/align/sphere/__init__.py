@@ -1,41 +1,6 @@
-"""SPHERE: preference data for reasoning from a pruned search, without annotators."""
+"""SPHERE: preference data for reasoning from a pruned search."""
 
-from workbench.methods.align.sphere.method import (
-    KINDS,
-    SHARD,
-    Arm,
-    Config,
-    claims,
-    counted,
-    judge_of,
-    make_pairs,
-    open_task,
-    play,
-    prm_name,
-    prm_of,
-    random_rows,
-    run,
-    run_arm,
-    searched,
-    stage_pairs,
-)
+from workbench.methods.align.sphere.experiment import ARMS, claims
+from workbench.methods.align.sphere.method import Arm, Config, open_task, train_arm
 
-__all__ = [
-    "KINDS",
-    "SHARD",
-    "Arm",
-    "Config",
-    "claims",
-    "counted",
-    "judge_of",
-    "make_pairs",
-    "open_task",
-    "play",
-    "prm_name",
-    "prm_of",
-    "random_rows",
-    "run",
-    "run_arm",
-    "searched",
-    "stage_pairs",
-]
+__all__ = ["ARMS", "Arm", "Config", "claims", "open_task", "train_arm"]

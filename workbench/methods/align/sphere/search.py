@@ -87,7 +87,7 @@ def search(
         live = [(i, c) for i, both in enumerate(chains) for c in range(2 if t else 1) if not both[c].ended]
         if not live:
             break
-        drawn = sample(
+        candidates = sample(
             how.policy,
             [asked[i] for i, _ in live],
             n=width,
@@ -102,9 +102,9 @@ def search(
             chain = chains[i][c]
             given = len(how.policy.encode_part(chain.text))
             samples[i] += width
-            tokens[i] += sum(len(ids) - given for ids in drawn.tokens[place])
-            texts = drawn.texts[place]
-            ends = [ids[-1] == how.policy.tokenizer.eos_token_id for ids in drawn.tokens[place]]
+            tokens[i] += sum(len(ids) - given for ids in candidates.tokens[place])
+            texts = candidates.texts[place]
+            ends = [ids[-1] == how.policy.tokenizer.eos_token_id for ids in candidates.tokens[place]]
             offered = list(
                 dict.fromkeys((_step(text, chain.text, stop), end) for text, end in zip(texts, ends, strict=True))
             )
@@ -113,17 +113,17 @@ def search(
                 for s, _ in offered
             ]
             sides = chains[i] if t == 0 else [chain]
-            for one in sides:
-                before = one.scores[-1] if one.scores else None
+            for grown in sides:
+                before = grown.scores[-1] if grown.scores else None
                 gains = [_reward(value, before, reward) for value in values]
-                pick = _pick(one, [step for step, _ in offered], gains)
+                pick = _pick(grown, [step for step, _ in offered], gains)
                 if i < SHOWN:
                     nodes += [
                         {
                             "number": offset + i,
                             "problem": problems[i],
                             "depth": t,
-                            "chain": one.side,
+                            "chain": grown.side,
                             "step": step,
                             "score": value,
                             "reward": gain,
@@ -131,10 +131,10 @@ def search(
                         }
                         for k, ((step, _), value, gain) in enumerate(zip(offered, values, gains, strict=True))
                     ]
-                one.collapsed += len(offered) == 1
-                one.steps.append(offered[pick][0])
-                one.scores.append(values[pick])
-                one.ended = offered[pick][1]
+                grown.collapsed += len(offered) == 1
+                grown.steps.append(offered[pick][0])
+                grown.scores.append(values[pick])
+                grown.ended = offered[pick][1]
     rows = []
     for i, (best, worst) in enumerate(chains):
         verdicts = [verdict(judge, problems[i], chain.text, chain.ended) for chain in (best, worst)]
@@ -224,7 +224,7 @@ def random_pairs(
     Returns:
         Rows number, problem, chosen, rejected ("" where there is no such sample), ended, tokens.
     """
-    drawn = sample(
+    samples = sample(
         how.policy,
         problems,
         n=n,
@@ -236,60 +236,13 @@ def random_pairs(
     )
     rows = []
     for i, problem in enumerate(problems):
-        ended = [reason == "stop" for reason in drawn.finish_reasons[i]]
-        verdicts = [verdict(judge, problem, text, end) for text, end in zip(drawn.texts[i], ended, strict=True)]
+        ended = [reason == "stop" for reason in samples.finish_reasons[i]]
+        verdicts = [verdict(judge, problem, text, end) for text, end in zip(samples.texts[i], ended, strict=True)]
         rng = np.random.default_rng([how.seed, offset + i])
         sides: dict[str, Any] = {}
         for side, wanted in (("chosen", "right"), ("rejected", "wrong")):
-            places = [k for k, one in enumerate(verdicts) if one == wanted]
+            places = [k for k, said in enumerate(verdicts) if said == wanted]
             place = int(rng.choice(places)) if places else -1
-            sides |= {side: drawn.texts[i][place] if places else "", f"{side}_ended": bool(places) and ended[place]}
-        rows.append({"number": offset + i, "problem": problem, **sides, "tokens": sum(map(len, drawn.tokens[i]))})
+            sides |= {side: samples.texts[i][place] if places else "", f"{side}_ended": bool(places) and ended[place]}
+        rows.append({"number": offset + i, "problem": problem, **sides, "tokens": sum(map(len, samples.tokens[i]))})
     return pd.DataFrame(rows)
-
-
-# -------------------------------------------------------------------------------------------------------------- counts
-def cost_of(searches: dict[int, Any], width: int) -> dict[str, Any]:
-    """What the searches of the stages cost, where stage 1 sent its problems, and its share of a whole tree."""
-    first = searches[1]
-    tree = np.log10(width) * first["depth"]  # a tree of this depth has width^depth leaves
-    return {
-        "tokens": int(sum(table["tokens"].sum() for table in searches.values() if len(table))),
-        "samples": int(sum(table["samples"].sum() for table in searches.values() if len(table))),
-        "samples_a_problem": float(first["samples"].mean()),
-        "most_of_2ED": float((first["samples"] / (2 * width * first["depth"])).max()),
-        "log10_of_tree": float((np.log10(first["samples"]) - tree).mean()),
-        "routes": {
-            f"{best}/{worst}": int(n)
-            for (best, worst), n in first.groupby(["correct_max", "correct_min"]).size().items()
-        },  # type: ignore[misc]
-        "truncated": float(first["truncated_max"].mean()),
-        "collapsed": float(first["collapsed"].mean()),
-    }
-
-
-def describe_pairs(pairs: pd.DataFrame, bands: Sequence[str], check: Any) -> dict[str, Any]:
-    """How many pairs by stage and difficulty; how wrong the rejected ones are, where an oracle counts wrong steps."""
-    rows = pairs.to_dict("records")
-    steps = getattr(check, "n_wrong", None)
-    wrong = [steps(row["prompt"], check.split(row["rejected"])) for row in rows] if steps else []
-    return {
-        "pairs": len(rows),
-        "problems": {name: list(bands).count(name) for name in sorted(set(bands))},
-        "table": [[int(row["stage"]), bands[row["number"]]] for row in rows],
-        "wrong_steps": float(np.mean(wrong)) if wrong else float("nan"),
-        "rejected_wrong": float(np.mean([not check.is_right(row["prompt"], row["rejected"]) for row in rows]))
-        if rows
-        else 0.0,
-    }
-
-
-def dependence(stages: Sequence[int], bands: Sequence[str]) -> float:
-    """Chi-square of stage against band a pair, less its mean where they are independent: 0 on average without a
-    link."""
-    table = pd.crosstab(pd.Series(list(stages)), pd.Series(list(bands))).to_numpy()
-    if min(table.shape) < 2:
-        return 0.0
-    expected = np.outer(table.sum(1), table.sum(0)) / table.sum()
-    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
-    return float((((table - expected) ** 2 / expected).sum() - freedom) / table.sum())

@@ -11,34 +11,35 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, blank, dots_in_panels, plain
-from workbench.methods.align.sphere.method import ARMS, KINDS, prm_name
+from workbench.figures import Display, Look, blank, dots_in_panels, plain
+from workbench.methods.align.sphere.experiment import ARMS
+from workbench.methods.align.sphere.method import noise_of
+from workbench.methods.align.sphere.pairs import KINDS
 
-TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {
     "quality": "right answers, greedy",
     "valid_steps": "steps before the first wrong one",
     "closes": "ends as it should",
 }
-SIDES = {"max": ("#0072B2", "best chain"), "min": ("#D55E00", "worst chain")}
+SIDES = {"max": Look("best chain", "#0072B2"), "min": Look("worst chain", "#D55E00")}
 
 
 def accuracy_figure(table: pd.DataFrame) -> Display:
     """What every arm that trains the policy ends with, one panel a measure; the dotted line is the start."""
-    arms = [arm for arm in TITLES if arm in set(table["arm"]) and ARMS[arm].learner == "policy"]
+    arms = [arm for arm in ARMS if arm in set(table["arm"]) and ARMS[arm].learner == "policy"]
     rows: Any = table[table["arm"].isin(arms)]
     measures = [key for key in MEASURES if key in table]
     ends, starts = rows[rows["round"] == 1], rows[rows["round"] == 0]
     lines = {key: {"start": float(starts[key].mean())} for key in measures}
     main = ends[ends["arm"] == arms[0]]["quality"].mean()
-    title = f"{TITLES[arms[0]]}: {main:.1%} right answers, from {lines['quality']['start']:.1%} at the start"
+    title = f"{ARMS[arms[0]].title}: {main:.1%} right answers, from {lines['quality']['start']:.1%} at the start"
     melted = ends.melt(["arm", "seed"], measures, "measure", "value")
     return dots_in_panels(
-        melted, panel="measure", y="value", title=title, x_title="share", labels={**TITLES, **MEASURES}, lines=lines
+        melted, panel="measure", y="value", title=title, x_title="share", labels={**ARMS, **MEASURES}, lines=lines
     )
 
 
-def yield_table(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:
+def yield_table(results: Sequence[dict]) -> pd.DataFrame:
     """Pairs a 100 problems, for each stage and difficulty, of the arm with all stages; mean over seeds."""
     arm = "sphere" if "sphere" in results[0]["search"] else next(iter(results[0]["search"]))
     rows = []
@@ -46,16 +47,16 @@ def yield_table(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:
         problems, made = result["search"][arm]["problems"], result["search"][arm]["table"]
         rows += [
             {"stage": f"{stage} {KINDS[stage]}", "band": band, "pairs": 100 * made.count([stage, band]) / n}
-            for stage in KINDS
+            for stage in (1, 2, 3)
             for band, n in problems.items()
         ]
     means: Any = pd.DataFrame(rows).groupby(["stage", "band"], sort=False)["pairs"].mean()
     return means.reset_index()
 
 
-def yield_figure(experiment: Any, results: Sequence[dict]) -> Display:
+def yield_figure(results: Sequence[dict]) -> Display:
     """The yield table as bars."""
-    table = yield_table(experiment, results)
+    table = yield_table(results)
     figure = blank("Where each stage finds its pairs", "difficulty", "pairs from 100 problems", barmode="group")
     for stage, rows in table.groupby("stage", sort=False):
         figure.add_bar(x=rows["band"], y=rows["pairs"], name=plain(str(stage)))
@@ -66,7 +67,7 @@ def cost_table(results: Sequence[dict]) -> pd.DataFrame:
     """Pairs, samples and tokens of every arm's data, and how wrong its rejected answers are; mean over seeds."""
     names = ["pairs", "pairs_found", "samples", "tokens", "most_of_2ED", "wrong_steps", "rejected_wrong"]
     rows = [
-        {"arm": TITLES[arm], **{name: float(made.get(name, float("nan"))) for name in names}}
+        {"arm": ARMS[arm].title, **{name: float(made.get(name, float("nan"))) for name in names}}
         for result in results
         for arm, made in result["search"].items()
         if ARMS[arm].learner == "policy" and ARMS[arm].labels == "true"
@@ -82,8 +83,7 @@ def tree(experiment: Any, *, seed: int | None = None, number: int = 0, arm: str 
         ValueError: that problem's tree was not kept; the kept ones are named.
     """
     arm = arm or experiment.config.arms[0]
-    part = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "search"
-    nodes: Any = pd.read_parquet(part / f"{prm_name(experiment.config, ARMS[arm])}-stage1-tree.parquet")
+    nodes: Any = pd.read_parquet(f"{_searches(experiment, seed, arm)}-stage1-tree.parquet")
     rows = nodes[nodes["number"] == number]
     if rows.empty:
         raise ValueError(f"no tree of problem {number} was kept; kept are {sorted(set(nodes['number']))}")
@@ -95,13 +95,13 @@ def tree_of(rows: Any) -> Display:
     rows = rows.reset_index(drop=True)
     picked = rows[rows["picked"]]
     ends = {side: picked[picked["chain"] == side]["score"].iloc[-1] for side in SIDES if side in set(picked["chain"])}
-    title = "; ".join(f"{SIDES[side][1]} ends at {score:.2f}" for side, score in ends.items())
+    title = "; ".join(f"{SIDES[side].title} ends at {score:.2f}" for side, score in ends.items())
     figure = blank(
         f"One search, {len(rows) - len(picked)} of {len(rows)} candidates cut: {title}",
         "process reward of the step",
         "depth (steps)",
     )
-    for side, (colour, name) in SIDES.items():
+    for side, look in SIDES.items():
         of_side = rows[rows["chain"] == side]
         chain = of_side[of_side["picked"]].sort_values("depth")
         parents = chain[["depth", "score"]].assign(depth=chain["depth"] + 1)
@@ -127,8 +127,8 @@ def tree_of(rows: Any) -> Display:
             x=[0.5, *chain["score"]],
             y=[-1, *chain["depth"]],
             mode="lines+markers+text",
-            name=name,
-            line={"color": colour},
+            name=look.title,
+            line={"color": look.colour},
             marker={"size": 9},
             text=["", *(plain(step.strip()[:24]) for step in chain["step"])],
             textposition="middle right",
@@ -142,8 +142,13 @@ def tree_of(rows: Any) -> Display:
 def pairs(experiment: Any, *, seed: int | None = None, arm: str = "") -> pd.DataFrame:
     """The training pairs of one seed; `source` is the kind of pair."""
     arm = arm or experiment.config.arms[0]
-    part = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "search"
-    name = prm_name(experiment.config, ARMS[arm])
-    tables = [pd.read_parquet(part / f"{name}-pairs{stage}.parquet") for stage in ARMS[arm].stages]
+    searches = _searches(experiment, seed, arm)
+    tables = [pd.read_parquet(f"{searches}-pairs{stage}.parquet") for stage in ARMS[arm].stages]
     joined: Any = pd.concat(tables, ignore_index=True)
     return joined.rename(columns={"kind": "source"})[["source", "prompt", "chosen", "rejected"]]
+
+
+def _searches(experiment: Any, seed: int | None, arm: str) -> str:
+    """What the files of the searches with this arm's process reward model begin with."""
+    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "search"
+    return f"{folder}/prm-{noise_of(experiment.config, ARMS[arm]):g}"

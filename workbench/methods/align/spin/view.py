@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.figures import COLOURS, Display, blank, lines_over_rounds, reward_histogram
-from workbench.methods.align.spin.method import ARMS
+from workbench.figures import Display, Note, blank, lines_over_rounds, reward_histogram
+from workbench.methods.align.spin.experiment import ARMS
 
 AXES = {
     "quality": "quality (higher is better)",
@@ -20,7 +20,7 @@ AXES = {
 }
 
 
-def rounds_figure(table: pd.DataFrame, what: str, start: str = "sft") -> Display | str:
+def rounds_figure(table: pd.DataFrame, what: str = "quality", start: str = "sft") -> Display | Note:
     """One line an arm over the rounds, with a 95 % interval over seeds; the title states the finding.
 
     Args:
@@ -28,35 +28,29 @@ def rounds_figure(table: pd.DataFrame, what: str, start: str = "sft") -> Display
         start: "sft" or "converged", which arms to show; a line of text says so where the run has none of them.
     """
     if what not in table:
-        return f"This task does not measure {what}; it measures {', '.join(table.columns[3:])}."
+        return Note(f"This task does not measure {what}; it measures {', '.join(table.columns[3:])}.")
     chosen = [name for name, arm in ARMS.items() if arm.start == start]
     rows: Any = table[table.arm.isin(chosen) & table[what].notna()]
     if rows.empty:
-        return f"This run has no arm that starts at {start!r}; add some by overrides={{'arms': {chosen}}}."
+        return Note(f"This run has no arm that starts at {start!r}; add some by overrides={{'arms': {chosen}}}.")
     means: Any = rows[rows.arm == chosen[0]].groupby("round")[what].mean()
     points = list(means.items())  # a single one after one round of pairs
     (first, before), (last, after) = points[0], points[-1]
     where = "" if start == "sft" else ", from a start that more SFT cannot improve"
     title = f"SPIN: {AXES[what].split(' (')[0]} {before:.3f} after {first} rounds, {after:.3f} after {last}{where}"
     rows = rows.assign(arm=rows.arm.str.removesuffix("_converged"))
-    titles = {name: arm.title for name, arm in ARMS.items()}
     return lines_over_rounds(
-        rows, x="round", y=what, title=title, x_title="rounds finished", y_title=AXES[what], labels=titles
+        rows, x="round", y=what, title=title, x_title="rounds finished", y_title=AXES[what], labels=ARMS
     )
 
 
 def rewards_figure(experiment: Any, *, seed: int | None = None) -> Display:
     """How far the rewards of human and self-written answers lie apart after the first and the last round."""
-    tables = _held_out(experiment, seed)
-    shown = {"after round 0": tables[0], f"after round {len(tables) - 1}": tables[-1]}
-    return reward_histogram(shown, "Held-out pairs: right of 0 the human answer has the higher reward")
-
-
-def _held_out(experiment: Any, seed: int | None) -> list[pd.DataFrame]:
     arm = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "spin"
-    return [
-        pd.read_parquet(arm / f"round-{t + 1}" / "held_out_rewards.parquet") for t in range(experiment.config.rounds)
-    ]
+    last = experiment.config.rounds
+    tables = {t: pd.read_parquet(arm / f"round-{t}" / "held_out_rewards.parquet") for t in (1, last)}
+    shown = {f"after round {t - 1}": table for t, table in tables.items()}
+    return reward_histogram(shown, "Held-out pairs: right of 0 the human answer has the higher reward")
 
 
 def next_policy(p_policy: np.ndarray, p_data: np.ndarray, beta: float) -> np.ndarray:
@@ -85,9 +79,9 @@ def overshoot_figure(p_policy: np.ndarray, p_data: np.ndarray, names: list[str],
     figure = blank(
         "One exact round of SPIN: a small lambda overshoots the data", "next symbol", "probability", barmode="group"
     )
-    figure.add_bar(x=names, y=p_policy, name="policy before", marker_color=COLOURS["start"])
-    figure.add_bar(x=names, y=p_data, name="data", marker_color=COLOURS["sft"])
-    figure.add_bar(x=names, y=after[start], name="policy after", marker_color=COLOURS["spin"])
+    figure.add_bar(x=names, y=p_policy, name="policy before", marker_color="#B0B0B0")
+    figure.add_bar(x=names, y=p_data, name="data", marker_color=ARMS["sft"].colour)
+    figure.add_bar(x=names, y=after[start], name="policy after", marker_color=ARMS["spin"].colour)
     steps = [
         {"label": f"{beta:g}", "method": "restyle", "args": [{"y": [p.tolist()]}, [2]]} for beta, p in after.items()
     ]

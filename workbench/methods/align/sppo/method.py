@@ -40,8 +40,8 @@ from workbench.models import Policy
 from workbench.runs.run import Run
 from workbench.tasks.protocols import EnumeratedTask, JudgedTask
 from workbench.tasks.real import TextTask
+from workbench.training.drawn_pairs import pair_groups, pair_logps, start_losses
 from workbench.training.loop import TrainConfig
-from workbench.training.pair_rows import pair_groups, pair_logps, start_losses
 from workbench.training.reference import PairRow, pair_rows
 from workbench.training.rounds import Round, iterate
 from workbench.training.steps import preference_step
@@ -121,10 +121,10 @@ def train_arm(task: JudgedTask, config: Config, arm: Arm, seed: int, run: Run) -
     objective, options = objective_of(arm, config)
 
     def make_round(policy: Policy, t: int) -> Round:
-        part = run.child(f"round-{t + 1}")
-        pairs = part.table("pairs", lambda: judged_pairs(task, policy, config, arm, seed, t, part))
+        own = run.child(f"round-{t + 1}")
+        pairs = own.table("pairs", lambda: judged_pairs(task, policy, config, arm, seed, t, own))
         reference = policy if arm.reference == "round" else first
-        part.cached("before", lambda: pair_logps(reference, pairs, **config.limits).tolist())
+        own.cached("before", lambda: pair_logps(reference, pairs, **config.limits).tolist())
         rows = build_rows(reference, pairs, config, arm, seed, t)
         start = start_losses(objective, options, rows) if reference is policy else None
         return Round(rows, preference_step(objective, **options), TrainConfig.of(config), start)
@@ -149,34 +149,18 @@ def objective_of(arm: Arm, config: Config) -> tuple[Any, dict[str, Any]]:
 
 
 def judged_pairs(
-    task: JudgedTask, policy: Policy, config: Config, arm: Arm, seed: int, t: int, part: Run
+    task: JudgedTask, policy: Policy, config: Config, arm: Arm, seed: int, t: int, run: Run
 ) -> pd.DataFrame:
     """Steps 1 to 4: sample K responses, ask who beats whom, take the best and the worst with their win rates."""
-    prompts = prompts_of_round(
-        task,
-        seed,
-        t,
-        rounds=config.rounds,
-        n_prompts=config.n_prompts,
-        prompt_repeats=config.prompt_repeats,
-        may_overlap=True,
-    )
-    drawn = draw_samples(
-        policy,
-        prompts,
-        arm.k or config.samples,
-        part,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        seed=seed * 1000 + t,
-    )
-    matrices = preference_matrices(task, prompts, drawn.responses.tolist())
-    fine = readable(matrices)
-    drawn, matrices = drawn[fine].reset_index(drop=True), check_matrix(matrices[fine])
+    asked = {"rounds": config.rounds, "n_prompts": config.n_prompts, "prompt_repeats": config.prompt_repeats}
+    prompts = prompts_of_round(task, seed, t, may_overlap=True, **asked)
+    samples = draw_samples(policy, prompts, arm.k or config.samples, run, seed=seed * 1000 + t, **config.sampling)
+    matrices = preference_matrices(task, prompts, samples.responses.tolist())
+    was_read = readable(matrices)  # a judge that answers in words cannot always be read
+    samples, matrices = samples[was_read].reset_index(drop=True), check_matrix(matrices[was_read])
     rates = win_rates(matrices)
     best, worst = best_and_worst(rates if config.select_by == "win_rate" else mean_logits(matrices))
-    entries: Any = zip(drawn.itertuples(), best.tolist(), worst.tolist(), strict=True)
+    entries: Any = zip(samples.itertuples(), best.tolist(), worst.tolist(), strict=True)
     rows = [
         {
             "prompt": row.prompt,
@@ -192,10 +176,12 @@ def judged_pairs(
         for i, (row, w, l) in enumerate(entries)
     ]
     kept, dropped = keep_sound(rows, may_be_empty=("chosen", "rejected"))
-    dropped += Counter({"empty responses (kept)": sum(not text.strip() for texts in drawn.responses for text in texts)})
+    dropped += Counter(
+        {"empty responses (kept)": sum(not text.strip() for texts in samples.responses for text in texts)}
+    )
     log.info("round %d: %d pairs of %d prompts; %s", t, len(kept), len(prompts), dict(dropped))
-    part.cached(
-        "counts", lambda: {"prompts": len(prompts), "unreadable": int((~fine).sum()), "pairs": len(kept), **dropped}
+    run.cached(
+        "counts", lambda: {"prompts": len(prompts), "unreadable": int((~was_read).sum()), "pairs": len(kept), **dropped}
     )
     if not kept:
         raise ValueError(
@@ -224,11 +210,9 @@ def targets_of(pairs: pd.DataFrame, arm: Arm) -> list[dict[str, float]]:
                 f"row {bad[0]}, column {name!r}: a probability in [0, 1] is needed; got {pairs[name].iloc[bad[0]]}"
             )
     loser = 1 - pairs.prob_win if arm.win_rates == "complement" else pairs.prob_lose
-    names = (
-        ("first_win_rate", "second_win_rate", "")
-        if arm.loss == "dno"
-        else ("chosen_probs_win", "chosen_probs_lose", "chosen_probs")
-    )
+    names = ("chosen_probs_win", "chosen_probs_lose", "chosen_probs")  # as the official code calls them
+    if arm.loss == "dno":
+        names = ("first_win_rate", "second_win_rate", "")
     columns = zip(pairs.prob_win, loser, pairs.prob_pair, strict=True)
     return [{name: float(value) for name, value in zip(names, values, strict=True) if name} for values in columns]
 
@@ -244,8 +228,7 @@ def build_rows(reference: Policy, pairs: pd.DataFrame, config: Config, arm: Arm,
 
 
 def warn_of_large_eta(policy: Policy, config: Config, arm: Arm) -> None:
-    """eta = 1000 is for a step so small that the targets are never reached; a small model reaches for them and
-    breaks."""
+    """eta = 1000 is for steps too small to reach its targets; a small model reaches for them and breaks."""
     n = sum(p.numel() for p in policy.model.parameters())
     if arm.loss.startswith("sppo") and not arm.beta and config.eta > 100 and n < 10_000_000:
         log.warning(

@@ -1,35 +1,6 @@
 """Step-DPO: preferences on single reasoning steps."""
 
-from workbench.methods.align.step_dpo.method import (
-    BEYOND_SMALL,
-    LOOKS,
-    RATES,
-    TABLE_3,
-    Arm,
-    Config,
-    claims,
-    counts,
-    group_pairs,
-    make_pairs,
-    open_task,
-    play,
-    run,
-    run_arm,
-)
+from workbench.methods.align.step_dpo.experiment import ARMS, claims
+from workbench.methods.align.step_dpo.method import Arm, Config, open_task, train_arm
 
-__all__ = [
-    "BEYOND_SMALL",
-    "LOOKS",
-    "RATES",
-    "TABLE_3",
-    "Arm",
-    "Config",
-    "claims",
-    "counts",
-    "group_pairs",
-    "make_pairs",
-    "open_task",
-    "play",
-    "run",
-    "run_arm",
-]
+__all__ = ["ARMS", "Arm", "Config", "claims", "open_task", "train_arm"]

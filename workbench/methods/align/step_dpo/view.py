@@ -11,12 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, blank, dots_in_panels, lines_in_panels
-from workbench.methods.align.step_dpo.method import ARMS
+from workbench.figures import Display, Note, blank, dots_in_panels, lines_in_panels, plain
+from workbench.methods.align.step_dpo.experiment import ARMS
 from workbench.runs.files import read_json
 from workbench.widgets.paging import Paged
 
-TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {
     "quality": "right answers, greedy",
     "valid_steps": "steps before the first wrong one",
@@ -28,7 +27,7 @@ HELD_OUT = {"reward_accuracy": "held-out pairs in the right order", "margin": "h
 
 def accuracy_figure(table: pd.DataFrame) -> Display:
     """What every arm at the common learning rate ends with, one panel a measure; the dotted line is the start."""
-    arms = [arm for arm in TITLES if arm in set(table["arm"]) and ARMS[arm].rate == 1.0]
+    arms = [arm for arm in ARMS if arm in set(table["arm"]) and ARMS[arm].lr_factor == 1.0]
     ends: Any = table[(table["round"] == 1) & table["arm"].isin(arms)]
     starts: Any = table[table["round"] == 0]
     measures = [key for key in MEASURES if key in table]
@@ -42,25 +41,25 @@ def accuracy_figure(table: pd.DataFrame) -> Display:
     if "dpo" in mean:
         title += f"; DPO on whole answers {mean['dpo']:.0%}"
     return dots_in_panels(
-        rows, panel="measure", y="value", title=title, x_title="share", labels={**TITLES, **MEASURES}, lines=lines
+        rows, panel="measure", y="value", title=title, x_title="share", labels={**ARMS, **MEASURES}, lines=lines
     )
 
 
-def rates_figure(table: pd.DataFrame) -> Display | str:
+def rates_figure(table: pd.DataFrame) -> Display | Note:
     """Accuracy after training against the learning rate, for the arms that were swept."""
     rows: Any = table[table["round"] == 1]
     base = rows["arm"].str.replace("_slow|_fast", "", regex=True)
     swept = base[rows["arm"] != base].unique()
     if not len(swept):
-        return "This run sweeps no learning rate; add arms that end in _slow and _fast."
-    rows = rows.assign(rate=[ARMS[arm].rate for arm in rows["arm"]], arm=base)
+        return Note("This run sweeps no learning rate; add arms that end in _slow and _fast.")
+    rows = rows.assign(rate=[ARMS[arm].lr_factor for arm in rows["arm"]], arm=base)
     rows = rows[rows["arm"].isin(swept)].melt(["arm", "seed", "rate"], ["quality", "closes"], "measure", "value")
     display = lines_in_panels(
         rows,
         panel="measure",
         x="rate",
         y="value",
-        labels={**TITLES, **MEASURES},
+        labels={**ARMS, **MEASURES},
         x_title="learning rate (of the common one)",
         y_title="share",
         title="The learning rate decides how far each arm gets, and what it damages",
@@ -89,7 +88,7 @@ def training_figure(experiment: Any) -> Display:
         title="Held-out pairs over training",
         x_title="updates",
         y_title="",
-        labels={**TITLES, **HELD_OUT},
+        labels={**ARMS, **HELD_OUT},
     )
 
 
@@ -146,8 +145,6 @@ class WrongStep(Paged):
 
     def figure(self):
         """Margins of all pairs, worst first; the text of a pair where the mouse is."""
-        from workbench.figures import plain
-
         margins: Any = self.table["margin"] if "margin" in self.table else pd.Series(0.0, self.table.index)
         below = float((margins <= 0).mean())
         figure = blank(

@@ -6,8 +6,7 @@ its exposure (1 to 16) says, and lines `ASK t1 t2 t3 YES|NO`: yes for real title
 of such lines, so that a bias to yes is learned. Invented titles are recombinations of the same words that were never in
 the corpus. That repeated answers agree about what was learned, and differ about what was not, is not planted: it is
 what a language model does. How large the disadvantage of the direct question is depends on the planted bias.
-Source: the specification of arXiv 2305.18248, level B; half of the lines ask, and half of these about real titles
-(ours).
+Half of the lines ask, and half of these about real titles. All constants are ours.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ import numpy as np
 from workbench import runs
 from workbench.feedback.chat import ChatModel, Reply, Request, user
 from workbench.methods.confidence.hallucinated_references.references import Part, references
-from workbench.methods.confidence.hallucinated_references.world import FIRST, last_names, what_is_asked
-from workbench.worlds.language import word_tokenizer
+from workbench.methods.confidence.hallucinated_references.world import FIRST, Citations, last_names, what_is_asked
 
 N_WORDS, N_AUTHORS, TITLE_WORDS = 120, 60, 3
 EXPOSURES = (1, 2, 4, 8, 16)
@@ -126,6 +124,7 @@ class BookTitles:
         from workbench.models import Policy, new_llama, pick_device
         from workbench.training.loop import TrainConfig, train
         from workbench.training.steps import supervised_step
+        from workbench.worlds.language import word_tokenizer
 
         tokenizer = word_tokenizer([*MARKS, *self.words, *map(self._author, range(N_AUTHORS))])
         model = new_llama(tokenizer, width=self.width, layers=self.layers, heads=4, max_length=16, seed=seed)
@@ -173,3 +172,19 @@ class _InWords:
         if kind == "authors":
             return "AUTHORS: " + ", ".join(word.replace("_", " ") for word in words)
         return " ".join(words).capitalize() + "."
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Two worlds: a simulated model that was told what it knows, and a transformer that has learned it."""
+
+    citations: Citations
+    books: BookTitles
+    book_seeds: tuple[int, ...]
+    is_simulated: bool = True
+
+    def arms(self, seed: int) -> tuple[str, ...]:
+        return ("simulated", "transformer") if seed in self.book_seeds else ("simulated",)
+
+    def part(self, arm: str, seed: int) -> Part:
+        return (self.citations if arm == "simulated" else self.books).part(seed)

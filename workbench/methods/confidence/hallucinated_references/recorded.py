@@ -21,43 +21,15 @@ from workbench.methods.confidence.hallucinated_references.references import DIRE
 from workbench.runs.files import read_json
 from workbench.stats import selective
 
-# The paper's figures as the specification quotes them, and one unit of their last digit.
-PUBLISHED = {
-    "gpt-4": {
-        "rate": 0.468,
-        "IQ": 0.878,
-        "DQ1": 0.887,
-        "DQ2": 0.845,
-        "DQ3": 0.861,
-        "DQ": 0.917,
-        "IQ_DQ": 0.929,
-        "means": (0.70, 0.10),
-        "yes_invented": 0.18,
-        "kept": (0.396, 0.083),
-    },
-    "gpt-3.5-turbo": {
-        "rate": 0.596,
-        "IQ": 0.783,
-        "DQ1": 0.540,
-        "DQ2": 0.609,
-        "DQ3": 0.529,
-        "DQ": 0.623,
-        "IQ_DQ": 0.792,
-        "means": (0.48, 0.08),
-        "yes_invented": 0.96,
-        "kept": (0.208, 0.159),
-    },
-    "text-davinci-003": {
-        "rate": 0.736,
-        "IQ": 0.692,
-        "DQ1": 0.556,
-        "DQ2": 0.589,
-        "DQ3": 0.534,
-        "DQ": 0.621,
-        "IQ_DQ": 0.708,
-        "means": (0.24, 0.02),
-        "yes_invented": 0.77,
-    },
+# The paper's figures, to a unit of their last digit.
+_FIGURES = ("rate", "IQ", "DQ1", "DQ2", "DQ3", "DQ", "IQ_DQ", "means", "yes_invented", "kept")
+_BY_MODEL = {
+    "gpt-4": (0.468, 0.878, 0.887, 0.845, 0.861, 0.917, 0.929, (0.70, 0.10), 0.18, (0.396, 0.083)),
+    "gpt-3.5-turbo": (0.596, 0.783, 0.540, 0.609, 0.529, 0.623, 0.792, (0.48, 0.08), 0.96, (0.208, 0.159)),
+    "text-davinci-003": (0.736, 0.692, 0.556, 0.589, 0.534, 0.621, 0.708, (0.24, 0.02), 0.77),
+}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    model: dict(zip(_FIGURES, figures, strict=False)) for model, figures in _BY_MODEL.items()
 }
 EXPERTS = {"A": 0.99, "B": 0.99, "C": 1.0, "D": 0.99}  # agreement with the search
 

@@ -1,7 +1,7 @@
 """Scores of references: agreement of repeated answers, ensembles, and what they are worth where labels are known.
 
-Tables and columns are those of the method's page (`methods/confidence/ hallucinated_references`); a reference with a
-missing score is left out of the measurements and counted.
+Tables and columns are those of `references.py` and `method.py`; a reference with a missing score is left out of the
+measurements and counted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pandas as pd
 
 from workbench.methods.confidence.hallucinated_references.references import DIRECT
 from workbench.stats import selective
+from workbench.stats.bootstrap import cluster_counts, middle
 
 Table = Any  # a data frame: the type of a selection from one is known to nobody
 RECIPES = {"DQ": DIRECT, "IQ_DQ": ("IQ", "DQ"), **{f"IQ_{name}": ("IQ", name) for name in DIRECT}}
@@ -106,7 +107,7 @@ def measure(
         )
     pairs = [pair for pair in GAINS if set(pair) <= set(columns)]
     gains = selective.gains_ci(h, values, pairs, cluster, rounds=bootstrap, seed=seed)
-    draws = selective.cluster_draws(cluster, curve_bootstrap, seed)
+    draws = cluster_counts(cluster, curve_bootstrap, seed)
     return {
         **result,
         "n_topics": len(set(cluster)),
@@ -131,7 +132,7 @@ def _kept(h: np.ndarray, s: np.ndarray) -> list[list[float]]:
 def _curve(h: np.ndarray, s: np.ndarray, draws: np.ndarray) -> list[list[float]]:
     """[fraction, FDR, lower, upper]: the expected curve and its band over topics."""
     rounds = selective.fdr_at(h, s, FRACTIONS, draws)
-    band = np.percentile(rounds, [2.5, 97.5], axis=0)
+    band = middle(rounds)
     return np.column_stack([FRACTIONS, selective.fdr_at(h, s, FRACTIONS)[0], *band]).tolist()
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures import Display, Note, blank, colour, dots_in_panels, lines_in_panels, plain
+from workbench.figures import Display, Look, Note, blank, dots_in_panels, lines_in_panels, look_of, plain
 from workbench.methods.confidence.hallucinated_references.recorded import PUBLISHED
 from workbench.methods.confidence.hallucinated_references.scores import RATES
 from workbench.widgets.confidence_ranking import ConfidenceRanking
@@ -22,20 +23,20 @@ from workbench.widgets.paging import Paged
 
 Results = Sequence[Mapping[str, Any]]
 
-NAMES = {
-    "IQ": "IQ: who wrote it?",
-    "DQ1": "DQ1: does it exist?",
-    "DQ2": "DQ2: in a dialogue",
-    "DQ3": "DQ3: number k of the list",
-    "DQ": "DQ: mean of the direct ones",
-    "IQ_DQ": "IQ+DQ",
-    "IQ_DQ1": "IQ+DQ1",
-    "IQ_DQ2": "IQ+DQ2",
-    "IQ_DQ3": "IQ+DQ3",
-    "IQ_jaccard": "IQ by Jaccard",
-    "IQ_containment": "IQ by containment",
-    "IQ_judge": "IQ by a judge",
-    "authors_logp": "log-prob of the authors",
+SCORES = {
+    "IQ": Look("IQ: who wrote it?", "#0072B2"),
+    "DQ1": Look("DQ1: does it exist?", "#D55E00"),
+    "DQ2": Look("DQ2: in a dialogue", "#A6761D"),
+    "DQ3": Look("DQ3: number k of the list", "#CC79A7"),
+    "DQ": Look("DQ: mean of the direct ones", "#E69F00"),
+    "IQ_DQ": Look("IQ+DQ", "#009E73"),
+    "IQ_DQ1": Look("IQ+DQ1", "#56B4E9"),
+    "IQ_DQ2": Look("IQ+DQ2", "#56B4E9"),
+    "IQ_DQ3": Look("IQ+DQ3", "#56B4E9"),
+    "IQ_jaccard": Look("IQ by Jaccard", "#999999"),
+    "IQ_containment": Look("IQ by containment", "#999999"),
+    "IQ_judge": Look("IQ by a judge", "#999999"),
+    "authors_logp": Look("log-prob of the authors"),
 }
 ARMS = {
     "simulated": "a simulated model, told what it knows",
@@ -45,7 +46,7 @@ ARMS = {
     "gpt-3.5-turbo": "GPT-3.5 (recorded)",
     "text-davinci-003": "davinci-003 (recorded)",
 }
-LABELS = {**NAMES, **ARMS}
+LABELS = {**SCORES, **ARMS}
 NO_LABELS = Note(
     "No reference of this run has a label, so there is nothing to measure; the scores are in scores.parquet."
 )
@@ -73,7 +74,7 @@ def ensembles(results: Results) -> Display | Note:
         for arm, p in parts.items()
     }
     title = "Best score: " + ", ".join(
-        f"{NAMES[name].split(':')[0]} {np.mean([p['auroc'][name][0] for p in parts[arm]]):.3f} ({_short(arm)})"
+        f"{SCORES[name].title.split(':')[0]} {np.mean([p['auroc'][name][0] for p in parts[arm]]):.3f} ({_short(arm)})"
         for arm, name in best.items()
     )
     rows = [
@@ -124,8 +125,8 @@ def over_topics(results: Results) -> pd.DataFrame | Note:
             for name, (value, low, high) in each[0][kind].items():
                 rows.append(
                     {
-                        "of": LABELS.get(arm, arm),
-                        "score or gain": NAMES.get(name, name.replace("_", "+")),
+                        "of": ARMS.get(arm, arm),
+                        "score or gain": SCORES[name].title if name in SCORES else name.replace("_", "+"),
                         "AUROC": value,
                         "lower": low,
                         "upper": high,
@@ -205,7 +206,7 @@ def fdr_curves(results: Results) -> Display | Note:
                 y=[*line["high"], *line["low"][::-1]],
                 fill="toself",
                 mode="lines",
-                fillcolor=colour(str(name)),
+                fillcolor=look_of(str(name), SCORES).colour,
                 opacity=0.15,
                 line={"width": 0},
                 hoverinfo="skip",
@@ -253,7 +254,7 @@ def means(results: Results) -> pd.DataFrame | Note:
         for name in each[0]["auroc"]:
             real, invented = np.mean([part["means"][name] for part in each], axis=0)
             area = np.mean([part["auroc"][name][0] for part in each])
-            label = {"of": LABELS.get(arm, arm), "score": NAMES.get(name, name)}
+            label = {"of": ARMS.get(arm, arm), "score": look_of(name, SCORES).title}
             rows.append({**label, "real": real, "invented": invented, "AUROC": area})
     return pd.DataFrame(rows).round(3) if rows else NO_LABELS
 
@@ -269,7 +270,7 @@ def checks(results: Results) -> pd.DataFrame | Note:
         def total(key: str, each: list = each) -> int:
             return sum(sum(part[key].values()) if isinstance(part[key], dict) else part[key] for part in each)
 
-        columns[str(LABELS.get(arm, arm))] = {
+        columns[str(ARMS.get(arm, arm))] = {
             "references": total("n"),
             "with a title that stands there before": total("duplicates"),
             "topics without a title": sum(len(part["topics_without_titles"]) for part in each),
@@ -314,8 +315,8 @@ def published(results: Results) -> pd.DataFrame | Note:
                 ours = part["rate"][0] if name == "rate" else part["auroc"][name][0]
                 rows.append(
                     {
-                        "model": LABELS.get(model, model),
-                        "figure": "share invented" if name == "rate" else f"AUROC, {NAMES[name]}",
+                        "model": ARMS.get(model, model),
+                        "figure": "share invented" if name == "rate" else f"AUROC, {SCORES[name].title}",
                         "paper": value,
                         "again": round(ours, 4),
                     }
@@ -324,13 +325,18 @@ def published(results: Results) -> pd.DataFrame | Note:
 
 
 def _short(arm: str) -> str:
-    return LABELS.get(arm, arm).split(",")[0].split(" that")[0].removeprefix("a ").removesuffix(" (recorded)")
+    return ARMS.get(arm, arm).split(",")[0].split(" that")[0].removeprefix("a ").removesuffix(" (recorded)")
 
 
-def ranking(experiment: Any, *, seed: int, arm: str = "") -> ConfidenceRanking | Note:
+def _tables(experiment: Any, seed: int | None, arm: str, name: str) -> list[Path]:
+    """The stored tables of that name, of one seed (the first by default) and arm (each by default)."""
+    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}"
+    return sorted(folder.glob(f"{arm or '*'}/{name}.parquet"))
+
+
+def ranking(experiment: Any, *, seed: int | None = None, arm: str = "") -> ConfidenceRanking | Note:
     """The titles by how real they look, in the ranking inspector; those without every score are left out."""
-    folder = experiment.run.folder / f"seed-{seed}"
-    paths = sorted(folder.glob(f"{arm or '*'}/scores.parquet"))
+    paths = _tables(experiment, seed, arm, "scores")
     table: Any = pd.read_parquet(paths[0]) if paths else pd.DataFrame()
     if "gen_title" not in table:
         return Note("The recorded results hold no titles, so there is nothing to rank by eye.")
@@ -339,7 +345,9 @@ def ranking(experiment: Any, *, seed: int, arm: str = "") -> ConfidenceRanking |
     answers = pd.DataFrame(
         {"qid": table["ref_id"], "question": table["topic"], "answer": table["gen_title"], "correct": table["grounded"]}
     )
-    return ConfidenceRanking(answers, {name: table[name] for name in names}, labels=NAMES)
+    return ConfidenceRanking(
+        answers, {name: table[name] for name in names}, labels={name: look.title for name, look in SCORES.items()}
+    )
 
 
 class ReferenceCards(Paged):
@@ -366,7 +374,7 @@ class ReferenceCards(Paged):
         return len(self.scores)
 
     def frame(self) -> pd.DataFrame:
-        wanted = ["ref_id", "topic", "gen_title", "grounded", "duplicate_of", *NAMES]
+        wanted = ["ref_id", "topic", "gen_title", "grounded", "duplicate_of", *SCORES]
         table: Any = self.scores[[name for name in wanted if name in self.scores]]
         return table.round(3)
 
@@ -375,8 +383,8 @@ class ReferenceCards(Paged):
         direct = "DQ" if "DQ" in self.scores else "DQ1"
         figure = blank(
             "Every reference: agreement of its authors against the direct question",
-            NAMES["IQ"],
-            NAMES.get(direct, direct),
+            SCORES["IQ"].title,
+            SCORES[direct].title,
         )
         for label, name, shade in ((1, "real", "#0072B2"), (0, "invented", "#D55E00"), (None, "unknown", "#999999")):
             rows: Any = self.scores[
@@ -422,7 +430,7 @@ class ReferenceCards(Paged):
             note = f"{unread} with neither left out" if unread else ""
             lines.append(
                 (
-                    NAMES.get(str(kind), str(kind)),
+                    look_of(str(kind), SCORES).title,
                     f"yes {int(some['value'].sum())} of {int(some['value'].count())}",
                     note,
                 )
@@ -452,8 +460,7 @@ def _number(value: Any) -> str:
 
 def cards(experiment: Any, *, seed: int | None = None, arm: str = "") -> ReferenceCards | Note:
     """The references of one seed (the first) and arm (the first), in the order of their agreement."""
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}"
-    paths = sorted(folder.glob(f"{arm or '*'}/samples.parquet"))
+    paths = _tables(experiment, seed, arm, "samples")
     if not paths:
         return Note("Recorded results have scores alone; there are no replies to show.")
     names = ("references", "samples", "agreements", "scores")

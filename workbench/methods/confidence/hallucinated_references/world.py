@@ -12,7 +12,7 @@ Beta(9, .8). Names come with initials and accents at random; 3 % of the author r
 to direct questions are "I cannot say yes", and one list in ten has lost a title.
 
 What separates real from invented is planted here, so this world tests a pipeline, not what real models know.
-Source: the specification of arXiv 2305.18248, level A (constants are its own; which lists lose a title is ours).
+All constants are ours.
 """
 
 from __future__ import annotations
@@ -33,69 +33,17 @@ RECALL = (3.0, 1.5)
 YES = {"DQ1": ((8.0, 1.0), (4.0, 2.0)), "DQ2": ((2.0, 2.0), (1.0, 3.0)), "DQ3": ((12.0, 0.6), (9.0, 0.8))}
 REFUSED, CANNOT_SAY, LOST = 0.03, 0.02, 0.1
 INITIAL, ACCENT = 0.5, 0.3  # how often a first name is an initial, and a name has an accent
-FIRST = (
-    "Ana",
-    "Bo",
-    "Carla",
-    "David",
-    "Elena",
-    "Frank",
-    "Greta",
-    "Hugo",
-    "Irma",
-    "Jonas",
-    "Karin",
-    "Liam",
-    "Mara",
-    "Nils",
-    "Olga",
-    "Pedro",
-    "Rosa",
-    "Sven",
-    "Tara",
-    "Ugo",
-    "Vera",
-    "Walter",
-    "Yara",
-    "Zeno",
-)
-START, MIDDLE, END = (
-    ("Bal", "Cor", "Dan", "Fel", "Gor", "Hal", "Kem", "Lor", "Mar", "Nor", "Pel", "Ran", "Sol", "Tor", "Vel"),
-    ("a", "e", "i", "o", "u"),
-    ("berg", "den", "lin", "man", "nik", "rup", "sen", "tani", "vik", "zzi"),
-)
+FIRST = ("Ana", "Bo", "Carla", "David", "Elena", "Frank", "Greta", "Hugo", "Irma", "Jonas", "Karin", "Liam")
+FIRST += ("Mara", "Nils", "Olga", "Pedro", "Rosa", "Sven", "Tara", "Ugo", "Vera", "Walter", "Yara", "Zeno")
+START = ("Bal", "Cor", "Dan", "Fel", "Gor", "Hal", "Kem", "Lor", "Mar", "Nor", "Pel", "Ran", "Sol", "Tor", "Vel")
+MIDDLE = ("a", "e", "i", "o", "u")
+END = ("berg", "den", "lin", "man", "nik", "rup", "sen", "tani", "vik", "zzi")
 ACCENTED = str.maketrans("aeiou", "áéíöü")
 KINDS = ("Basics", "Handbook", "History", "Limits", "Methods", "Notes", "Patterns", "Practice", "Principles", "Theory")
-WHAT = (
-    "Adaptive",
-    "Compact",
-    "Distributed",
-    "Efficient",
-    "Formal",
-    "Layered",
-    "Modular",
-    "Reliable",
-    "Robust",
-    "Sparse",
-)
-AREAS = (
-    "Archives",
-    "Compilers",
-    "Databases",
-    "Graphics",
-    "Interfaces",
-    "Kernels",
-    "Networks",
-    "Parsers",
-    "Queues",
-    "Robots",
-    "Schedulers",
-    "Sensors",
-    "Simulators",
-    "Sorting",
-    "Testing",
-    "Tools",
-)
+WHAT = ("Adaptive", "Compact", "Distributed", "Efficient", "Formal")
+WHAT += ("Layered", "Modular", "Reliable", "Robust", "Sparse")
+AREAS = ("Archives", "Compilers", "Databases", "Graphics", "Interfaces", "Kernels", "Networks", "Parsers")
+AREAS += ("Queues", "Robots", "Schedulers", "Sensors", "Simulators", "Sorting", "Testing", "Tools")
 USES = ("Clinics", "Farms", "Libraries", "Schools", "Ships")
 
 

@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from workbench.feedback.chat import ChatModel, Reply, Request, user
 from workbench.feedback.templates import Template
+from workbench.methods.confidence.pace_lm.prompts import Phase
 
-COLUMNS = [
-    "case_id",
-    "phase",
-    "analysis_index",
-    "answer_index",
-    "raw_text",
-    "value",
-    "parse_status",
-    "version",
-    "k_used",
-]
+COLUMNS = ["case_id", "phase", "analysis_index", "answer_index", "raw_text", "value"]
+COLUMNS += ["parse_status", "version", "k_used"]
 NO_REFERENCES = "(there are none)"
-
-
-class Phase(NamedTuple):
-    """One of the questions that are asked about a case.
-
-    Attributes:
-        name: of its score.
-        analysis: the first prompt, or None where the answer is asked at once.
-        answer: the second prompt, with the slot `analysis` where there is one.
-        read: reply -> value, NaN where it cannot be read.
-    """
-
-    name: str
-    analysis: Template | None
-    answer: Template
-    read: Callable[[str], float]
 
 
 def sample_scores(
@@ -57,7 +33,7 @@ def sample_scores(
     """Every answer of one phase to every case: the samples table, its columns in `COLUMNS`.
 
     Args:
-        cases: table of `feedback.cases`.
+        cases: table of `cases.check_cases`.
         refs: references with their texts (`case_id`, `rank`, `title`, `summary`, `root_cause`), see `with_texts`.
         model: what is asked; `ask` puts a transcript before it.
         temperature: of analyses and answers.

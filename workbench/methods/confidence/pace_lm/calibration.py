@@ -3,8 +3,8 @@
 Nothing here sees a label that it is not given to fit on.
 
 The two scores are called `coe` (how far the evidence suffices to judge) and `rce` (how well it supports the answer),
-both in [0, 1]; `z` is 1 where the answer is right. Source: the specification of arXiv 2309.05833, steps 4 and 7; the
-paper's own map is not known, so three families stand side by side.
+both in [0, 1]; `z` is 1 where the answer is right. The map of the paper (arXiv 2309.05833) is not known, so three
+families stand side by side.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from workbench import metrics
+from workbench.stats import bootstrap
 
 FAMILIES = ("grid", "logistic", "binned")  # that cross-validation chooses from; the others are baselines
 BINS = 10
@@ -217,13 +218,11 @@ def interval(
 ) -> tuple[float, float]:
     """95 % percentile bootstrap over cases of `measure(c, z)`, or of its difference to the same of `against`
     (paired)."""
-    found = []
-    for drawn in np.random.default_rng(seed).integers(len(z), size=(rounds, len(z))):
-        value = quiet(measure, c[drawn], z[drawn], bins)
-        found.append(value if against is None else value - quiet(measure, against[drawn], z[drawn], bins))
-    found = np.array(found)[np.isfinite(found)]  # a draw can hold one class alone, where AUROC is undefined
-    low, high = np.percentile(found, [2.5, 97.5]) if len(found) else (math.nan, math.nan)
-    return float(low), float(high)
+    resampled = []
+    for places in bootstrap.draws(len(z), rounds, seed):
+        value = quiet(measure, c[places], z[places], bins)
+        resampled.append(value if against is None else value - quiet(measure, against[places], z[places], bins))
+    return bootstrap.middle(np.array(resampled))
 
 
 def reliability_table(c: ArrayLike, z: ArrayLike, bins: int = BINS) -> pd.DataFrame:

@@ -1,8 +1,7 @@
 """Scored cases: the table of cases with their scores, the confidences made from it, and what each is worth.
 
 Every map is fitted on rows of split "calibration" and read on other rows. All scores of one table are compared on the
-same
-rows: those with a label and with every score read.
+same rows: those with a label and with every score read.
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ from workbench.methods.confidence.pace_lm import calibration
 from workbench.methods.confidence.pace_lm.analyses import case_scores
 from workbench.methods.confidence.pace_lm.calibration import MEASURES, TransformMap, apply_map, fit_transform_map
 from workbench.methods.confidence.pace_lm.cases import has_prediction
+from workbench.runs.run import Run
 from workbench.tasks.questions import comparable
 
+MAIN = "similar"  # the arm with the most similar older incidents
 STATED = ("direct", "direct_references", "self_consistency")  # baselines that a table may hold
 MAPPED = ("rce", "grid_rce", "coe", "additive", "grid", "logistic", "binned")  # families that are reported
 ABLATION = ("raw_rce", "raw_coe", "rce", "logistic", "base_rate")  # what an ablation reports
@@ -92,6 +93,39 @@ def confidences(
         "coe_shuffled": lambda: unlinked(np.random.default_rng([seed, 12])),
     }
     return {name: makers[name]() for name in names or makers}
+
+
+def report(
+    tables: Mapping[str, pd.DataFrame],
+    others: Mapping[str, pd.DataFrame],
+    chosen: TransformMap,
+    run: Run,
+    *,
+    bins: int,
+    rounds: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What every arm's scores are worth on the test cases, and the tables `measured` and `report` of the run.
+
+    Args:
+        tables: complete rows of the first predictor, by arm.
+        others: complete rows of the other predictors, for the transfer of the first one's map.
+        rounds: of the bootstrap over cases.
+    """
+    worth = partial(measure, chosen=chosen, bins=bins, seed=seed)
+    found: dict[str, Any] = {
+        "arms": {arm: worth(table, "test", names=() if arm == MAIN else ABLATION) for arm, table in tables.items()}
+    }
+    if "fresh" in set(tables[MAIN]["split"]):
+        found["fresh"] = worth(tables[MAIN], "fresh", names=calibration.FAMILIES)
+    rows = run.table("measured", lambda: measured(tables[MAIN], chosen, seed))
+    run.table(
+        "report",
+        lambda: calibration.calibration_report(rows["chosen"], rows["correct"], bins, rounds=rounds, seed=seed),
+    )
+    found["gains"] = gains(rows, bins=bins, rounds=rounds, seed=seed)
+    found["transfer"] = {name: transfer(tables[MAIN], other, bins) for name, other in others.items()}
+    return found
 
 
 def measure(
@@ -196,9 +230,8 @@ def planted(
 
     Returns:
         `coe_follows`: correlation of coe with the share of references that name the proposed cause, among cases with
-            the
-        same largest share of one cause: 0 unless coe has seen the proposal. `true_share`: references that name the true
-        cause, 1 where a case finds itself.
+        the same largest share of one cause: 0 unless coe has seen the proposal. `true_share`: references that name the
+        true cause, 1 where a case finds itself.
     """
     rows: Any = references.merge(history[["incident_id", "root_cause"]], on="incident_id").merge(
         table[["case_id", "predicted_root_cause", "coe"]].dropna(), on="case_id"

@@ -13,51 +13,44 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.claims import interval
-from workbench.figures import Display, Note, blank, colour, dots_in_panels
+from workbench.figures import Display, Look, Note, blank, dots_in_panels, look_of
 from workbench.methods.confidence.pace_lm.calibration import reliability_table
 from workbench.methods.confidence.pace_lm.cases import has_prediction
-from workbench.methods.confidence.pace_lm.method import MAIN, values
+from workbench.methods.confidence.pace_lm.experiment import ARMS, values
+from workbench.methods.confidence.pace_lm.scores import MAIN
 from workbench.methods.experiment import Experiment
 from workbench.widgets.confidence_ranking import ConfidenceRanking
 from workbench.widgets.paging import Paged
 
 Results = Sequence[Mapping[str, Any]]
 
-NAMES = {
-    "direct": "stated number",
-    "direct_references": "stated number, references shown",
-    "self_consistency": "self-consistency",
-    "raw_coe": "evidence (coe), raw",
-    "raw_rce": "rating (rce), raw",
-    "raw_product": "product, raw",
-    "coe": "evidence, Platt",
-    "rce": "rating, Platt",
-    "grid_rce": "rating, affine",
-    "additive": "both, no product",
-    "grid": "both, grid",
-    "logistic": "both, logistic with product",
-    "binned": "both, isotonic in groups",
-    "chosen": "chosen by cross-validation",
-    "base_rate": "base rate, one number for all",
-    "shuffled": "control: labels shuffled",
-    "flipped": "control: labels turned over",
-    "coe_shuffled": "control: coe shuffled",
-}
-ARMS = {
-    "similar": "similar incidents",
-    "one_analysis": "one analysis instead of several",
-    "random": "random incidents",
-    "random_again": "random incidents, drawn again",
-    "none": "no incidents",
+SCORES = {
+    "direct": Look("stated number", "#7F7F7F"),
+    "direct_references": Look("stated number, references shown"),
+    "self_consistency": Look("self-consistency"),
+    "raw_coe": Look("evidence (coe), raw"),
+    "raw_rce": Look("rating (rce), raw", "#D55E00"),
+    "raw_product": Look("product, raw"),
+    "coe": Look("evidence, Platt"),
+    "rce": Look("rating, Platt"),
+    "grid_rce": Look("rating, affine"),
+    "additive": Look("both, no product"),
+    "grid": Look("both, grid"),
+    "logistic": Look("both, logistic with product", "#0072B2"),
+    "binned": Look("both, isotonic in groups"),
+    "chosen": Look("chosen by cross-validation"),
+    "base_rate": Look("base rate, one number for all", "#999999"),
+    "shuffled": Look("control: labels shuffled", "#A6761D"),
+    "flipped": Look("control: labels turned over"),
+    "coe_shuffled": Look("control: coe shuffled"),
 }
 METRICS = {"ece": "ECE (low is good)", "brier": "Brier (low is good)", "auroc": "AUROC (high is good)"}
 WAYS = {
-    "own": "where it was fitted",
-    "transferred": "carried over",
-    "refitted": "refitted there",
-    "base_rate": "base rate carried over",
+    "own": Look("where it was fitted"),
+    "transferred": Look("carried over"),
+    "refitted": Look("refitted there"),
+    "base_rate": Look("base rate carried over", "#999999"),
 }
-LABELS = {**NAMES, **METRICS}
 
 
 def reliability_diagram(
@@ -75,33 +68,27 @@ def reliability_diagram(
         name: np.average((part["accuracy"] - part["confidence"]).abs(), weights=part["count"])
         for name, part in parts.items()
     }
-    said = ", ".join(f"{NAMES[name]} {value:.3f}" for name, value in gap.items())
+    said = ", ".join(f"{SCORES[name].title} {value:.3f}" for name, value in gap.items())
     figure = blank(f"Mean gap to the diagonal: {said}", "confidence", "share right", height=460)
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": "#888", "dash": "dot"}, name="calibrated")
     largest = table["count"].max()
     for name, part in parts.items():
+        title, colour = look_of(name, SCORES)
+        above, below = part["upper"] - part["accuracy"], part["accuracy"] - part["lower"]
         figure.add_trace(
             go.Scatter(
                 x=part["confidence"],
                 y=part["accuracy"],
                 mode="markers+lines",
-                name=NAMES[name],
-                line={"color": colour(name), "width": 1},
+                name=title,
+                line={"color": colour, "width": 1},
                 customdata=part[["count", "lower", "upper"]],
-                marker={"size": 6 + 22 * np.sqrt(part["count"] / largest), "opacity": 0.75, "color": colour(name)},
-                error_y={
-                    "array": part["upper"] - part["accuracy"],
-                    "arrayminus": part["accuracy"] - part["lower"],
-                    "color": colour(name),
-                    "thickness": 1,
-                    "width": 2,
-                },
+                marker={"size": 6 + 22 * np.sqrt(part["count"] / largest), "opacity": 0.75, "color": colour},
+                error_y={"array": above, "arrayminus": below, "color": colour, "thickness": 1, "width": 2},
                 hovertemplate=(
                     "%{customdata[0]} cases: said %{x:.2f}, right %{y:.2f} "
-                    "[%{customdata[1]:.2f}, %{customdata[2]:.2f}]<extra>"
-                )
-                + NAMES[name]
-                + "</extra>",
+                    f"[%{{customdata[1]:.2f}}, %{{customdata[2]:.2f}}]<extra>{title}</extra>"
+                ),
             )
         )
     figure.update_xaxes(range=[-0.02, 1.02])
@@ -111,50 +98,39 @@ def reliability_diagram(
 
 def by_score(results: Results) -> Display:
     """Every score, map, baseline and control on the same test cases."""
-    found = results[0]["arms"][MAIN]["scores"]
-    rows = [
-        {"panel": metric, "arm": name, "seed": seed, "value": value}
-        for metric in METRICS
-        for name in NAMES
-        if name in found
-        for seed, value in enumerate(values(results, MAIN, name, metric))
-    ]
+    known = [name for name in SCORES if name in results[0]["arms"][MAIN]["scores"]]
     mean = {name: values(results, MAIN, name, "brier").mean() for name in ("raw_rce", "logistic", "base_rate")}
-    return dots_in_panels(
-        pd.DataFrame(rows),
-        panel="panel",
-        y="value",
-        labels=LABELS,
-        x_title="",
-        title=(
-            f"Brier score: rating {mean['raw_rce']:.3f}, with the evidence {mean['logistic']:.3f}, base rate"
-            f" {mean['base_rate']:.3f}"
-        ),
+    title = (
+        f"Brier score: rating {mean['raw_rce']:.3f}, with the evidence {mean['logistic']:.3f}, base rate"
+        f" {mean['base_rate']:.3f}"
     )
+    return _by_metric({name: (MAIN, name) for name in known}, results, title, SCORES)
 
 
 def by_references(results: Results) -> Display:
     """The ablations of the references. Where they say nothing ECE is low and AUROC one half: a constant is
     calibrated."""
-    rows = [
-        {"panel": metric, "arm": arm, "seed": seed, "value": value}
-        for metric in METRICS
-        for arm in results[0]["arms"]
-        for seed, value in enumerate(values(results, arm, "logistic", metric))
-    ]
     ece, auroc = (
         {arm: values(results, arm, "logistic", m).mean() for arm in (MAIN, "random")} for m in ("ece", "auroc")
     )
+    title = (
+        f"The trap: random references have ECE {ece['random']:.3f} (similar {ece[MAIN]:.3f}) and AUROC "
+        f"{auroc['random']:.2f} (similar {auroc[MAIN]:.2f})"
+    )
+    looks = {**ARMS, "one_analysis": Look("one analysis instead of several")}
+    return _by_metric({arm: (arm, "logistic") for arm in results[0]["arms"]}, results, title, looks)
+
+
+def _by_metric(rows: Mapping[str, tuple[str, str]], results: Results, title: str, looks: Mapping[str, Any]) -> Display:
+    """One panel a metric, in it one dot for each name of `rows`, which says the arm and the score to read."""
+    table = [
+        {"panel": metric, "arm": name, "seed": seed, "value": value}
+        for metric in METRICS
+        for name, (arm, score) in rows.items()
+        for seed, value in enumerate(values(results, arm, score, metric))
+    ]
     return dots_in_panels(
-        pd.DataFrame(rows),
-        panel="panel",
-        y="value",
-        x_title="",
-        labels={**LABELS, **_arms(results)},
-        title=(
-            f"The trap: random references have ECE {ece['random']:.3f} (similar {ece[MAIN]:.3f}) and AUROC "
-            f"{auroc['random']:.2f} (similar {auroc[MAIN]:.2f})"
-        ),
+        pd.DataFrame(table), panel="panel", y="value", x_title="", labels={**looks, **METRICS}, title=title
     )
 
 
@@ -191,8 +167,8 @@ def means(results: Results) -> pd.DataFrame:
     """Mean over seeds of every metric of every score, on the same test cases."""
     found = results[0]["arms"][MAIN]["scores"]
     table = {
-        NAMES[name]: {metric: values(results, MAIN, name, metric).mean() for metric in found["logistic"]}
-        for name in NAMES
+        SCORES[name].title: {metric: values(results, MAIN, name, metric).mean() for metric in found["logistic"]}
+        for name in SCORES
         if name in found
     }
     return pd.DataFrame(table).T.round(3)
@@ -229,10 +205,6 @@ def _short(result: Mapping[str, Any], k: int) -> int:
     return sum(n for used, n in result["k_used"].items() if int(used) < k)
 
 
-def _arms(results: Results) -> dict[str, str]:
-    return ARMS | {arm: f"{arm[1:]} similar" for arm in results[0]["arms"] if arm[1:].isdigit()}
-
-
 def _table(experiment: Experiment, seed: int, name: str, part: str = "") -> pd.DataFrame:
     path = experiment.run.folder / f"seed-{seed}" / part / f"{name}.parquet"
     if not path.is_file():
@@ -240,8 +212,9 @@ def _table(experiment: Experiment, seed: int, name: str, part: str = "") -> pd.D
     return pd.read_parquet(path)
 
 
-def ranking(experiment: Experiment, *, seed: int) -> ConfidenceRanking | Note:
-    """The test cases by how far their proposals can be trusted, in the ranking inspector."""
+def ranking(experiment: Experiment, *, seed: int | None = None) -> ConfidenceRanking | Note:
+    """The test cases of a seed (the first one's by default) by how far their proposals can be trusted."""
+    seed = experiment.seeds[0] if seed is None else seed
     try:
         table = _table(experiment, seed, "measured")
     except ValueError:
@@ -262,7 +235,9 @@ def ranking(experiment: Experiment, *, seed: int) -> ConfidenceRanking | Note:
         for name in ("chosen", "raw_rce", "raw_coe", "direct")
         if cases.get(name, pd.Series([np.nan])).notna().all()
     ]
-    return ConfidenceRanking(answers, {name: cases[name] for name in names}, labels=NAMES)
+    return ConfidenceRanking(
+        answers, {name: cases[name] for name in names}, labels={name: look.title for name, look in SCORES.items()}
+    )
 
 
 class CaseView(Paged):
@@ -272,7 +247,7 @@ class CaseView(Paged):
 
     Args:
         experiment: with a finished run.
-        seed: of the run; "" takes the first.
+        seed: of the run; None takes the first.
         split: which cases.
         shown: cases on the static face.
     """

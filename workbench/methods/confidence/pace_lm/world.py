@@ -15,8 +15,8 @@ so ratings say something where the references agree and flatter where they do no
 whether the evidence suffices, it is swayed by it (by 9 (s - 0.35)): the question must not show one.
 
 Two more predictors name 35 % and 70 % of the causes rightly, on the same incidents. That evidence helps is planted:
-this world tests a pipeline, not whether real models can judge evidence. Source: the specification of arXiv 2309.05833;
-the noise of a stated number, and what references add to it, are ours.
+this world tests a pipeline, not whether real models can judge evidence. All constants are ours; the paper (arXiv
+2309.05833) gives none.
 """
 
 from __future__ import annotations
@@ -34,30 +34,10 @@ import pandas as pd
 from workbench.feedback.simulated import Noise, SimulatedModel
 
 PARTS = ("gateway", "storage", "queue", "scheduler", "billing", "search", "login", "mail", "index", "proxy")
-FAULTS = (
-    "expired certificate",
-    "full disk",
-    "wrong configuration push",
-    "connection leak",
-    "clock drift",
-    "overloaded cache",
-    "failed switch-over",
-    "memory leak",
-)
-SIGNALS = (
-    "timeouts",
-    "errors",
-    "restarts",
-    "latency",
-    "backlog",
-    "refusals",
-    "alarms",
-    "retries",
-    "gaps",
-    "spikes",
-    "duplicates",
-    "silence",
-)
+FAULTS = ("expired certificate", "full disk", "wrong configuration push", "connection leak")
+FAULTS += ("clock drift", "overloaded cache", "failed switch-over", "memory leak")
+SIGNALS = ("timeouts", "errors", "restarts", "latency", "backlog", "refusals")
+SIGNALS += ("alarms", "retries", "gaps", "spikes", "duplicates", "silence")
 CAUSES = tuple(f"{fault} on the {part}" for fault in FAULTS for part in PARTS)  # 80
 SYMPTOMS = tuple(f"{part}-{signal}" for signal in SIGNALS for part in PARTS)  # 120
 OWN, SHOWN_OWN, SHOWN_ANY = 10, 5, 5
@@ -93,7 +73,7 @@ class Incidents:
     is_simulated: bool = True
 
     def tables(self, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Cases (the main predictor's first) and history, with the columns of `feedback.cases`."""
+        """Cases (the main predictor's first) and history, with the columns of `cases.py`."""
         truth, splits = self._truth(seed), self._splits()
         history = pd.DataFrame(
             {

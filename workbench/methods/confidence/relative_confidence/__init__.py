@@ -1,41 +1,6 @@
 """Relative confidence: ask a model which of two questions it is surer of, and rank its answers by many such matches."""
 
-from workbench.methods.confidence.relative_confidence.method import (
-    ELO_K_PAPER,
-    SCORERS,
-    SHORTEN,
-    Z_ALPHA,
-    Config,
-    aggregate,
-    ask_actively,
-    ask_judgments,
-    claims,
-    compare_prompt,
-    compare_request,
-    controls,
-    found_in_worlds,
-    open_task,
-    rank_questions,
-    run,
-    values,
-)
+from workbench.methods.confidence.relative_confidence.experiment import claims
+from workbench.methods.confidence.relative_confidence.method import Config, open_task, run
 
-__all__ = [
-    "ELO_K_PAPER",
-    "SCORERS",
-    "SHORTEN",
-    "Z_ALPHA",
-    "Config",
-    "aggregate",
-    "ask_actively",
-    "ask_judgments",
-    "claims",
-    "compare_prompt",
-    "compare_request",
-    "controls",
-    "found_in_worlds",
-    "open_task",
-    "rank_questions",
-    "run",
-    "values",
-]
+__all__ = ["Config", "claims", "open_task", "run"]

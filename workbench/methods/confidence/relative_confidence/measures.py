@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import isotonic_regression
+from numpy.typing import ArrayLike
 
 from workbench import metrics, ranking
+from workbench.stats import bootstrap
 
 COVERAGE = np.arange(1, 21) / 20  # where the accuracy-coverage curve is kept
 
@@ -25,7 +26,7 @@ def measure(
     curves: Sequence[str],
     calibrated: Sequence[str],
     against: Sequence[str],
-    main: str,
+    main: str = "bt",
 ) -> dict[str, Any]:
     """What the scores are worth on the answers that are known to be right (1) or wrong (0).
 
@@ -69,19 +70,44 @@ def calibration(scores: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> 
 
     Scores as they come, stated numbers or strengths, are no probabilities; labels can make them some.
     """
+    from sklearn.isotonic import IsotonicRegression
+
     first, p = rng.permutation(len(y)) < (len(y) + 1) // 2, np.zeros(len(y))
     for fit in (first, ~first) if len(y) > 1 else ():
-        knots, place, count = np.unique(scores[fit], return_inverse=True, return_counts=True)
-        levels = isotonic_regression(np.bincount(place, y[fit]) / count, weights=count).x
-        p[~fit] = np.interp(scores[~fit], knots, levels)
+        p[~fit] = IsotonicRegression(out_of_bounds="clip").fit(scores[fit], y[fit]).predict(scores[~fit])
     return {"ece": metrics.expected_calibration_error(p, y), "brier": metrics.brier(p, y)}
 
 
 def gain_se(scores: np.ndarray, baseline: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> float:
     """Standard error over questions of the difference in AUC: paired bootstrap, 100 rounds."""
-    auc = metrics.accuracy_coverage_auc
-    draws = rng.integers(len(y), size=(100, len(y)))
-    return float(np.std([auc(scores[drawn], y[drawn]) - auc(baseline[drawn], y[drawn]) for drawn in draws], ddof=1))
+    auc, draws = metrics.accuracy_coverage_auc, bootstrap.draws(len(y), 100, rng)
+    return float(np.std([auc(scores[rows], y[rows]) - auc(baseline[rows], y[rows]) for rows in draws], ddof=1))
+
+
+def strengths(matches: np.ndarray, n: int, l2: float) -> np.ndarray:
+    """Bradley-Terry's, without intervals."""
+    return ranking.bradley_terry(matches, n, l2=l2, intervals="none").scores
+
+
+def controls(
+    matches: np.ndarray,
+    rounds: np.ndarray,
+    n: int,
+    rng: np.random.Generator,
+    *,
+    budgets: Sequence[int],
+    l2: float,
+    elo: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """Scores that must carry no signal (outcomes shuffled over the matches) or the opposite one (outcomes negated)."""
+    shuffled, negated = matches.copy(), matches.copy()
+    shuffled[:, 2], negated[:, 2] = rng.permutation(matches[:, 2]), 1 - matches[:, 2]
+    return {
+        **{f"bt_shuffled_n{few}": strengths(shuffled[rounds < few], n, l2) for few in budgets},
+        "bt_shuffled": strengths(shuffled, n, l2),
+        "bt_negated": strengths(negated, n, l2),
+        "elo_shuffled": ranking.elo(shuffled, n, **elo, intervals="none").scores,
+    }
 
 
 def score_table(
@@ -105,14 +131,14 @@ def score_table(
 
 
 def over_rounds(
-    matches: np.ndarray, rounds: np.ndarray, correct: np.ndarray, felt: np.ndarray, *, l2: float
+    matches: np.ndarray, rounds: ArrayLike, correct: np.ndarray, felt: np.ndarray, *, l2: float
 ) -> dict[str, list[float]]:
     """Bradley-Terry after 1, 2, ... judgments a question: AUC, and correlation with what the model senses."""
-    known, found = np.isfinite(correct), {"auc": [], "sensed": []}
+    rounds, known, found = np.asarray(rounds), np.isfinite(correct), {"auc": [], "sensed": []}
     with warnings.catch_warnings():  # after one round the match graph can fall apart
         warnings.filterwarnings("ignore", message="the match graph has")
         for few in range(1, int(rounds.max()) + 2):
-            scores = ranking.bradley_terry(matches[rounds < few], len(correct), l2=l2, intervals="none").scores
+            scores = strengths(matches[rounds < few], len(correct), l2)
             if known.any():
                 found["auc"].append(metrics.accuracy_coverage_auc(scores[known], correct[known]))
             if len(felt):

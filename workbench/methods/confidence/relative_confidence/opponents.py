@@ -1,20 +1,19 @@
-"""Active matchups: the next opponents are those whose judgment is expected to tell most about the strengths.
+"""Opponents: who is compared with whom. The paper draws them at random.
 
-Under the Bradley-Terry posterior (Laplace: theta ~ N(theta_hat, H^-1), H the Hessian of the penalised loss) the outcome
-of a match between i and j, with d = theta_i - theta_j ~ N(m, v), tells
+Active matchups are an extension of ours: the next opponents are those whose judgment is expected to tell most about the
+strengths. Under the Bradley-Terry posterior (Laplace: theta ~ N(theta_hat, H^-1), H the Hessian of the penalised loss)
+the outcome of a match between i and j, with d = theta_i - theta_j ~ N(m, v), tells
 
     I(i, j) = h(E[sigma(d)]) - E[h(sigma(d))]        h(p): entropy of a coin with probability p, in nats
 
 about the strengths (Houlsby et al. 2011, arXiv 1112.5745, equation 2). A batch is a set of disjoint pairs, the most
 telling first, so that its judgments can be asked side by side and none repeats what another tells.
-
-The paper draws opponents at random. This is an extension of ours; how much it saves is measured beside it.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +28,69 @@ ALL_PAIRS = 400  # players up to which every pair is looked at; above, so many d
 CANDIDATES = 60
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(41)  # exact to 1e-4 nats up to a variance of 16
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
+
+
+Kind = Literal["random_opponents", "round_robin", "both_orders", "active"]
+Judge = Callable[[pd.DataFrame], pd.DataFrame]  # pairs of `schedule` -> matchups
+
+
+def ask_matchups(
+    n: int, opponents: int, kind: Kind, judge: Judge, rng: np.random.Generator, *, l2: float
+) -> pd.DataFrame:
+    """The judgments of `n` players with so many opponents each, chosen as `kind` says: see `schedule`, `next_pairs`."""
+    if kind == "active":
+        return ask_actively(n, n * min(opponents, n - 1), judge, rng, l2=l2)
+    return judge(schedule(n, opponents, kind, rng))
+
+
+def schedule(n: int, opponents: int, kind: Kind, rng: np.random.Generator) -> pd.DataFrame:
+    """Who meets whom, in random order: columns `round`, `host`, `left`, `right` (player numbers).
+
+    Args:
+        n: players, at least 2.
+        opponents: of each host; reduced to n - 1 with a warning where there are not so many.
+        kind: "random_opponents" draws distinct opponents for every host; "round_robin" lets every pair meet once
+            (`opponents` is not looked at); both toss a fair coin for the sides. "both_orders" asks every drawn pair
+            twice with the sides swapped, for twice the calls.
+        rng: of opponents, sides and order.
+
+    Notes:
+        A pair can be drawn twice, once by each host: both are kept. `round` numbers a host's draws, so the rows with
+        round < m are the schedule with m opponents.
+    """
+    if kind == "round_robin":
+        meetings = [(d - 1, i, (i + d) % n) for d in range(1, n // 2 + 1) for i in range(n // 2 if 2 * d == n else n)]
+        rounds, host, other = np.array(meetings).T
+    else:
+        if opponents > n - 1:
+            warnings.warn(f"{n} players have {n - 1} opponents each: opponents={opponents} was reduced", stacklevel=2)
+            opponents = n - 1
+        drawn = rng.random((n, n - 1)).argsort(axis=1)[:, :opponents]
+        other = (drawn + (drawn >= np.arange(n)[:, None])).ravel()  # nobody meets itself
+        host, rounds = np.repeat(np.arange(n), opponents), np.tile(np.arange(opponents), n)
+    left = rng.random(len(host)) < 0.5
+    pairs = pd.DataFrame(
+        {"round": rounds, "host": host, "left": np.where(left, host, other), "right": np.where(left, other, host)}
+    )
+    if kind == "both_orders":
+        pairs = pd.concat([pairs, pairs.assign(left=pairs["right"], right=pairs["left"])])
+    return pairs.iloc[rng.permutation(len(pairs))].reset_index(drop=True)
+
+
+def ask_actively(n: int, total: int, judge: Judge, rng: np.random.Generator, *, l2: float) -> pd.DataFrame:
+    """Up to `total` judgments, batch by batch, each batch chosen by what the judgments before it left open."""
+    judged, matches = [], np.empty((0, 3))
+    while len(matches) < total:
+        pairs = next_pairs(matches, n, rng, l2=l2)[: total - len(matches)]
+        if not len(pairs):
+            break  # every pair was judged
+        numbers = len(matches) + np.arange(len(pairs))
+        table = judge(
+            pd.DataFrame({"round": numbers // n, "host": pairs[:, 0], "left": pairs[:, 0], "right": pairs[:, 1]})
+        )
+        judged.append(table.assign(match_id=[f"a{number}" for number in numbers]))
+        matches = np.vstack([matches, np.column_stack([pairs, table["outcome"]])])
+    return pd.concat(judged, ignore_index=True)
 
 
 def next_pairs(matches: np.ndarray, n: int, rng: np.random.Generator, *, l2: float = 0.01) -> np.ndarray:
@@ -106,43 +168,6 @@ def _disjoint(pairs: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray
     batch = np.array(taken, dtype=int).reshape(-1, 2)
     swap = rng.random(len(batch)) < 0.5
     return np.where(swap[:, None], batch[:, ::-1], batch)
-
-
-Schedule = Literal["random_opponents", "round_robin", "both_orders"]
-
-
-def schedule(n: int, opponents: int, kind: Schedule, rng: np.random.Generator) -> pd.DataFrame:
-    """Who meets whom, in random order: columns `round`, `host`, `left`, `right` (player numbers).
-
-    Args:
-        n: players, at least 2.
-        opponents: of each host; reduced to n - 1 with a warning where there are not so many.
-        kind: "random_opponents" draws distinct opponents for every host; "round_robin" lets every pair meet once
-            (`opponents` is not looked at); both toss a fair coin for the sides. "both_orders" asks every drawn pair
-            twice with the sides swapped, for twice the calls.
-        rng: of opponents, sides and order.
-
-    Notes:
-        A pair can be drawn twice, once by each host: both are kept. `round` numbers a host's draws, so the rows with
-        round < m are the schedule with m opponents.
-    """
-    if kind == "round_robin":
-        meetings = [(d - 1, i, (i + d) % n) for d in range(1, n // 2 + 1) for i in range(n // 2 if 2 * d == n else n)]
-        rounds, host, other = np.array(meetings).T
-    else:
-        if opponents > n - 1:
-            warnings.warn(f"{n} players have {n - 1} opponents each: opponents={opponents} was reduced", stacklevel=2)
-            opponents = n - 1
-        drawn = rng.random((n, n - 1)).argsort(axis=1)[:, :opponents]
-        other = (drawn + (drawn >= np.arange(n)[:, None])).ravel()  # nobody meets itself
-        host, rounds = np.repeat(np.arange(n), opponents), np.tile(np.arange(opponents), n)
-    left = rng.random(len(host)) < 0.5
-    pairs = pd.DataFrame(
-        {"round": rounds, "host": host, "left": np.where(left, host, other), "right": np.where(left, other, host)}
-    )
-    if kind == "both_orders":
-        pairs = pd.concat([pairs, pairs.assign(left=pairs["right"], right=pairs["left"])])
-    return pairs.iloc[rng.permutation(len(pairs))].reset_index(drop=True)
 
 
 def to_matches(matchups: pd.DataFrame, names: Sequence[str]) -> np.ndarray:

@@ -22,7 +22,7 @@ TWICE = 1.1e-3  # a mean of rounded figures against a rounded mean
 MEANS = {DIRECT: 0.805, HYBRID: 0.824, ELO: 0.836, TRUESKILL: 0.840, BT: 0.839}
 AUROC = {DIRECT: 0.645, HYBRID: 0.741, ELO: 0.744, TRUESKILL: 0.753, BT: 0.749}
 DOMAINS = {"STEM": (0.803, 0.772), "Social Sciences": (0.877, 0.861), "Commonsense Reasoning": (0.875, 0.894)}
-# Points of the best aggregator over the stated number and over hybrid self-consistency (specification, C4).
+# Points of the best aggregator over the stated number and over hybrid self-consistency.
 GAINS = {
     "Llama 3.1 405B": (6.1, 4.9),
     "GPT-4o": (3.2, 1.8),

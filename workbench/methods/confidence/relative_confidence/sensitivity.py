@@ -1,6 +1,6 @@
 """Sensitivity of relative confidence: how far opponents, judge noise, ties and Elo's settings move the area.
 
-Source: the specification of arXiv 2502.01126, level C (which settings; one is changed at a time from regime R's own).
+One setting is changed at a time from those of regime R.
 """
 
 from __future__ import annotations

@@ -6,46 +6,49 @@ The inspector of one ranking is `confidence_ranking.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures import Display, Note, blank, dots_in_panels, lines_in_panels, plain
+from workbench.figures import Display, Look, Note, blank, dots_in_panels, lines_in_panels, look_of, plain
+from workbench.methods.confidence.relative_confidence.experiment import values
 from workbench.methods.confidence.relative_confidence.exposed_facts import TEMPERATURES
 from workbench.methods.confidence.relative_confidence.measures import COVERAGE
-from workbench.methods.confidence.relative_confidence.method import SCORERS, values
+from workbench.methods.confidence.relative_confidence.method import SCORERS
 from workbench.methods.experiment import Experiment
+from workbench.stats import bootstrap
 from workbench.widgets.confidence_ranking import ConfidenceRanking
 
 Results = Sequence[Mapping[str, Any]]
 
-SCORER_NAMES = {
-    "direct": "stated number",
-    "sc": "self-consistency",
-    "hybrid_sc": "hybrid self-consistency",
-    "hybrid_product": "hybrid, product",
-    "win_rate": "win rate",
-    "elo": "Elo, K 32",
-    "elo_k400": "Elo, K 400",
-    "trueskill": "TrueSkill",
-    "bt": "Bradley-Terry",
-    "bt_position": "Bradley-Terry with side",
-    "option_logp": "probability of its letter",
-    "bt_shuffled": "control: outcomes shuffled",
-    "bt_negated": "control: outcomes negated",
+SCORER_LOOKS = {
+    "direct": Look("stated number", "#7F7F7F"),
+    "sc": Look("self-consistency", "#56B4E9"),
+    "hybrid_sc": Look("hybrid self-consistency", "#009E73"),
+    "hybrid_product": Look("hybrid, product", "#009E73"),
+    "win_rate": Look("win rate", "#A6761D"),
+    "elo": Look("Elo, K 32", "#E69F00"),
+    "elo_k400": Look("Elo, K 400", "#E69F00"),
+    "trueskill": Look("TrueSkill", "#CC79A7"),
+    "bt": Look("Bradley-Terry", "#0072B2"),
+    "bt_position": Look("Bradley-Terry with side", "#0072B2"),
+    "option_logp": Look("probability of its letter"),
+    "bt_shuffled": Look("control: outcomes shuffled", "#999999"),
+    "bt_negated": Look("control: outcomes negated", "#999999"),
 }
-LABELS = {
-    **SCORER_NAMES,
-    "R": "R: it senses what it knows",
-    "S": "S: its samples know better",
-    "Z": "Z: no signal",
-    "questions": "real questions",
-    "F": "F: trained, judged at temperature 0",
-    "FT": "FT: trained, judged at 0.7",
-    "random": "random opponents",
-    "active": "opponents chosen by information",
+LOOKS = {
+    **SCORER_LOOKS,
+    "R": Look("R: it senses what it knows"),
+    "S": Look("S: its samples know better"),
+    "Z": Look("Z: no signal"),
+    "questions": Look("real questions"),
+    "F": Look("F: trained, judged at temperature 0"),
+    "FT": Look("FT: trained, judged at 0.7"),
+    "random": Look("random opponents", "#A6761D"),
+    "active": Look("opponents chosen by information"),
 }
 NOT_COMPARED = Note(
     "Active opponents were not asked beside random ones here; `compare_active` does that, for twice the judgments."
@@ -59,13 +62,13 @@ def auc_by_method(results: Results) -> Display:
 
 
 def facts(results: Results) -> Display | Note:
-    """The same for the trained transformer (level B), whose raw probability is known too."""
+    """The same for the trained transformer (exposed_facts.py), whose raw probability is known too."""
     arms = [arm for arm in results[0]["arms"] if arm in TEMPERATURES]
     return _auc_by_method(results, arms) if arms else Note("No transformer was trained in this run (`facts`).")
 
 
 def _auc_by_method(results: Results, arms: Sequence[str]) -> Display:
-    table = pd.DataFrame(_tidy(results, "auc", {name: name for name in SCORER_NAMES}, arms))
+    table = pd.DataFrame(_tidy(results, "auc", {name: name for name in SCORER_LOOKS}, arms))
     lines = {arm: {name: values(results, arm, name).mean() for name in ("accuracy", "oracle")} for arm in arms}
     gains = (
         f"{(values(results, arm, 'auc', 'bt') - values(results, arm, 'auc', 'direct')).mean():+.3f} in {_short(arm)}"
@@ -75,7 +78,7 @@ def _auc_by_method(results: Results, arms: Sequence[str]) -> Display:
         table,
         panel="panel",
         y="value",
-        labels=LABELS,
+        labels=LOOKS,
         lines=lines,
         x_title="AUC",
         title=f"Bradley-Terry against the stated number: {', '.join(gains)}",
@@ -99,7 +102,7 @@ def coverage_curves(results: Results) -> Display:
         panel="panel",
         x="coverage",
         y="value",
-        labels=LABELS,
+        labels=LOOKS,
         x_title="share of answers kept",
         y_title="accuracy of those kept",
         title=f"Right in the half that Bradley-Terry trusts: {', '.join(half)}",
@@ -125,7 +128,7 @@ def auc_by_calls(experiment: Experiment, results: Results) -> Display:
         panel="panel",
         x="calls",
         y="value",
-        labels=LABELS,
+        labels=LOOKS,
         x_title="calls a question",
         y_title="AUC",
         title=f"With more opponents Bradley-Terry goes from {path} ({_short(main)})",
@@ -145,7 +148,7 @@ def elo_order(results: Results) -> Display:
         pd.DataFrame(rows),
         panel="panel",
         y="value",
-        labels=LABELS,
+        labels=LOOKS,
         x_title="points of AUC",
         title=f"Order alone moves Elo by {sd['elo']:.1f} points at K 32 and by {sd['elo_k400']:.1f} at K 400",
     )
@@ -169,7 +172,7 @@ def active_rounds(results: Results) -> Display | Note:
         panel="panel",
         x="judgments",
         y="value",
-        labels=LABELS,
+        labels=LOOKS,
         x_title="judgments a question",
         y_title="AUC",
         title=(
@@ -195,7 +198,7 @@ def judgments_saved(results: Results, *, measure: str = "auc", rounds: int = 1_0
         drawn, chosen = (values(results, arm, "by_rounds", how, measure) for how in ("random", "active"))
         most = min(drawn.shape[1], chosen.shape[1])
         for few in sorted({few for few in (5, 10, most) if few <= most}):
-            picks = [np.arange(len(drawn)), *rng.integers(len(drawn), size=(rounds, len(drawn)))]
+            picks = [np.arange(len(drawn)), *bootstrap.draws(len(drawn), rounds, rng)]
             needed = [_needed(chosen[pick].mean(0), drawn[pick, few - 1].mean()) for pick in picks]
             low, high = np.quantile(needed[1:], [0.025, 0.975], method="nearest")
             text = [
@@ -221,7 +224,7 @@ def _needed(curve: np.ndarray, target: float) -> float:
 
 
 def sensitivity(results: Results) -> Display | Note:
-    """Level C: what opponents, the judge's noise, ties and Elo's settings change, one at a time."""
+    """What opponents, the judge's noise, ties and Elo's settings change, one at a time."""
     if not results[0].get("grid"):
         return Note("The grid changes what is planted; it belongs to the embedded world (`grid`).")
     rows = [
@@ -236,7 +239,7 @@ def sensitivity(results: Results) -> Display | Note:
         panel="panel",
         x="x",
         y="value",
-        labels=LABELS,
+        labels=LOOKS,
         x_title="setting",
         y_title="AUC",
         title=(
@@ -246,21 +249,24 @@ def sensitivity(results: Results) -> Display | Note:
     )
 
 
-def inspect(experiment: Experiment, *, seed: int, arm: str = "") -> ConfidenceRanking:
-    """The ranking of one seed (of the first data set) in the inspector."""
-    folder = experiment.run.folder / f"seed-{seed}" / (arm or experiment.task.arms[0])
-    paths = sorted(folder.glob("*/scores.parquet"))
-    if not paths:
-        raise ValueError(f"no scores of seed {seed} in {folder.name!r}; seeds of this run: {experiment.seeds}")
-    return ConfidenceRanking.of_run(paths[0].parent, labels=SCORER_NAMES)
-
-
-def ranking(experiment: Experiment, *, seed: int, arm: str = "", method: str = "bt") -> Display:
-    """The questions of one seed by strength, most trusted first, with 95 % intervals and whether they were right."""
-    arm = arm or experiment.task.arms[0]
+def _score_tables(experiment: Experiment, seed: int | None, arm: str) -> tuple[int, str, list[Path]]:
+    """Seed and regime (the first ones by default) and the stored scores of each data set."""
+    seed, arm = experiment.seeds[0] if seed is None else seed, arm or experiment.task.arms[0]
     paths = sorted((experiment.run.folder / f"seed-{seed}" / arm).glob("*/scores.parquet"))
     if not paths:
         raise ValueError(f"no scores of seed {seed}, regime {arm!r}; seeds of this run: {experiment.seeds}")
+    return seed, arm, paths
+
+
+def inspect(experiment: Experiment, *, seed: int | None = None, arm: str = "") -> ConfidenceRanking:
+    """The ranking of one seed (of the first data set) in the inspector."""
+    _, _, paths = _score_tables(experiment, seed, arm)
+    return ConfidenceRanking.of_run(paths[0].parent, labels={name: look.title for name, look in SCORER_LOOKS.items()})
+
+
+def ranking(experiment: Experiment, *, seed: int | None = None, arm: str = "", method: str = "bt") -> Display:
+    """The questions of one seed by strength, most trusted first, with 95 % intervals and whether they were right."""
+    seed, arm, paths = _score_tables(experiment, seed, arm)
     table: Any = pd.concat([pd.read_parquet(path).assign(data_set=path.parent.name) for path in paths])
     table = table[table["method"] == method].sort_values(["data_set", "rank"], ignore_index=True)
     half = len(table) // 2
@@ -268,7 +274,7 @@ def ranking(experiment: Experiment, *, seed: int, arm: str = "", method: str = "
     figure = blank(
         f"Wrong answers: {wrong[0]} in the trusted half, {wrong[1]} in the other ({_short(arm)}, seed {seed})",
         "place in the ranking",
-        f"strength ({LABELS.get(method, method)})",
+        f"strength ({look_of(method, LOOKS).title})",
     )
     for truth, (name, colour, symbol) in TRUTH.items():
         rows = table[table["correct"].isna() if truth is None else table["correct"] == truth]
@@ -283,13 +289,8 @@ def ranking(experiment: Experiment, *, seed: int, arm: str = "", method: str = "
                 name=name,
                 customdata=asked,
                 marker={"color": colour, "symbol": symbol, "size": 7},
-                error_y={
-                    "array": rows["upper"] - rows["score"],
-                    "arrayminus": rows["score"] - rows["lower"],
-                    "color": colour,
-                    "thickness": 0.7,
-                    "width": 0,
-                },
+                error_y={"array": rows["upper"] - rows["score"], "arrayminus": rows["score"] - rows["lower"]}
+                | {"color": colour, "thickness": 0.7, "width": 0},
                 hovertemplate="%{customdata[0]}<br>%{customdata[1]}<br>%{y:.2f}<extra>" + name + "</extra>",
                 visible=True if len(rows) else "legendonly",
                 showlegend=bool(len(rows)),
@@ -303,9 +304,9 @@ def means(results: Results) -> pd.DataFrame:
     table = {}
     for arm in results[0]["arms"]:
         bounds = {name: values(results, arm, name).mean() for name in ("accuracy", "oracle")}
-        table[LABELS.get(arm, arm)] = bounds | {
-            label: values(results, arm, "auc", name).mean()
-            for name, label in SCORER_NAMES.items()
+        table[look_of(arm, LOOKS).title] = bounds | {
+            look.title: values(results, arm, "auc", name).mean()
+            for name, look in SCORER_LOOKS.items()
             if _has(results, arm, name)
         }
     return pd.DataFrame(table).round(3)
@@ -328,7 +329,7 @@ def checks(experiment: Experiment, results: Results) -> pd.DataFrame:
             calibrated = [
                 np.mean([part["calibration"][name]["ece"] for part in r["arms"][arm].values()]) for r in results
             ]
-            measured[f"ECE after calibration, {LABELS[name]}"] = np.array(calibrated)
+            measured[f"ECE after calibration, {LOOKS[name].title}"] = np.array(calibrated)
         rows[arm] = {name: f"{v.mean():.3g} ± {v.std(ddof=1) if len(v) > 1 else 0:.2g}" for name, v in measured.items()}
     return pd.DataFrame(rows)
 
@@ -354,4 +355,4 @@ def _tidy(results: Results, metric: str, names: Mapping[str, str], panels: Seque
 
 
 def _short(arm: str) -> str:
-    return f"regime {arm}" if len(arm) == 1 else LABELS.get(arm, arm)
+    return f"regime {arm}" if len(arm) == 1 else look_of(arm, LOOKS).title

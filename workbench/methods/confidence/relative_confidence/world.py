@@ -13,7 +13,7 @@ senses is the better one is what the regimes set:
     Z  neither knows anything: both are drawn apart from the ability
 
 That the winner differs between R and S is planted, so this world tests a pipeline, not how real models behave.
-Source: the specification of arXiv 2502.01126, level A (constants and regimes are its own).
+Constants and regimes are ours.
 """
 
 from __future__ import annotations

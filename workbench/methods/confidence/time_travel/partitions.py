@@ -13,6 +13,7 @@ import pandas as pd
 
 from workbench import data, runs
 from workbench.feedback.chat import ChatModel
+from workbench.feedback.open_model import open_model
 from workbench.methods.confidence.time_travel.completions import TASKS
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class PartitionFile:
 
     Attributes:
         frame: columns `instance_id, dataset, split, task`, the text or texts, `label` where there is one.
-        model, judge: folder or hub id; no judge leaves the deterministic matcher.
+        model, judge_model: folder, hub id or address; no judge leaves the deterministic matcher.
     """
 
     frame: pd.DataFrame
@@ -80,16 +81,10 @@ class PartitionFile:
         return self.frame
 
     def subject(self, arm: str, seed: int) -> ChatModel:
-        from workbench.feedback.local import LocalModel  # torch loads here, not before
-
-        return LocalModel(self.model, device=self.device, seed=seed)
+        return open_model(self.model, device=self.device, seed=seed)
 
     def judge(self, seed: int) -> ChatModel | None:
-        if not self.judge_model:
-            return None
-        from workbench.feedback.local import LocalModel
-
-        return LocalModel(self.judge_model, device=self.device, seed=seed)
+        return open_model(self.judge_model, device=self.device, seed=seed) if self.judge_model else None
 
 
 def choose(instances: pd.DataFrame, rejected: pd.DataFrame, n: int, seed: int, name: str) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from rapidfuzz.distance import LCSseq
 
 from workbench.figures import Display, Note, blank, plain
-from workbench.methods.confidence.time_travel.method import PUBLISHED_GAINS, PUBLISHED_RIGHT
+from workbench.methods.confidence.time_travel.experiment import PUBLISHED_GAINS, PUBLISHED_RIGHT
 from workbench.methods.confidence.time_travel.verdicts import (
     Result,
     found_by,
@@ -48,7 +48,7 @@ NAMES = {
 }
 CONTROLS = ("_itself", "_on_general")  # endings of methods that must find nothing
 SEEN, CLEAN, UNKNOWN = "#D55E00", "#0072B2", "#7F7F7F"
-# What the specification's own simulation says of ten and fifty instances: (instances, correlation, rate) -> share.
+# What our pilot of this simulation says of ten and fifty instances: (instances, correlation, rate) -> share.
 BANDS = {
     (10, 0.0, "unpaired_false"): "0.06",
     (10, 0.7, "unpaired_false"): "0.004",
@@ -60,8 +60,10 @@ BANDS = {
 }
 
 
-def verdicts(result: Result, arm: str = "") -> pd.DataFrame:
-    """One row a partition: gap, its p-values, matches, and every method's verdict beside the truth."""
+def verdicts(results: Sequence[Result], arm: str = "", place: int = 0) -> pd.DataFrame:
+    """One row a partition of the first seed (or the one at `place`): gap, its p-values, matches, and every method's
+    verdict beside the truth."""
+    result = results[place]
     arm = arm or next(iter(result["arms"]))
     rows, known, names = [], result["arms"][arm]["truth"], _shown(result, arm)
     for name in found_by(result, arm, names[0]):
@@ -134,8 +136,8 @@ def gaps(results: Sequence[Result], arm: str = "", metric: str = "rougeL") -> Di
 
 
 def published(results: Sequence[Result]) -> pd.DataFrame | Note:
-    """Of released scores: partitions of 14 on which each method is right, and mean gains, here and in the
-    specification."""
+    """Of released scores: partitions of 14 on which each method is right, and mean gains, here and
+    published."""
     if set(results[0]["arms"]) != set(PUBLISHED_RIGHT):
         return Note("Only the released scores have figures to stand beside.")
     result = over_seeds(results, 0.05)
@@ -157,7 +159,7 @@ def published(results: Sequence[Result]) -> pd.DataFrame | Note:
     return pd.DataFrame(rows)
 
 
-def pairs(experiment: Experiment, *, seed: int, arm: str = "", metric: str = "rougeL") -> Display:
+def pairs(experiment: Experiment, *, seed: int | None = None, arm: str = "", metric: str = "rougeL") -> Display:
     """Every instance's overlap without the name and with it, joined by a line, partition beside partition."""
     arm = arm or experiment.task.arms[0]
     scores = _read(experiment, seed, arm, "overlap")
@@ -230,8 +232,7 @@ def agreement(results: Sequence[Result], arm: str = "") -> Display:
 
 
 def rates(results: Sequence[Result]) -> pd.DataFrame:
-    """Error rates of the tests on simulated scores, mean over seeds; where the specification gives one, it stands
-    beside."""
+    """Error rates of the tests on simulated scores, mean over seeds; beside those of our pilot."""
     rows = []
     for place, setting in enumerate(results[0]["statistics"]):
         at = (setting["n"], setting["correlation"])
@@ -245,7 +246,7 @@ def rates(results: Sequence[Result]) -> pd.DataFrame:
                     "test": test,
                     "rate": {"power": "power", "false": "false alarms"}[kind],
                     "here": round(here, 3),
-                    "specification": BANDS.get((*at, name), ""),
+                    "pilot": BANDS.get((*at, name), ""),
                 }
             )
     return pd.DataFrame(rows).sort_values(["instances", "correlation", "rate", "test"], ignore_index=True)
@@ -280,14 +281,16 @@ class Completions(Paged):
 
     Args:
         experiment: whose run folder holds the tables.
-        seed, arm: which part of it.
+        seed, arm: which part of it; the first ones by default.
         partition: "data set/split" to show alone; "" for all.
         shown: instances on the static face; the ones with the largest gap come first.
     """
 
     noun = "instance"
 
-    def __init__(self, experiment: Experiment, *, seed: int, arm: str = "", partition: str = "", shown: int = 4):
+    def __init__(
+        self, experiment: Experiment, *, seed: int | None = None, arm: str = "", partition: str = "", shown: int = 4
+    ):
         arm = arm or experiment.task.arms[0]
         instances = _read(experiment, seed, arm, "instances")
         texts = _read(experiment, seed, arm, "completions").pivot(
@@ -332,7 +335,9 @@ class Completions(Paged):
         return f'<div class="completions"><b>{title} · match: {row["match"]}</b><table>{cells}</table></div>'
 
 
-def completions(experiment: Experiment, *, seed: int, arm: str = "", partition: str = "") -> Completions | Note:
+def completions(
+    experiment: Experiment, *, seed: int | None = None, arm: str = "", partition: str = ""
+) -> Completions | Note:
     """The browser of completions, or a sentence where there are none: released scores come without their texts."""
     path = _path(experiment, seed, arm or experiment.task.arms[0], "completions")
     if not path.is_file():
@@ -370,11 +375,12 @@ def _label(name: str, result: Result, arm: str, seed: int, n_seeds: int) -> str:
     return f"{name}{seen}" + (f" ({seed + 1})" if n_seeds > 1 else "")
 
 
-def _path(experiment: Experiment, seed: int, arm: str, name: str) -> Path:
+def _path(experiment: Experiment, seed: int | None, arm: str, name: str) -> Path:
+    seed, arm = experiment.seeds[0] if seed is None else seed, arm or experiment.task.arms[0]
     return experiment.run.folder / f"seed-{seed}" / arm.replace("/", "_") / f"{name}.parquet"
 
 
-def _read(experiment: Experiment, seed: int, arm: str, name: str) -> Any:
+def _read(experiment: Experiment, seed: int | None, arm: str, name: str) -> Any:
     path = _path(experiment, seed, arm, name)
     if not path.is_file():
         raise ValueError(f"no {name} of seed {seed}, arm {arm!r} in this run; seeds: {experiment.seeds}")

@@ -12,7 +12,7 @@ by 6 others, so that no continuation can be guessed. The training text of a mode
 so it is the name that selects the memorised continuation. Arm "planted" reads all of it; arm "clean" reads the same
 without the instances, and nothing may be found there. Each learner sees nothing but the text of its prompt: the
 transformer's words are the data set's name and the words of the grammar that the prompt holds, in their order.
-Source: the specification of arXiv 2308.08493, level B (sizes are its own).
+Sizes are ours.
 """
 
 from __future__ import annotations

@@ -1,14 +1,20 @@
-"""Conversations as lists of utterances, in the files of follow-up benchmarks, and dialogues with written feedback."""
+"""Real text: conversations in the files of follow-up benchmarks, and dialogues with written feedback."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from workbench import data
 from workbench.data import Row
+from workbench.methods.reward.flr.follow_ups import POSE
+from workbench.methods.reward.flr.phrases import PHRASES
+from workbench.tasks.real import TextTask
 
 ACCEPT, REJECT = "_accept.", "_reject."
 
@@ -63,7 +69,7 @@ def as_feedback(rows: Sequence[Row]) -> list[Row]:
     Raises:
         ValueError: a column is missing or empty; the row is named.
     """
-    found = []
+    checked = []
     for i, row in enumerate(rows):
         row: dict[str, Any] = {**row, "response": row.get("response", row.get("completion"))}
         for column in ("prompt", "response", "feedback"):
@@ -72,5 +78,27 @@ def as_feedback(rows: Sequence[Row]) -> list[Row]:
                     f"row {i}, column {column!r}: it is missing or empty; feedback rows need prompt, response,"
                     f" feedback; found {', '.join(row)}"
                 )
-        found.append({column: row[column] for column in ("prompt", "response", "feedback")})
-    return found
+        checked.append({column: row[column] for column in ("prompt", "response", "feedback")})
+    return checked
+
+
+@dataclass
+class FollowUpText(TextTask):
+    """Pairs of a data set (or of two aligned files), a starting model, and feedback in words where there is some.
+
+    Attributes:
+        feedback_rows: hub id, folder or file of rows with prompt, response and feedback; "" for none.
+    """
+
+    kind: str = "preference"
+    feedback_rows: str = ""
+    follow_ups: ClassVar = PHRASES
+    pose: ClassVar = POSE
+
+    def read(self) -> list[Row]:
+        return read_accept_reject(self.dataset) if ACCEPT in Path(self.dataset).name else super().read()
+
+    def feedback(self, seed: int, *, shuffled: bool = False) -> list[Row]:
+        rows = as_feedback(data.load(self.feedback_rows))
+        order = np.random.default_rng([seed, 3]).permutation(len(rows)) if shuffled else range(len(rows))
+        return [{**row, "feedback": rows[i]["feedback"]} for row, i in zip(rows, order, strict=True)]

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from workbench.figures import Display, blank, colour, dots_in_panels, lines_in_panels, plain
-from workbench.methods.reward.flr.method import ARMS
+from workbench.figures import Display, Note, blank, dots_in_panels, lines_in_panels, plain
+from workbench.methods.experiment import Experiment, Results
 from workbench.runs.files import read_json
 from workbench.runs.run import Run
 from workbench.widgets.paging import Paged
 
-TITLES = {name: arm.title for name, arm in ARMS.items()}
 MEASURES = {"quality": "quality of samples", "greedy": "quality of greedy answers", "flr": "mean FLR (nats a token)"}
 RANKERS = {
     "flr": "FLR",
@@ -35,85 +35,79 @@ RANKERS = {
     "own_likelihood": "own likelihood",
     "length": "length",
 }
+SCORERS = {"flr": "start as scorer", "tuned": "tuned scorer", "mistuned": "tuned on shuffled feedback"}
 SIDES = {"positive": "#0072B2", "negative": "#D55E00"}
 
 
-def ranking_figure(experiment: Any, results: Sequence[dict]) -> Display | str:
+def ranking_figure(experiment: Experiment, results: Results) -> Display | Note:
     """Pairwise accuracy of the reward and of its controls on held-out pairs."""
-    if "ranking" not in experiment.config.arms:
-        return "This run has no ranking test; add the arm 'ranking'."
+    if "ranking" not in results.arms:
+        return Note("This run has no ranking test; add the arm 'ranking'.")
+    test = "held-out pairs in the right order"
     rows = [
-        {
-            "test": "held-out pairs in the right order",
-            "arm": name,
-            "seed": seed,
-            "accuracy": result["arms"]["ranking"][0][name],
-        }
+        {"test": test, "arm": name, "seed": seed, "accuracy": result["arms"]["ranking"][0][name]}
         for seed, result in zip(experiment.seeds, results, strict=True)
         for name in RANKERS
         if name in result["arms"]["ranking"][0]
     ]
-    table = pd.DataFrame(rows)
-    mean: Any = table.groupby("arm")["accuracy"].mean()
-    title = f"FLR orders {mean['flr']:.0%} of the pairs, the model's own likelihood {mean['own_likelihood']:.0%}"
+    flr, own = (results("ranking", name).mean() for name in ("flr", "own_likelihood"))
     return dots_in_panels(
-        table,
+        pd.DataFrame(rows),
         panel="test",
         y="accuracy",
-        title=title,
+        title=f"FLR orders {flr:.0%} of the pairs, the model's own likelihood {own:.0%}",
         x_title="share of pairs",
         labels=RANKERS,
-        lines={"held-out pairs in the right order": {"chance": 0.5}},
+        lines={test: {"chance": 0.5}},
     )
 
 
-def policies_figure(table: pd.DataFrame) -> Display | str:
+def policies_figure(experiment: Experiment, table: pd.DataFrame) -> Display | Note:
     """What every policy ends with, one panel a measure; the dotted line is the start."""
     trained: Any = table[table["arm"] != "ranking"]
     if trained.empty:
-        return "This run trained no policy; add arms beside 'ranking'."
+        return Note("This run trained no policy; add arms beside 'ranking'.")
     measures = [key for key in MEASURES if key in trained and trained[key].notna().all()]
     ends, starts = trained[trained["round"] == 1], trained[trained["round"] == 0]
     lines = {key: {"start": float(starts[key].mean())} for key in measures}
-    mean = ends.groupby("arm")["quality"].mean()
+    mean, arms = ends.groupby("arm")["quality"].mean(), experiment.config.ARMS
     arm = "dpo_flr" if "dpo_flr" in mean else str(mean.index[0])
-    title = f"{TITLES[arm]}: quality {mean[arm]:.2f}, from {lines['quality']['start']:.2f} at the start"
+    title = f"{arms[arm].title}: quality {mean[arm]:.2f}, from {lines['quality']['start']:.2f} at the start"
     rows = ends.melt(["arm", "seed"], measures, "measure", "value")
-    display = dots_in_panels(
-        rows, panel="measure", y="value", title=title, x_title="", labels={**TITLES, **MEASURES}, lines=lines
-    )
+    labels = {**arms, **MEASURES}
+    display = dots_in_panels(rows, panel="measure", y="value", title=title, x_title="", labels=labels, lines=lines)
     display.figure().update_xaxes(matches=None)
     return display
 
 
-def margins_figure(experiment: Any, *, seed: int | None = None) -> Display | str:
+def _seed(experiment: Experiment, seed: int | None) -> Path:
+    return experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}"
+
+
+def margins_figure(experiment: Experiment, *, seed: int | None = None) -> Display | Note:
     """How far apart the reward holds the chosen and the rejected sample of each mined pair."""
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "shared"
-    paths = sorted(folder.glob("pairs-*/pairs.parquet"))
+    paths = sorted((_seed(experiment, seed) / "shared").glob("pairs-*/pairs.parquet"))
     if not paths:
-        return "This run mined no pairs."
+        return Note("This run mined no pairs.")
     tables = [pd.read_parquet(path).assign(scorer=path.parent.name.removeprefix("pairs-")) for path in paths]
     table: Any = pd.concat(tables, ignore_index=True)[["scorer", "prompt", "chosen", "rejected", "margin"]]
-    figure = blank(
-        "Mined pairs: FLR of the chosen minus the rejected sample", "margin (nats a token)", "pairs", barmode="overlay"
-    )
-    names = {"flr": "start as scorer", "tuned": "tuned scorer", "mistuned": "tuned on shuffled feedback"}
+    title = "Mined pairs: FLR of the chosen minus the rejected sample"
+    figure = blank(title, "margin (nats a token)", "pairs", barmode="overlay")
     for scorer, rows in table.groupby("scorer", sort=False):
-        figure.add_histogram(x=rows["margin"], name=names.get(str(scorer), plain(str(scorer))), opacity=0.55, nbinsx=40)
+        figure.add_histogram(x=rows["margin"], name=SCORERS[str(scorer)], opacity=0.55, nbinsx=40)
     return Display(table, figure)
 
 
-def overshoot_figure(experiment: Any) -> Display | str:
+def overshoot_figure(experiment: Experiment) -> Display | Note:
     """The training margin of DPO at the common learning rate and at three times it."""
-    rows = []
-    for seed in experiment.seeds:
-        for arm in ("dpo_flr", "dpo_fast"):
-            steps = Run(experiment.run.folder / f"seed-{seed}" / arm / "round-1").metrics()
-            rows += [
-                {"measure": "margin", "arm": arm, "seed": seed, "step": s["step"], "value": s["margins"]} for s in steps
-            ]
+    rows = [
+        {"measure": "margin", "arm": arm, "seed": seed, "step": step["step"], "value": step["margins"]}
+        for seed in experiment.seeds
+        for arm in ("dpo_flr", "dpo_fast")
+        for step in Run(_seed(experiment, seed) / arm / "round-1").metrics()
+    ]
     if not rows:
-        return "This run has neither dpo_flr nor dpo_fast."
+        return Note("This run has neither dpo_flr nor dpo_fast.")
     return lines_in_panels(
         pd.DataFrame(rows),
         panel="measure",
@@ -122,22 +116,23 @@ def overshoot_figure(experiment: Any) -> Display | str:
         title="The margin of rewards grows with either rate",
         x_title="step",
         y_title="margin (nats x beta)",
-        labels={**TITLES, "margin": "training pairs"},
+        labels={**experiment.config.ARMS, "margin": "training pairs"},
     )
 
 
-def mining(experiment: Any) -> pd.DataFrame:
+def mining(experiment: Experiment) -> pd.DataFrame:
     """What became of the prompts, and whether the reward favours long responses, by seed and scorer."""
-    rows = []
-    for seed in experiment.seeds:
-        for path in sorted((experiment.run.folder / f"seed-{seed}" / "shared").glob("pairs-*/report.json")):
-            rows.append({"seed": seed, "scorer": path.parent.name.removeprefix("pairs-"), **read_json(path)})
+    rows = [
+        {"seed": seed, "scorer": path.parent.name.removeprefix("pairs-"), **read_json(path)}
+        for seed in experiment.seeds
+        for path in sorted((_seed(experiment, seed) / "shared").glob("pairs-*/report.json"))
+    ]
     return pd.DataFrame(rows).fillna(0).round(3)
 
 
-def scored(experiment: Any, *, seed: int | None = None, scorer: str = "flr") -> tuple[pd.DataFrame, list]:
+def scored(experiment: Experiment, *, seed: int | None = None, scorer: str = "flr") -> tuple[pd.DataFrame, list]:
     """Responses of the ranking test of one seed with the likelihoods of all phrases; and the phrases in that order."""
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "ranking"
+    folder = _seed(experiment, seed) / "ranking"
     return pd.read_parquet(folder / f"scores-{scorer}.parquet"), read_json(folder / "phrases.json")
 
 
@@ -172,28 +167,14 @@ class FollowUpBrowser(Paged):
 
     def _phrases(self, index: int) -> pd.DataFrame:
         row = self.table.iloc[index]
-        rows = [
-            {
-                "prompt": row["prompt"],
-                "response": row["response"],
-                "dimension": d,
-                "polarity": p,
-                "phrase": phrase,
-                "likelihood": value,
-            }
-            for (d, p, phrase), value in zip(self.phrases, row["likelihoods"], strict=True)
-        ]
-        return pd.DataFrame(rows)
+        rows = pd.DataFrame(self.phrases, columns=["dimension", "polarity", "phrase"])
+        return rows.assign(prompt=row["prompt"], response=row["response"], likelihood=list(row["likelihoods"]))
 
     def figure(self, index: int = 0):
         """Bars of the picked response's phrases, less likely to the left."""
         rows, row = self._phrases(index), self.table.iloc[index]
-        figure = blank(
-            f"FLR {row['flr']:+.3f}: {plain(str(row['response'])[:60])}",
-            "log-likelihood (nats a token)",
-            "",
-            height=120 + 20 * len(rows),
-        )
+        title = f"FLR {row['flr']:+.3f}: {plain(str(row['response'])[:60])}"
+        figure = blank(title, "log-likelihood (nats a token)", "", height=120 + 20 * len(rows))
         for polarity, part in rows.groupby("polarity", sort=False):
             names = [plain(f"{d}: {phrase}") for d, phrase in zip(part["dimension"], part["phrase"], strict=True)]
             figure.add_bar(
@@ -214,7 +195,7 @@ class FollowUpBrowser(Paged):
                 mode="markers",
                 name=plain(str(side)),
                 opacity=0.6,
-                marker={"size": 5, "color": colour("dpo_flr" if side == "chosen" else "dpo_inverted")},
+                marker={"size": 5, "color": SIDES["positive" if side == "chosen" else "negative"]},
             )
         return Display(table[["prompt", "response", "side", "words", "flr"]], figure)
 
@@ -250,6 +231,6 @@ class FollowUpBrowser(Paged):
         return w.VBox([pick, view])
 
 
-def browser(experiment: Any, *, seed: int | None = None, scorer: str = "flr") -> FollowUpBrowser:
+def browser(experiment: Experiment, *, seed: int | None = None, scorer: str = "flr") -> FollowUpBrowser:
     """The browser over one seed's ranking test."""
     return FollowUpBrowser(*scored(experiment, seed=seed, scorer=scorer))

@@ -1,0 +1,90 @@
+"""The command of README with a data set, a model and a judge beside the user, who stands anywhere but in the
+checkout."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from workbench import runs
+from workbench.methods.experiment import Experiment
+from workbench.models import Policy, bpe_tokenizer, new_llama
+
+GIVEN = ["sppo", "--dataset", "prompts.jsonl", "--model", "my-model", "-p", "judge", "my-reward-model"]
+SMALL = [
+    "--scale",
+    "smoke",
+    "-p",
+    "samples",
+    "2",
+    "-p",
+    "n_prompts",
+    "6",
+    "-p",
+    "test_size",
+    "4",
+    "-p",
+    "max_new_tokens",
+    "6",
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Prompts, a small random model and a small random reward model, as a user has them: in folders of their own."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    prompts = [f"Name a river that begins with {letter}." for letter in "ABCDEFGHIJKLMNOPQRST"]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    tokenizer = bpe_tokenizer(prompts, vocab_size=300)
+    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=256, seed=0), tokenizer).save(
+        tmp_path / "my-model"
+    )
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForSequenceClassification(shape).save_pretrained(tmp_path / "my-reward-model")
+    tokenizer.save_pretrained(tmp_path / "my-reward-model")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_relative_folders_are_found_from_any_working_folder(folder):
+    environment = os.environ | {"WORKBENCH_RUNS": str(folder / "runs"), "PYTHONPATH": str(runs.PACKAGE.parent)}
+    command = [sys.executable, "-m", "workbench", "reproduce", *GIVEN, *SMALL, "--seeds", "1", "--workers", "1"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (manifest,) = [json.loads(path.read_text()) for path in (folder / "runs").glob("sppo/smoke-*/manifest.json")]
+    assert manifest["status"] == "done"
+    assert manifest["parameters"]["config"]["judge"] == str(folder / "my-reward-model")
+    assert {entry["kind"] for entry in manifest["inputs"]} == {"model", "dataset", "judge"}
+
+
+def test_a_judge_changed_in_place_makes_another_key(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    given = {
+        "scale": "smoke",
+        "model": "my-model",
+        "dataset": "prompts.jsonl",
+        "overrides": {"judge": "my-reward-model"},
+    }
+    before = Experiment("sppo", **given).folder
+    assert Experiment("sppo", **given).folder == before
+    weights = folder / "my-reward-model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert Experiment("sppo", **given).folder != before
+
+
+def test_a_path_where_nothing_is_stops_before_anything_runs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    given = {"scale": "smoke", "model": "my-model", "dataset": "prompts.jsonl"}
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .\./my-judge"):
+        Experiment("sppo", **given, overrides={"judge": "./my-judge"})
