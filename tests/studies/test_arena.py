@@ -161,7 +161,7 @@ def test_an_attempt_that_was_killed_starts_over(played, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(arena, "last_weights", lambda folder: pytest.fail("killed"))
         patch.setattr(
-            arena.dpo, "run_arm", lambda *a: (arena.sample(task.start(0), ["1 2"], n=50, max_new_tokens=4), 1 / 0)
+            arena.dpo, "train_arm", lambda *a: (arena.sample(task.start(0), ["1 2"], n=50, max_new_tokens=4), 1 / 0)
         )
         with pytest.raises(ZeroDivisionError):
             run_arm(arena, task, config, "dpo", 0, run)

@@ -231,7 +231,7 @@ def _searched(config: Config, rate: float) -> dict[str, Any]:
 def _in_stages(config: Config, rate: float) -> dict[str, Any]:
     """Half of the responses go into pairs, half into PPO; two updates of PPO, and what is left of the steps for DPO."""
     return {
-        "dpo_steps": config.steps - 16,
+        "max_steps": config.steps - 16,
         "dpo_batch_size": config.batch_size,
         "dpo_learning_rate": rate,
         "dpo_beta": 0.1,

@@ -75,10 +75,12 @@ class RealRows:
     @classmethod
     def of(cls, config: Any, dataset: str, model: str, *, device: str = "auto", **changes: Any) -> Self:
         """The fields that a method's configuration shares with this task, its judge opened, and `changes`."""
-        shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(cls) if hasattr(config, f.name)}
+        shared: dict[str, Any] = {
+            f.name: getattr(config, f.name) for f in dataclasses.fields(cls) if hasattr(config, f.name)
+        }
         if "judge" in shared:
             shared["judge"] = open_judge(config.judge, config.judge_kind, device=device) if config.judge else None
-        return cls(**shared | changes | {"dataset": dataset, "model": model, "device": device})
+        return cls(dataset, model, device, **shared | changes)
 
     def start(self, seed: int) -> Policy:
         from workbench.models import Policy

@@ -8,6 +8,7 @@ import torch
 
 from workbench import objectives
 from workbench.kernels import Group
+from workbench.methods.align.pami_vdpo import alterations
 from workbench.methods.align.pami_vdpo.alterations import (
     ALTERATIONS,
     bag_of_words,
@@ -101,8 +102,6 @@ def group(policy, frames, response):
 
 
 def test_divergence_is_the_mean_over_all_positions_in_nats(policy, monkeypatch):
-    from workbench.methods.align.pami_vdpo import alterations
-
     original, other = group(policy, FRAMES, "r s r"), group(policy, FRAMES[::-1], "r s r")
     (found,) = divergences(policy, [original], [[other, original]])
     by_hand = []

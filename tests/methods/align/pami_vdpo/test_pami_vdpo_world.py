@@ -47,11 +47,8 @@ def test_questions_follow_truth_and_habit():
 def test_measurements_of_a_model_that_always_says_yes(runs_root, monkeypatch):
     monkeypatch.setattr(Clips, "answers", lambda self, policy, rows: ["yes"] * len(rows))
     found = WORLD.evaluate(None, 0)
-    assert (found["basic"], found["hallucinated"], found["paired"]) == (
-        1.0,
-        0.0,
-        0.0,
-    )  # plain accuracy would say one half
+    # plain accuracy would say one half
+    assert [found[name] for name in ("basic", "hallucinated", "paired")] == [1.0, 0.0, 0.0]
     assert 0.35 < found["yes_bias"] < 0.65
 
 
