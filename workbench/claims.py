@@ -22,6 +22,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -75,13 +76,8 @@ class Claim:
 
 
 class Claims:
-    """The claims of one run, tested together.
-
-    Args:
-        system: registry name.
-        scale: "smoke", "tiny" or "full"; decides which verdicts exist.
-        seeds: the seeds that every list of measurements follows.
-    """
+    """The claims of one run of a system, tested together: `scale` decides which verdicts exist, `seeds` is the order
+    of every list of measurements."""
 
     def __init__(self, system: str, scale: str, seeds: Sequence[int]):
         if scale not in VERDICTS:
@@ -115,8 +111,7 @@ class Claims:
         Args:
             measured: the claimed effect, one number a seed (usually a difference to a baseline of the same seed).
             control: the same number where the claim must vanish (labels shuffled, sign flipped, method off).
-            control_alpha: the level at which the control counts as significant; 5 % unless the paper names
-                another.
+            control_alpha: the level at which the control counts as significant; 5 % unless the paper names another.
             direction: "greater" or "less" than `margin`, or "equivalent": inside +-`margin` by two one-sided tests.
             test: the test of `measured - margin` against 0. "equivalent" always uses the t distribution.
             also: further conditions, each with its outcome, that must all hold.
@@ -129,9 +124,8 @@ class Claims:
             ValueError: another number of values than seeds, or a value that is not finite (the seed is named).
         """
         used = self.seeds if seeds is None else [int(seed) for seed in seeds]
-        for name, values in (("measured", measured), ("control", control)):
-            if values is None:
-                continue
+        given = {"measured": measured} | ({} if control is None else {"control": control})
+        for name, values in given.items():
             if len(values) != len(used):
                 raise ValueError(f"claim {id}: {name} has {len(values)} values for {len(used)} seeds")
             for seed, value in zip(used, values, strict=True):
@@ -140,43 +134,22 @@ class Claims:
         drawn, control_drawn = ([np.asarray(part, dtype=float) for part in given] for given in (null, control_null))
         values = np.asarray(measured, dtype=float)
         control_values = np.asarray([] if control is None else control, dtype=float)
-        self._claims.append(
-            Claim(
-                id=id,
-                statement=statement,
-                paper=paper,
-                direction=direction,
-                seeds=used,
-                unit=unit,
-                note=note,
-                measured=values.tolist(),
-                control=control_values.tolist(),
-                control_is=control_is,
-                control_alpha=control_alpha,
-                test="two one-sided t" if direction == "equivalent" else test,
-                margin=float(margin),
-                p_value=p_value(values, direction, test, margin, drawn),
-                control_p_value=p_value(control_values, direction, test, margin, control_drawn),
-                difference_p_value=math.nan
-                if direction == "equivalent" or not control_values.size
-                else p_value(
-                    values - control_values,
-                    direction,
-                    test,
-                    0.0,
-                    [a - b for a, b in zip(drawn, control_drawn, strict=True)],
-                ),
-                effect=float(values.mean()),
-                interval=interval(values, test),
-                standardised=standardised(values),
-                control_effect=float(control_values.mean()) if control_values.size else math.nan,
-                conditions={name: bool(holds) for name, holds in (also or {}).items()},
-                paper_effect=paper_effect,
-                scale=self.scale,
-                null=[part.tolist() for part in drawn],
-                control_null=[part.tolist() for part in control_drawn],
-            )
-        )
+        found: dict[str, Any] = {"effect": float(values.mean()), "interval": interval(values, test)}
+        found["standardised"] = standardised(values)
+        found["p_value"] = p_value(values, direction, test, margin, drawn)
+        found["control_p_value"] = p_value(control_values, direction, test, margin, control_drawn)
+        if control_values.size:
+            found["control_effect"] = float(control_values.mean())
+            if direction != "equivalent":
+                apart = [a - b for a, b in zip(drawn, control_drawn, strict=True)]
+                found["difference_p_value"] = p_value(values - control_values, direction, test, 0.0, apart)
+        named = "two one-sided t" if direction == "equivalent" else test
+        numbers = {"seeds": used, "measured": values.tolist(), "control": control_values.tolist()}
+        nulls = {"null": [part.tolist() for part in drawn], "control_null": [part.tolist() for part in control_drawn]}
+        told = {"unit": unit, "note": note, "paper_effect": paper_effect, "control_alpha": control_alpha}
+        told |= {"conditions": {name: bool(holds) for name, holds in (also or {}).items()}, "margin": float(margin)}
+        of = {"id": id, "statement": statement, "paper": paper, "direction": direction, "scale": self.scale}
+        self._claims.append(Claim(**of, **numbers, **nulls, **told, **found, control_is=control_is, test=named))
 
     def rederive(
         self,
@@ -204,53 +177,25 @@ class Claims:
         apart = {name: abs(here - published) for name, (here, published) in figures.items()}
         conditions = {f"{name} comes out": difference <= tolerance for name, difference in apart.items()}
         conditions |= {name: bool(holds) for name, holds in (also or {}).items()}
-        self._claims.append(
-            Claim(
-                id=id,
-                statement=statement,
-                paper=paper,
-                direction="equivalent",
-                seeds=[],
-                control=[],
-                control_is="",
-                measured=[float(here) for here, _ in figures.values()],
-                test="rederived",
-                margin=tolerance,
-                effect=float(np.max([*apart.values()])) if apart else math.nan,
-                conditions=conditions,
-                note=note,
-                scale="recorded",
-                verdict=FOLLOWS if all(conditions.values()) else DIFFERS,
-            )
-        )
+        effect = float(np.max([*apart.values()])) if apart else math.nan
+        measured = [float(here) for here, _ in figures.values()]
+        verdict = FOLLOWS if all(conditions.values()) else DIFFERS
+        found = Claim(id, statement, paper, "equivalent", [], measured, [], "", "rederived", margin=tolerance)
+        told = {"effect": effect, "conditions": conditions, "note": note, "scale": "recorded", "verdict": verdict}
+        self._claims.append(replace(found, **told))
 
     def needs_full_scale(self, id: str, statement: str, paper: str, why: str) -> None:
         """Adds a claim that no small world can test, with the reason."""
-        self._claims.append(
-            Claim(
-                id=id,
-                statement=statement,
-                paper=paper,
-                direction="greater",
-                seeds=[],
-                measured=[],
-                control=[],
-                control_is="",
-                test="none",
-                note=why,
-                scale=self.scale,
-                verdict="needs full scale",
-            )
-        )
+        told = {"note": why, "scale": self.scale, "verdict": "needs full scale"}
+        self._claims.append(Claim(id, statement, paper, "greater", [], [], [], "", "none", **told))
 
     def decided(self) -> list[Claim]:
         """All claims with Holm's correction and the verdict filled in, in order of id."""
         tested = [claim for claim in self._claims if not claim.verdict]
         adjusted = holm([claim.p_value for claim in tested])
+        corrected = [replace(claim, p_holm=p) for claim, p in zip(tested, adjusted, strict=True)]
         decided = [claim for claim in self._claims if claim.verdict]
-        for claim, p in zip(tested, adjusted, strict=True):
-            claim = replace(claim, p_holm=p)
-            decided.append(replace(claim, verdict=_verdict(claim)))
+        decided += [replace(claim, verdict=_verdict(claim)) for claim in corrected]
         return sorted(decided, key=lambda claim: claim.id)
 
     def verdicts(self) -> dict[str, str]:
@@ -258,13 +203,11 @@ class Claims:
 
     def records(self) -> list[dict[str, Any]]:
         """What `claims.json` holds; undefined numbers are null."""
-        return [
-            {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in asdict(c).items()
-            }
-            for c in self.decided()
-        ]
+
+        def known(value: Any) -> Any:
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return [{key: known(value) for key, value in asdict(claim).items()} for claim in self.decided()]
 
     def frame(self) -> pd.DataFrame:
         return frame([{"system": self.system, **record} for record in self.records()])
@@ -301,11 +244,7 @@ def _verdict(claim: Claim) -> str:
 
 # -------------------------------------------------------------------------------------------------------- statistics
 def p_value(
-    values: np.ndarray,
-    direction: Direction,
-    test: Test = "paired_t",
-    margin: float = 0.0,
-    null: Sequence[np.ndarray] = (),
+    values: np.ndarray, direction: Direction, test: Test = "paired_t", margin=0.0, null: Sequence[np.ndarray] = ()
 ) -> float:
     """One-sided p-value that the effect is on the claimed side of `margin`; NaN for fewer than three values.
 
@@ -314,7 +253,6 @@ def p_value(
     """
     from scipy import stats
 
-    result: Any
     values = np.asarray(values, dtype=float)
     if values.size < 3:
         return math.nan
@@ -323,12 +261,9 @@ def p_value(
     shifted = values - margin
     if test == "randomisation":
         return randomisation(values, null, direction, margin)
-    if test == "paired_t" and np.ptp(shifted) > 0:
-        result = stats.ttest_1samp(shifted, 0.0, alternative=direction)
-        return float(result.pvalue)
-    if test == "wilcoxon" and np.any(shifted):
-        result = stats.wilcoxon(shifted, alternative=direction)
-        return float(result.pvalue)
+    if (test == "paired_t" and np.ptp(shifted) > 0) or (test == "wilcoxon" and np.any(shifted)):
+        ask: Any = stats.wilcoxon if test == "wilcoxon" else partial(stats.ttest_1samp, popmean=0.0)
+        return float(ask(shifted, alternative=direction).pvalue)
     if test == "bootstrap":
         rng = np.random.default_rng(0)
         means = shifted[rng.integers(0, len(shifted), (9_999, len(shifted)))].mean(axis=1)
@@ -349,9 +284,8 @@ def randomisation(values: np.ndarray, null: Sequence[Any], direction: Direction,
         ValueError: another number of null distributions than values, a margin, or a value that no assignment gives.
     """
     if len(null) != len(values) or margin:
-        raise ValueError(
-            f"test 'randomisation' needs one null distribution a seed and no margin; got {len(null)} for {len(values)}"
-        )
+        needed = "one null distribution a seed and no margin"
+        raise ValueError(f"test 'randomisation' needs {needed}; got {len(null)} for {len(values)}")
     sign = -1.0 if direction == "less" else 1.0
     sums, counts = np.zeros(1), np.ones(1)
     for seed, (value, assignments) in enumerate(zip(values, null, strict=True)):
@@ -397,21 +331,11 @@ def frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The scoreboard's columns, from records of one run or of many."""
     import pandas as pd
 
-    return pd.DataFrame(
-        [
-            {
-                "system": record.get("system", ""),
-                "claim": record["id"],
-                "statement": record["statement"],
-                "paper": record["paper"],
-                "here": describe(record),
-                "control": describe_control(record),
-                "verdict": record["verdict"],
-            }
-            for record in records
-        ],
-        columns=["system", "claim", "statement", "paper", "here", "control", "verdict"],
-    )
+    rows = []
+    for record in records:
+        said = [record[name] for name in ("id", "statement", "paper")]
+        rows.append([record.get("system", ""), *said, describe(record), describe_control(record), record["verdict"]])
+    return pd.DataFrame(rows, columns=["system", "claim", "statement", "paper", "here", "control", "verdict"])
 
 
 def describe(record: Mapping[str, Any]) -> str:
@@ -450,8 +374,7 @@ def _unit(record: Mapping[str, Any]) -> str:
 
 
 def kind_of(verdict: str) -> str:
-    """ "yes" (shown, reproduced, follows), "no", or "open" for what is not decided here; views give each a sign of its
-    own."""
+    """ "yes" (shown, reproduced, follows), "no", or "open" for what is not decided here."""
     return "yes" if verdict in _YES else "no" if verdict in _NO else "open"
 
 

@@ -37,8 +37,7 @@ ALIASES = {
 
 
 def load(source: str, *, split: str = "train") -> list[Row]:
-    """Rows of a JSONL, JSONL.gz, JSON, CSV or Parquet file, a saved data set, a folder of such files, or a hub data
-    set.
+    """Rows of a JSONL, JSONL.gz, JSON, CSV or Parquet file, a saved data set, a folder of such files, or a hub id.
 
     Raises:
         FileNotFoundError: nothing there, and no such data set on the hub (or no network).
@@ -62,16 +61,14 @@ def _read_jsonl(path: Path) -> list[Row]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
+            at = f"{path}, line {number}"
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}: broken JSON ({error.msg} at column {error.colno}); mend or remove the line"
-                ) from None
+                why = f"broken JSON ({error.msg} at column {error.colno})"
+                raise ValueError(f"{at}: {why}; mend or remove the line") from None
             if not isinstance(row, dict):
-                raise ValueError(
-                    f"{path}, line {number}: a row must be an object with named columns; got {type(row).__name__}"
-                )
+                raise ValueError(f"{at}: a row must be an object with named columns; got {type(row).__name__}")
             rows.append(row)
     return rows
 
@@ -101,10 +98,8 @@ def _load_with_datasets(source: str, path: Path, split: str) -> list[Row]:
         if isinstance(error, ValueError) and ("unknown kind" in str(error) or "split" in str(error)):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(
-            f"cannot load a data set from {source!r}: {reason}. "
-            "Give a .jsonl, .jsonl.gz or .parquet file, a folder, or a hub id that can be reached"
-        ) from error
+        remedy = "Give a .jsonl, .jsonl.gz or .parquet file, a folder, or a hub id that can be reached"
+        raise FileNotFoundError(f"cannot load a data set from {source!r}: {reason}. {remedy}") from error
     return [dict(row) for row in found]
 
 
@@ -143,17 +138,12 @@ def as_preferences(rows: Sequence[Row]) -> list[Row]:
     for index, row in enumerate(rows):
         if "p_b_preferred" in row:
             p = row["p_b_preferred"]
-            if not isinstance(p, (int, float)) or not 0 <= p <= 1:
-                raise ValueError(f"row {index}, column 'p_b_preferred': a probability in [0, 1] is needed; got {p!r}")
+            _probability(row, index, "p_b_preferred")
             if p == 0.5:
                 continue
             chosen, rejected = ("b", "a") if p > 0.5 else ("a", "b")
-            row = {
-                **row,
-                "chosen": row.get(f"response_{chosen}"),
-                "rejected": row.get(f"response_{rejected}"),
-                "p_chosen": max(p, 1 - p),
-            }
+            sides = {"chosen": row.get(f"response_{chosen}"), "rejected": row.get(f"response_{rejected}")}
+            row = {**row, **sides, "p_chosen": max(p, 1 - p)}
         row = _rename(row, ("prompt", "chosen", "rejected"))
         for side in ("chosen", "rejected"):
             if isinstance(row.get(side), list):
@@ -172,12 +162,9 @@ def as_rankings(rows: Sequence[Row]) -> list[Row]:
         row = _rename(row, ("prompt",))
         marked = {name: value for name, value in row.items() if isinstance(value, dict) and "is_correct" in value}
         if marked and "responses" not in row:
-            row = {
-                "prompt": row.get("prompt"),
-                "names": list(marked),
-                "responses": [value["solution"] for value in marked.values()],
-                "scores": [float(value["is_correct"]) for value in marked.values()],
-            }
+            scores = [float(value["is_correct"]) for value in marked.values()]
+            responses = [value["solution"] for value in marked.values()]
+            row = {"prompt": row.get("prompt"), "names": list(marked), "responses": responses, "scores": scores}
         renamed.append(row)
     return check(renamed, "ranking")
 
@@ -198,20 +185,17 @@ def ranking_matches(rows: Sequence[Row]) -> tuple[list[str], list[tuple[int, int
 def _rename(row: Row, columns: Sequence[str]) -> Row:
     row = dict(row)
     for column in columns:
-        if column not in row:
-            alias = next((name for name in ALIASES.get(column, ()) if name in row), None)
-            if alias is not None:
-                row[column] = row[alias]
+        alias = next((name for name in (column, *ALIASES.get(column, ())) if name in row), None)
+        if alias is not None:
+            row[column] = row[alias]
     return row
 
 
 def _first_turns(messages: Any, index: int) -> Row:
     turns = [turn for turn in messages if turn.get("role") != "system"] if isinstance(messages, list) else []
     if len(turns) < 2 or turns[0]["role"] != "user" or turns[1]["role"] != "assistant":
-        raise ValueError(
-            f"row {index}, column 'messages': a chat must begin with a user turn and an assistant turn; "
-            f"got {[t.get('role') for t in turns]}"
-        )
+        needed = "a chat must begin with a user turn and an assistant turn"
+        raise ValueError(f"row {index}, column 'messages': {needed}; got {[t.get('role') for t in turns]}")
     system = [turn for turn in messages if turn.get("role") == "system"][:1]
     return {"prompt": [*system, turns[0]], "completion": turns[1]["content"]}
 
@@ -220,39 +204,32 @@ def _first_turns(messages: Any, index: int) -> Row:
 def check(rows: Sequence[Row], kind: str) -> list[Row]:
     """Returns the rows of this kind, or says which row and column is wrong and what would be right.
 
-    Raises:
-        ValueError: no rows; a missing column (those found are listed); an empty prompt, completion or chosen response
-            (a rejected response may be empty: a model may really have said nothing); a score that is NaN, infinite
-            or not a number; another number of scores than responses; `p_chosen` outside [0, 1].
+    Identical pairs are legal, carry no signal and are counted by `identical_share`; a rejected response may be empty,
+    because a model may really have said nothing.
 
-    Identical pairs are legal, carry no signal and are counted by `identical_share`.
+    Raises:
+        ValueError: no rows; a missing column (those found are listed); an empty prompt, completion or chosen response;
+            a score that is no finite number; another number of scores than responses; `p_chosen` outside [0, 1].
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
     if not rows:
         raise ValueError(f"no {kind} rows")
+    need = f"{kind} rows need {', '.join(KINDS[kind])}"
     for index, row in enumerate(rows):
         for column in KINDS[kind]:
             if row.get(column) is None:
-                raise ValueError(
-                    f"row {index}: column {column!r} is missing; {kind} rows need {', '.join(KINDS[kind])}; "
-                    f"found {', '.join(map(str, row))}"
-                )
+                raise ValueError(f"row {index}: column {column!r} is missing; {need}; found {', '.join(map(str, row))}")
         if not row["prompt"] or (isinstance(row["prompt"], str) and not row["prompt"].strip()):
             raise ValueError(f"row {index}, column 'prompt': it is empty; give the question, or remove the row")
-        for column in ("completion", "chosen", "rejected"):
-            if column not in KINDS[kind]:
-                continue
+        for column in [name for name in KINDS[kind] if name in ("completion", "chosen", "rejected")]:
+            at = f"row {index}, column {column!r}"
             if not isinstance(row[column], str):
-                raise ValueError(f"row {index}, column {column!r}: text is needed; got {type(row[column]).__name__}")
+                raise ValueError(f"{at}: text is needed; got {type(row[column]).__name__}")
             if column != "rejected" and not row[column].strip():
-                raise ValueError(
-                    f"row {index}, column {column!r}: it is empty; only generated (rejected) responses may be empty"
-                )
-        if "p_chosen" in row and not (isinstance(row["p_chosen"], (int, float)) and 0 <= row["p_chosen"] <= 1):
-            raise ValueError(
-                f"row {index}, column 'p_chosen': a probability in [0, 1] is needed; got {row['p_chosen']!r}"
-            )
+                raise ValueError(f"{at}: it is empty; only generated (rejected) responses may be empty")
+        if "p_chosen" in row:
+            _probability(row, index, "p_chosen")
         scores = {"rating": [row.get("score")], "ranking": row.get("scores")}.get(kind, [])
         for score in scores or []:
             if not isinstance(score, (int, float)) or not math.isfinite(score):
@@ -261,6 +238,12 @@ def check(rows: Sequence[Row], kind: str) -> list[Row]:
         if kind == "ranking" and len(row["responses"]) != len(row["scores"]):
             raise ValueError(f"row {index}: {len(row['responses'])} responses but {len(row['scores'])} scores")
     return list(rows)
+
+
+def _probability(row: Row, index: int, column: str) -> None:
+    if not isinstance(row[column], (int, float)) or not 0 <= row[column] <= 1:
+        at = f"row {index}, column {column!r}"
+        raise ValueError(f"{at}: a probability in [0, 1] is needed; got {row[column]!r}")
 
 
 def identical_share(rows: Sequence[Row]) -> float:
@@ -278,27 +261,21 @@ def held_out(rows: Sequence[Row], *, test_size: int, seed: int = 0) -> tuple[lis
     def rank(row: Row) -> str:
         return hashlib.sha256(f"{seed}|{json.dumps(row['prompt'], sort_keys=True)}".encode()).hexdigest()
 
-    ordered = sorted({rank(row) for row in rows})
     if not 0 < test_size < len(rows):
         raise ValueError(f"test_size must be between 1 and {len(rows) - 1}; got {test_size}")
-    wanted, chosen, count = set(), {}, 0
+    by_rank: dict[str, list[Row]] = {}
     for row in rows:
-        chosen.setdefault(rank(row), []).append(row)
-    for key in ordered:
-        if count >= test_size:
-            break
-        wanted.add(key)
-        count += len(chosen[key])
-    train = [row for row in rows if rank(row) not in wanted]
-    test = [row for key in ordered if key in wanted for row in chosen[key]]
-    return train, test
+        by_rank.setdefault(rank(row), []).append(row)
+    test: list[Row] = []
+    for key in sorted(by_rank):
+        if len(test) < test_size:
+            test += by_rank.pop(key)
+    return [row for row in rows if rank(row) in by_rank], test
 
 
 def prompt_of(written: str) -> Any:
     """A prompt as it was before `draw_samples` wrote it: a chat from its JSON, any other text as it is."""
-    if written.startswith('[{"'):
-        try:
-            return json.loads(written)
-        except json.JSONDecodeError:
-            return written
-    return written
+    try:
+        return json.loads(written) if written.startswith('[{"') else written
+    except json.JSONDecodeError:
+        return written

@@ -49,8 +49,7 @@ class Policy:
     """A model and its tokenizer.
 
     Attributes:
-        model: a causal language model of transformers, plain or with a LoRA adapter; it may see pictures (Llava and its
-            kin).
+        model: a causal language model of transformers, plain or with a LoRA adapter; it may see pictures (Llava).
         tokenizer: with an end token; with a chat template if prompts are chats.
         name: where it came from, for messages and manifests.
         precision: "bf16" computes in bfloat16 under autocast, with the weights as they are; "no" as they are. Scoring,
@@ -66,10 +65,8 @@ class Policy:
 
     def __post_init__(self):
         if self.tokenizer.eos_token_id is None:
-            raise ValueError(
-                f"the tokenizer of {self.name} has no end token, so no response would ever end; "
-                "set tokenizer.eos_token (and save it) before using the model here"
-            )
+            why = f"the tokenizer of {self.name} has no end token, so no response would ever end"
+            raise ValueError(f"{why}; set tokenizer.eos_token (and save it) before using the model here")
 
     # -- in and out
     @classmethod
@@ -101,24 +98,20 @@ class Policy:
         if dtype == "auto":
             dtype = "bfloat16" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
         source = str(source)
-        if os.sep in source and source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
-            raise FileNotFoundError(
-                f"no model folder {source}; give a folder with config.json, or a hub id such as org/name"
-            )
-        source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
+        folder, remedy = Path(source).expanduser(), "give a folder with config.json, or a hub id such as org/name"
+        if os.sep in source and source.startswith((".", "/", "~")) and not folder.is_dir():
+            raise FileNotFoundError(f"no model folder {source}; {remedy}")
+        source = str(folder) if folder.is_dir() else source
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-            model = kind.from_pretrained(
-                source, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
-            )
+            how = {"dtype": getattr(torch, dtype), "trust_remote_code": False, "use_safetensors": True}
+            model = kind.from_pretrained(source, **how)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise FileNotFoundError(
-                f"cannot load a model from {source!r}: {reason}. Give a folder in the hub's format, or a hub id that"
-                " can be reached"
-            ) from error
+            remedy = "Give a folder in the hub's format, or a hub id that can be reached"
+            raise FileNotFoundError(f"cannot load a model from {source!r}: {reason}. {remedy}") from error
         model = add_lora(model, **lora) if lora is not None else model
         model.to(where)  # type: ignore[arg-type]
         return cls(model, tokenizer, name=source, precision=precision)
@@ -157,10 +150,7 @@ class Policy:
             yield self
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the model sees in pictures, as a `Group` takes it: [picture * token, d_model], picture after picture.
-
-        Args:
-            pixel_values: [picture, channel, height, width], scaled as the model's image processor does it.
+        """[picture, channel, height, width], scaled as the image processor does it -> [picture * token, d_model].
 
         Raises:
             ValueError: the model sees no pictures.
@@ -177,22 +167,17 @@ class Policy:
         """Token ids of a prompt, up to and including what announces the assistant's turn.
 
         A text is one user turn if the tokenizer has a chat template, else it is taken as it is, behind the start token.
-
-        Args:
-            room: tokens that must fit into the context behind it; a prompt too long for that keeps its end and is
-                counted.
+        A prompt that leaves no `room` in tokens behind it in the context keeps its end and is counted.
 
         Raises:
-            ValueError: an empty prompt, a chat where the tokenizer has no chat template, or more room than the context
-                has.
+            ValueError: an empty prompt, a chat without a chat template, or more room than the context has.
         """
         if not prompt:
             raise ValueError("an empty prompt: give at least one character or one chat turn")
         ids = self._prompt_ids(prompt)
         if room >= self.max_length:
-            raise ValueError(
-                f"{room} new tokens leave no room for a prompt in a context of {self.max_length}; ask for fewer"
-            )
+            context = f"a context of {self.max_length}"
+            raise ValueError(f"{room} new tokens leave no room for a prompt in {context}; ask for fewer")
         if room and len(ids) + room > self.max_length:
             self.counts["prompts_cut"] += 1
             ids = ids[room - self.max_length :]
@@ -203,10 +188,8 @@ class Policy:
             return [int(token) for token in prompt]  # type: ignore[arg-type]
         has_template = getattr(self.tokenizer, "chat_template", None)
         if not isinstance(prompt, str) and not has_template:
-            raise ValueError(
-                f"the tokenizer of {self.name} has no chat template, so a chat cannot become text; "
-                "give prompts as plain text or set tokenizer.chat_template"
-            )
+            why = f"the tokenizer of {self.name} has no chat template, so a chat cannot become text"
+            raise ValueError(f"{why}; give prompts as plain text or set tokenizer.chat_template")
         if has_template:
             chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             return list(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
@@ -253,9 +236,8 @@ class Policy:
             prompt_ids = prompt_ids[-max_prompt_length:]
         room = max_length - len(prompt_ids)
         if room < 1:
-            raise ValueError(
-                f"max_length={max_length} leaves no room for a response behind {len(prompt_ids)} prompt tokens"
-            )
+            behind = f"behind {len(prompt_ids)} prompt tokens"
+            raise ValueError(f"max_length={max_length} leaves no room for a response {behind}")
         self.counts["responses_cut"] += sum(len(r) > room for r in ids)
         return Group(prompt_ids, [r[:room] for r in ids])
 
@@ -276,20 +258,10 @@ def new_llama(tokenizer: Any, *, width: int, layers: int, heads: int, max_length
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=8 * width // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=max_length,
-        tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config)
+    size = {"hidden_size": width, "intermediate_size": 8 * width // 3, "num_hidden_layers": layers}
+    size |= {"num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": max_length}
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad")}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **size, **special))
 
 
 BOS, EOS = "<s>", "</s>"
@@ -304,16 +276,11 @@ def bpe_tokenizer(texts: Iterable[str], *, vocab_size: int):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     special = [BOS, EOS, "<|user|>", "<|assistant|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, **options)
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=EOS, extra_special_tokens=special[2:]
-    )
+    names = {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS, "extra_special_tokens": special[2:]}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     fast.chat_template = (
         "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
         "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"

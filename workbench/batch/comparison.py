@@ -33,10 +33,7 @@ class Difference(NamedTuple):
 
 class ClaimPair(NamedTuple):
     """One claim in both runs. Means are over seeds, NaN where there is nothing measured; verdicts "" where missing.
-
-    Attributes:
-        same: every field of the two records is equal, seed by seed.
-    """
+    `same` where every field of the two records is equal, seed by seed."""
 
     id: str
     statement: str
@@ -105,26 +102,15 @@ class Comparison:
 
     def record(self) -> dict[str, Any]:
         """The same as JSON types; numbers that JSON does not have are null."""
-        return _finite(
-            {
-                "a": self.a,
-                "b": self.b,
-                "same_results": self.same_results,
-                "verdict": self.verdict(),
-                "parameters": [row._asdict() for row in self.parameters],
-                "made_with": [row._asdict() for row in self.made_with],
-                "claims": [{**row._asdict(), "difference": row.mean_b - row.mean_a} for row in self.claims],
-                "seeds": [row._asdict() for row in self.seeds],
-                "only": [{"part": part, "in": side} for part, side in self.only],
-            }
-        )
+        said: dict[str, Any] = {"a": self.a, "b": self.b, "same_results": self.same_results, "verdict": self.verdict()}
+        said |= {name: [row._asdict() for row in getattr(self, name)] for name in ("parameters", "made_with")}
+        said["claims"] = [{**row._asdict(), "difference": row.mean_b - row.mean_a} for row in self.claims]
+        said["seeds"] = [row._asdict() for row in self.seeds]
+        return _finite(said | {"only": [{"part": part, "in": side} for part, side in self.only]})
 
 
 def compare(a: runs.Run, b: runs.Run, root: Path | None = None) -> Comparison:
-    """What differs between two runs.
-
-    Args:
-        root: folder of all runs, under which they are named; None takes the default one.
+    """What differs between two runs, which are named under `root`; None takes the default folder of all runs.
 
     Raises:
         ValueError: one of them is no run, or its manifest cannot be read.
@@ -133,38 +119,26 @@ def compare(a: runs.Run, b: runs.Run, root: Path | None = None) -> Comparison:
         if not run.manifest:
             raise ValueError(f"{run.folder} is no run: it holds no manifest.json")
     asked, made = zip(*(_asked_and_made(run) for run in (a, b)), strict=True)
-    parts = [{path.parent.name: path for path in sorted(run.folder.glob("seed-*/result.json"))} for run in (a, b)]
-    both = [part for part in parts[0] if part in parts[1]]
-    only = [(part, "a") for part in parts[0] if part not in parts[1]]
-    only += [(part, "b") for part in parts[1] if part not in parts[0]]
-    return Comparison(
-        run_names.name_of(a, root),
-        run_names.name_of(b, root),
-        differences(*asked),
-        differences(*made),
-        _claims(a.claims(), b.claims()),
-        [
-            _numbers(part, runs.read_json(parts[0][part]), runs.read_json(parts[1][part]))
-            for part in sorted(both, key=_number)
-        ],
-        sorted(only, key=lambda item: (_number(item[0]), item[1])),
-    )
+    ours, theirs = ({path.parent.name: path for path in run.folder.glob("seed-*/result.json")} for run in (a, b))
+    both = sorted(ours.keys() & theirs.keys(), key=_number)
+    only = [(part, "a" if part in ours else "b") for part in sorted(ours.keys() ^ theirs.keys(), key=_number)]
+    seeds = [_numbers(part, runs.read_json(ours[part]), runs.read_json(theirs[part])) for part in both]
+    names = (run_names.name_of(run, root) for run in (a, b))
+    return Comparison(*names, differences(*asked), differences(*made), _claims(a.claims(), b.claims()), seeds, only)
 
 
 def differences(a: Any, b: Any) -> list[Difference]:
     """The values that are not the same in two nested mappings, by dotted name; lists count as one value."""
     left, right = dict(_leaves(a, into_lists=False)), dict(_leaves(b, into_lists=False))
-    names = [*left, *[name for name in right if name not in left]]
-    pairs = [Difference(name, left.get(name, MISSING), right.get(name, MISSING)) for name in names]
+    pairs = [Difference(name, left.get(name, MISSING), right.get(name, MISSING)) for name in left | right]
     return [pair for pair in pairs if not _same(pair.a, pair.b) or (pair.name in left) != (pair.name in right)]
 
 
 def _asked_and_made(run: runs.Run) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = run.manifest
     parameters = dict(manifest.get("parameters") or {})
-    asked = {"system": manifest.get("system"), "scale": manifest.get("scale"), **parameters}
-    for name in ("inputs", "sources"):
-        asked.pop(name, None)
+    asked = {"system": manifest.get("system"), "scale": manifest.get("scale")}
+    asked |= {name: value for name, value in parameters.items() if name not in ("inputs", "sources")}
     code = dict(manifest.get("code") or {})
     if code.pop("diff", ""):
         path = run.folder / runs.DIFF
@@ -176,30 +150,19 @@ def _asked_and_made(run: runs.Run) -> tuple[dict[str, Any], dict[str, Any]]:
         if isinstance(item, Mapping) and "kind" in item
     }
     inputs = known or dict(zip(("model", "dataset"), prints, strict=False))
-    return asked, {
-        "code": code,
-        "notebook": manifest.get("notebook"),
-        "provenance": manifest.get("provenance") or {},
-        "inputs": inputs,
-    }
+    made = {"code": code, "notebook": manifest.get("notebook"), "provenance": manifest.get("provenance") or {}}
+    return asked, {**made, "inputs": inputs}
 
 
 def _claims(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[ClaimPair]:
     left, right = ({str(record.get("id")): record for record in records} for records in (a, b))
     pairs = []
-    for name in [*left, *[name for name in right if name not in left]]:
-        ours, theirs = left.get(name, {}), right.get(name, {})
-        pairs.append(
-            ClaimPair(
-                name,
-                str((ours or theirs).get("statement", "")),
-                _mean(ours.get("measured")),
-                _mean(theirs.get("measured")),
-                str(ours.get("verdict", "")),
-                str(theirs.get("verdict", "")),
-                _same(ours, theirs),
-            )
-        )
+    for name in left | right:
+        both = left.get(name, {}), right.get(name, {})
+        means = (_mean(record.get("measured")) for record in both)
+        verdicts = (str(record.get("verdict", "")) for record in both)
+        statement = str((both[0] or both[1]).get("statement", ""))
+        pairs.append(ClaimPair(name, statement, *means, *verdicts, _same(*both)))
     return pairs
 
 
@@ -209,31 +172,28 @@ def _mean(values: Any) -> float:
 
 
 def _numbers(part: str, a: Any, b: Any) -> SeedNumbers:
+    def gap(one: float, other: float) -> float:
+        finite = math.isfinite(one) and math.isfinite(other)
+        return abs(one - other) / max(abs(one), abs(other)) if finite else math.inf
+
     left, right = dict(_leaves(a)), dict(_leaves(b))
     shared = [name for name in left if name in right]
     numbers = [name for name in shared if _is_number(left[name]) and _is_number(right[name])]
-    gaps = {name: _gap(left[name], right[name]) for name in numbers if not _same(left[name], right[name])}
+    gaps = {name: gap(left[name], right[name]) for name in numbers if not _same(left[name], right[name])}
     others = sum(not _same(left[name], right[name]) for name in shared) - len(gaps)
     where = max(gaps, key=lambda name: gaps[name], default="")
     alone = len(left) + len(right) - 2 * len(shared)
     return SeedNumbers(part, len(numbers), len(gaps), gaps.get(where, 0.0), where, others + alone)
 
 
-def _gap(a: float, b: float) -> float:
-    return abs(a - b) / max(abs(a), abs(b)) if math.isfinite(a) and math.isfinite(b) else math.inf
-
-
 def _leaves(value: Any, name: str = "", into_lists: bool = True) -> Iterator[tuple[str, Any]]:
     """Dotted names and values; an empty mapping or list is a value."""
-    if isinstance(value, Mapping) and value:
-        items = [(str(key), item) for key, item in value.items()]
-    elif into_lists and isinstance(value, list) and value:
-        items = [(str(place), item) for place, item in enumerate(value)]
-    else:
+    inside = dict(enumerate(value)) if into_lists and isinstance(value, list) else value
+    if not (isinstance(inside, Mapping) and inside):
         yield name, value
         return
-    for key, item in items:
-        yield from _leaves(item, f"{name}.{key}" if name else key, into_lists)
+    for key, item in inside.items():
+        yield from _leaves(item, f"{name}.{key}" if name else str(key), into_lists)
 
 
 def _same(a: Any, b: Any) -> bool:

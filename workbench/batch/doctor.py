@@ -39,12 +39,7 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One finding.
-
-    Attributes:
-        needed: whether something is broken where this is not fine.
-        remedy: what to do where it is not fine, in one line.
-    """
+    """One finding; where it is not fine, `remedy` says in one line what to do, and `needed` whether that is broken."""
 
     name: str
     fine: bool
@@ -65,32 +60,29 @@ def examine() -> Iterator[Check]:
     """Looks at Python, packages, Jupyter, GPU, disk and kernels' routes; computes next to nothing."""
     python = ".".join(map(str, sys.version_info[:3]))
     yield Check("python", sys.version_info >= (3, 11), python, "make the environment with Python 3.11 or newer")
-    yield _packages()
+    wrong, lists = wrong_pins(ROOT / "constraints.txt"), (ROOT / "constraints.txt").is_file()
+    pins = "; ".join(wrong) or ("as pinned" if lists else "no constraints.txt beside the package: versions not compared")
+    yield Check("packages", not wrong, pins, "pip install -c constraints.txt -e '.[dev]'")
     yield from _extras()
     yield _kernelspec()
     yield _views()
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
     remedy = "only browser tests and png export need it: install chromium with the system's packages"
     yield Check("browser", bool(browser), browser or "no chromium", remedy, needed=False)
-    yield _runs_folder(runs.default_root())
-    yield _disk(runs.default_root())
+    root = runs.default_root()
+    yield _runs_folder(root)
+    free_gib = shutil.disk_usage(next(path for path in (root, *root.parents) if path.is_dir())).free / 2**30
+    remedy = f"free {FREE_GIB:g} GiB, or set WORKBENCH_RUNS to a folder on another disk"
+    yield Check("disk", free_gib > FREE_GIB, f"{free_gib:.0f} GiB free for {root}", remedy)
     yield _gpu()
     yield from _routes()
 
 
 # ---------------------------------------------------------------------------------------------------------- packages
-def _packages() -> Check:
-    constraints = ROOT / "constraints.txt"
-    if not constraints.is_file():
-        return Check("packages", True, "no constraints.txt beside the package: versions not compared")
-    wrong = wrong_pins(constraints)
-    return Check("packages", not wrong, "; ".join(wrong) or "as pinned", "pip install -c constraints.txt -e '.[dev]'")
-
-
 def wrong_pins(constraints: Path) -> list[str]:
     """Pinned packages that are installed in another version; what is not installed is an extra nobody asked for."""
     wrong = []
-    for line in constraints.read_text(encoding="utf-8").splitlines():
+    for line in constraints.read_text(encoding="utf-8").splitlines() if constraints.is_file() else ():
         if match := re.match(r"([A-Za-z0-9._-]+)==([^\s;#]+)", line):
             installed = _version(match[1])
             if installed and installed.split("+")[0] != match[2].split("+")[0]:  # 2.13.0+cpu is torch 2.13.0 for a CPU
@@ -143,9 +135,8 @@ def _views() -> Check:
     folders = [Path(folder) for folder in jupyter_path("labextensions")]
     lack = [name for name, path in wanted.items() if not any((folder / path).is_dir() for folder in folders)]
     found = f"JupyterLab {lab}" + (f" without the extension of {', '.join(lack)}" if lack else " draws widgets")
-    return Check(
-        "views", not lack, found, "pip install --force-reinstall -c constraints.txt anywidget jupyterlab-widgets"
-    )
+    remedy = "pip install --force-reinstall -c constraints.txt anywidget jupyterlab-widgets"
+    return Check("views", not lack, found, remedy)
 
 
 # -------------------------------------------------------------------------------------------------------------- disk
@@ -169,12 +160,6 @@ def _runs_folder(root: Path) -> Check:
     return Check("runs folder", not trouble, f"{root}: {trouble}" if trouble else f"{root} {fine}", remedy)
 
 
-def _disk(root: Path) -> Check:
-    free_gib = shutil.disk_usage(next(path for path in (root, *root.parents) if path.is_dir())).free / 2**30
-    remedy = f"free {FREE_GIB:g} GiB, or set WORKBENCH_RUNS to a folder on another disk"
-    return Check("disk", free_gib > FREE_GIB, f"{free_gib:.0f} GiB free for {root}", remedy)
-
-
 # --------------------------------------------------------------------------------------------------------------- GPU
 def _gpu() -> Check:
     import torch
@@ -187,10 +172,10 @@ def _gpu() -> Check:
         total = float((torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum())
         remedy = "the GPU computes wrong numbers: look at the driver with nvidia-smi, or use --device cpu"
         return Check("gpu", total == 64.0**3, "; ".join(found), remedy)
+    remedy = "not needed at scale tiny"
     if shutil.which("nvidia-smi"):
         remedy = "nvidia-smi is there: install a torch built for CUDA, and a driver that is new enough for it"
-        return Check("gpu", False, f"torch {torch.__version__} sees none", remedy, needed=False)
-    return Check("gpu", False, f"torch {torch.__version__} sees none", "not needed at scale tiny", needed=False)
+    return Check("gpu", False, f"torch {torch.__version__} sees none", remedy, needed=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ routes
@@ -203,10 +188,8 @@ def _routes() -> Iterator[Check]:
     from workbench.kernels.sampling import ENGINES
     from workbench.kernels.scoring import route_taken
 
-    shapes = {
-        "2 short responses": Group([1] * 8, [[2] * 8] * 2),
-        "4 behind a long prompt": Group([1] * 256, [[2] * 16] * 4),
-    }
+    short, long = Group([1] * 8, [[2] * 8] * 2), Group([1] * 256, [[2] * 16] * 4)
+    shapes = {"2 short responses": short, "4 behind a long prompt": long}
     names = {"padded": "padded (sdpa)", "flex": "shared (flex attention)"}
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
@@ -234,23 +217,12 @@ def small_llama() -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    size = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=64,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=512,
-                bos_token_id=1,
-                eos_token_id=2,
-                pad_token_id=0,
-                initializer_range=0.3,
-            )
-        ).eval()
+        return LlamaForCausalLM(LlamaConfig(**size, **special, initializer_range=0.3)).eval()
 
 
 # --------------------------------------------------------------------------------------------------------- self-test
@@ -270,8 +242,12 @@ def _measured(name: str, test: Callable[[], tuple[bool, str]]) -> Check:
         with _quiet():
             fine, found = test()
     except Exception as error:  # whatever it is, it is the finding
-        fine, found = False, " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        fine, found = False, _in_a_line(error)
     return Check(name, fine, found, remedy)
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 @contextmanager
@@ -315,10 +291,9 @@ def _sample() -> tuple[bool, str]:
 
     model, prompts = small_llama(), [[1, 5, 6, 7], [1, 9]]
     drawn = sample(model, prompts, n=3, max_new_tokens=12, seed=0)
+    groups = [Group(prompt, tokens) for prompt, tokens in zip(prompts, drawn.tokens, strict=True)]
     with torch.no_grad():
-        scores = score(
-            model, [Group(p, tokens) for p, tokens in zip(prompts, drawn.tokens, strict=True)], route="padded"
-        )
+        scores = score(model, groups, route="padded")
     told = [logp for rows in drawn.token_logps for row in rows for logp in row]
     gap = float((scores.token_logps[scores.is_token] - torch.tensor(told)).abs().max())
     return gap <= TOLERANCE, f"log-probs of {len(told)} sampled tokens differ by {gap:.1g} nats from scoring them again"
@@ -354,19 +329,16 @@ def _train() -> tuple[bool, str]:
     groups = _groups()
     with torch.no_grad():
         before = score(policy, groups).sums
-    rows = [
-        PairRow(str(i), group, tuple(then)) for i, (group, then) in enumerate(zip(groups, before.tolist(), strict=True))
-    ]
+    pairs = zip(groups, before.tolist(), strict=True)
+    rows = [PairRow(str(number), group, tuple(then)) for number, (group, then) in enumerate(pairs)]
     config = TrainConfig(learning_rate=1e-3, batch_size=len(rows), warmup_ratio=0.0, schedule="constant")
     loss = train(policy, rows, preference_step(dpo, beta=0.1), config)
     with torch.no_grad():
         moved = (score(policy, groups).sums - before).mean(0)
     gained = float(moved[0] - moved[1])  # by an objective of the wrong sign: negative
     fine = abs(loss - math.log(2)) <= TOLERANCE and gained > 0
-    return (
-        fine,
-        f"DPO loss {loss:.6f} at the start (log 2 is {math.log(2):.6f}); a step moves the margin by {gained:+.2g} nats",
-    )
+    found = f"DPO loss {loss:.6f} at the start (log 2 is {math.log(2):.6f})"
+    return fine, f"{found}; a step moves the margin by {gained:+.2g} nats"
 
 
 @contextmanager
@@ -380,7 +352,7 @@ def _kernel() -> Iterator[Callable[[], Check]]:
     try:
         manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # it warns of what is usual
     except Exception as error:  # a missing launcher, a missing kernel, no free port: all are the finding
-        failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        failure = _in_a_line(error)
 
     def answer() -> Check:
         if failure:
@@ -390,9 +362,8 @@ def _kernel() -> Iterator[Callable[[], Check]]:
         try:
             client.wait_for_ready(timeout=KERNEL_S)
             said: list[str] = []
-            client.execute_interactive(
-                "print(6 * 7)", timeout=KERNEL_S, output_hook=lambda m: said.append(m["content"].get("text", ""))
-            )
+            hear: dict[str, Any] = {"output_hook": lambda message: said.append(message["content"].get("text", ""))}
+            client.execute_interactive("print(6 * 7)", timeout=KERNEL_S, **hear)
             fine, took = "42" in "".join(said), time.monotonic() - started
             return Check("kernel answers", fine, f"in {took:.1f} s" if fine else "the wrong thing", remedy)
         except (RuntimeError, TimeoutError) as error:

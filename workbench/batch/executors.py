@@ -55,15 +55,10 @@ def environment(root: Path) -> dict[str, str]:
 
 def spawn(job_file: Path, log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """The child process. It is told who its parent is, so that it ends even if that is gone before it can ask."""
+    words = [sys.executable, "-m", "workbench.batch.notebook_job", str(job_file), str(os.getpid())]
     with open(log, "ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "workbench.batch.notebook_job", str(job_file), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=variables,
-            start_new_session=True,
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(words, env=variables, start_new_session=True, **pipes)
 
 
 def end_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -101,10 +96,7 @@ class Local:
 class OnRay:
     """Tasks of a Ray cluster: that of `$RAY_ADDRESS`, the one that runs on this machine, or a new one of this machine.
 
-    Args:
-        root: the runs folder; every node must see it.
-        notebooks: those that will run; every node must have them.
-        gpu: each notebook takes a GPU.
+    Every node must see the runs folder `root` and have the notebooks; with `gpu` each notebook takes one.
 
     Raises:
         ValueError: Ray is not installed, or a GPU is asked for and no node has one.
@@ -126,9 +118,8 @@ class OnRay:
             self._join(log_to_driver=False, logging_level="ERROR", runtime_env=path)
         try:
             if gpu and not ray.cluster_resources().get("GPU"):
-                raise ValueError(
-                    "--device cuda was asked for but no node of the Ray cluster has a GPU; use auto or cpu"
-                )
+                why = "no node of the Ray cluster has a GPU"
+                raise ValueError(f"--device cuda was asked for but {why}; use auto or cpu")
             self._ask_every_node(root, notebooks)
         except BaseException:
             self.close()
@@ -141,10 +132,8 @@ class OnRay:
             try:
                 socket.create_connection((host, int(port)), ANSWER_S).close()
             except OSError as error:
-                raise RuntimeError(
-                    f"no Ray cluster at {address} ({error.strerror or error}); start one with `ray start --head`, "
-                    "or unset RAY_ADDRESS"
-                ) from None
+                remedy = "start one with `ray start --head`, or unset RAY_ADDRESS"
+                raise RuntimeError(f"no Ray cluster at {address} ({error.strerror or error}); {remedy}") from None
         try:
             self.ray.init(address=address or "auto", **options)
         except ConnectionError as error:
@@ -153,10 +142,8 @@ class OnRay:
             try:
                 self.ray.init(include_dashboard=False, **options)
             except Exception as failure:  # Ray raises nothing more special
-                why = str(failure).strip().split("\n")[0]
-                raise RuntimeError(
-                    f"Ray did not start on this machine: {why}; try again, or use --executor local"
-                ) from None
+                why = f"Ray did not start on this machine: {str(failure).strip().splitlines()[0]}"
+                raise RuntimeError(f"{why}; try again, or use --executor local") from None
 
     def _ask_every_node(self, root: Path, notebooks: Sequence[Path]) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -165,14 +152,10 @@ class OnRay:
         mark = root / f".seen-{uuid.uuid4().hex}"
         runs.write_json(mark, _view(notebooks))
         try:
-            ask = self.ray.remote(num_cpus=0)(_look)
-            asked = {
-                node["NodeID"]: ask.options(
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                ).remote(str(mark))
-                for node in self.ray.nodes()
-                if node["Alive"]
-            }
+            ask, asked = self.ray.remote(num_cpus=0)(_look), {}
+            for node in [facts["NodeID"] for facts in self.ray.nodes() if facts["Alive"]]:
+                there = NodeAffinitySchedulingStrategy(node, soft=False)
+                asked[node] = ask.options(scheduling_strategy=there).remote(str(mark))
             for node, answer in asked.items():
                 try:
                     trouble = self.ray.get(answer, timeout=LOOK_S)
@@ -256,21 +239,13 @@ def _child(job_file: str, log: str, variables: dict[str, str]) -> int:
 
 
 def check(name: str) -> None:
-    """
-    Raises:
-        ValueError: there is no executor of this name.
-    """
+    """ValueError where there is no executor of this name."""
     if name not in NAMES:
         raise ValueError(f"executor must be {' or '.join(NAMES)}; got {name!r}")
 
 
 def executor(name: str, root: Path, notebooks: Sequence[Path] = (), *, device: str = "auto") -> Executor:
-    """The executor of this name, ready to start children.
-
-    Args:
-        root: folder of all runs.
-        notebooks: those that will run.
-        device: "cuda" makes each notebook wait for a GPU of its own on Ray.
+    """The executor of this name, ready to start children; device "cuda" makes each wait for a GPU of its own on Ray.
 
     Raises:
         ValueError: an unknown name.

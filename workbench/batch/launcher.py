@@ -33,6 +33,7 @@ AGAIN_S = 5.0  # a view is told again how long something takes, at the latest
 CHECKOUT = runs.PACKAGE.parent
 PUBLISHED = CHECKOUT / "figures" / "results"
 _TOLD = ("status", "scale", "seeds", "reason", "cell", "cells", "done", "total", "stage", "ours", "reused", "verdicts")
+_NEWS = ("status", "reason", "folder", "cell", "done", "total", "stage", "verdicts")
 _SHOWN = 20  # of the widgets made last, which are kept up to date
 
 
@@ -58,9 +59,8 @@ class Launcher:
         self._last = chosen
         self._states = {name: launches.state(name, self.root) for name in methods.REGISTRY}
         self._entries = {name: self._entry(method) for name, method in methods.REGISTRY.items()}
-        self.chosen = chosen or next(
-            (n for n, state in self._states.items() if state.goes_on), next(iter(self._states), "")
-        )
+        going = [name for name, state in self._states.items() if state.goes_on]
+        self.chosen = next(iter([chosen] if chosen else [*going, *self._states]), "")
 
     # -- faces
     def widget(self) -> Any:
@@ -75,44 +75,29 @@ class Launcher:
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
         state = {"chosen": self.chosen, "status": json.dumps({"states": {}, "said": {}})}
         if runs.in_batch():  # nobody is there to press anything
-            return {
-                scripted.VIEW_MIME: {"view": "launcher", "state": {"data": self.data(), **state}},
-                "text/plain": repr(self),
-            }
+            static = {"view": "launcher", "state": {"data": self.data(), **state}}
+            return {scripted.VIEW_MIME: static, "text/plain": repr(self)}
         return scripted.bundle("launcher", self.data(), self.widget(), repr(self), **state)
 
     def __repr__(self) -> str:
         going = [f"{name} {state.share:.0%}" for name, state in self._states.items() if state.goes_on]
-        return f"Launcher of {len(self._states)} systems and studies" + (
-            f"; running: {', '.join(going)}" if going else ""
-        )
+        running = f"; running: {', '.join(going)}" if going else ""
+        return f"Launcher of {len(self._states)} systems and studies{running}"
 
     def frame(self) -> pd.DataFrame:
-        """One row a system: `name`, `group`, `title`, `paper`, `question`, `cost`, `verdicts`, and the run that they
-        are `of`."""
+        """One row a system, with the last `verdicts` and the run that they are `of`."""
         import pandas as pd
 
+        told = ["name", "group", "title", "paper", "question", "cost"]
         rows = []
-        for name, method in methods.REGISTRY.items():
+        for name in methods.REGISTRY:
             last, entry = self.last(name), self._entries[name]
             said = ", ".join(f"{count} {verdict}" for verdict, count in last.counts.items()) if last else ""
-            rows.append(
-                [
-                    name,
-                    method.group or "study",
-                    method.title,
-                    method.paper,
-                    entry["question"],
-                    method.cost,
-                    said,
-                    last.label if last else "",
-                ]
-            )
-        return pd.DataFrame(rows, columns=["name", "group", "title", "paper", "question", "cost", "verdicts", "of"])
+            rows.append([*[entry[key] for key in told], said, last.label if last else ""])
+        return pd.DataFrame(rows, columns=[*told, "verdicts", "of"])
 
     def figure(self, *names: str) -> go.Figure:
-        """Effects and intervals of the last verdicts, in standard deviations over the seeds, of these systems or of
-        all.
+        """Effects and intervals of the last verdicts of these systems, or of all, in standard deviations over seeds.
 
         Raises:
             ValueError: an unknown system.
@@ -126,8 +111,7 @@ class Launcher:
         return figures.claims_forest(records).figure()
 
     def last(self, name: str) -> Verdicts | None:
-        """The newest finished run here that decides anything, else what was published, else a smoke run; None without
-        any.
+        """The newest finished run here that decides anything, else what was published, else a smoke run, else None.
 
         Raises:
             ValueError: an unknown system.
@@ -145,14 +129,10 @@ class Launcher:
 
     # -- what the button does
     def run(self, name: str, *, scale: str = "tiny", seeds: int = 0) -> State:
-        """Starts a system in a process of its own and returns at once; one that is running already is not started
-        again.
+        """Starts a system in a process of its own and returns at once; one that is running is not started again.
 
-        It goes on when this kernel ends; another Launcher finds it. In a batch run nothing is started.
-
-        Args:
-            scale: "smoke", "tiny" or "full".
-            seeds: how many; 0 takes the number in the registry.
+        It goes on when this kernel ends; another Launcher finds it. In a batch run nothing is started. `seeds` is how
+        many; 0 takes the number in the registry.
 
         Raises:
             ValueError: an unknown system or scale, or a wrong number of seeds.
@@ -164,15 +144,15 @@ class Launcher:
             self._said.pop(name, None)
             if not runs.in_batch():
                 launches.start(name, self.root, scale=scale, seeds=seeds)
-            self._states[name] = launches.state(name, self.root)
-        self._show()
-        self._follow()
-        return self._states[name]
+        return self._read(name)
 
     def stop(self, name: str = "") -> State:
         """Asks the run of a system, by default of the last one that was started, to end; what it has computed stays."""
         name = self._named(name)
         launches.stop(name, self.root)
+        return self._read(name)
+
+    def _read(self, name: str) -> State:
         with self._lock:
             self._states[name] = launches.state(name, self.root)
         self._show()
@@ -190,9 +170,8 @@ class Launcher:
         deadline = time.monotonic() + timeout_s
         while (state := launches.state(name, self.root)).goes_on:
             if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{name} still goes on after {timeout_s:g} s: {state.share:.0%}; stop({name!r}) ends it"
-                )
+                so_far = f"{name} still goes on after {timeout_s:g} s: {state.share:.0%}"
+                raise TimeoutError(f"{so_far}; stop({name!r}) ends it")
             time.sleep(0.1)
         self._look(name)
         return state
@@ -236,15 +215,11 @@ class Launcher:
 
     def _look(self, name: str) -> bool:
         """Reads again where a system stands and what its runs said; True where something changed."""
-        state, entry = launches.state(name, self.root), None
-        if not state.goes_on:
-            entry = self._entry(methods.REGISTRY[name])
+        state = launches.state(name, self.root)
+        entry = self._entries[name] if state.goes_on else self._entry(methods.REGISTRY[name])
         with self._lock:
-            changed = _news(state) != _news(self._states.get(name))
-            self._states[name] = state
-            is_new = entry is not None and entry != self._entries.get(name)
-            if entry is not None:
-                self._entries[name] = entry
+            changed, is_new = _news(state) != _news(self._states[name]), entry != self._entries[name]
+            self._states[name], self._entries[name] = state, entry
         if changed or is_new:
             self._show(data=is_new)
         return changed
@@ -274,13 +249,8 @@ class Launcher:
     # -- what the view draws
     def data(self, *, live: bool = False) -> dict[str, Any]:
         """What the view draws, JSON types only. Only the live face names places of this machine."""
-        places = _served(self.root) if live else {}
-        return {
-            "systems": list(self._entries.values()),
-            "scales": list(methods.SCALES),
-            "most_seeds": launches.MOST_SEEDS,
-            **places,
-        }
+        shown = {"systems": list(self._entries.values()), "scales": list(methods.SCALES)}
+        return {**shown, "most_seeds": launches.MOST_SEEDS, **(_served(self.root) if live else {})}
 
     def _entry(self, method: methods.Method) -> dict[str, Any]:
         try:
@@ -290,31 +260,15 @@ class Launcher:
             trouble = f"{method.notebook} cannot be read: start this from a checkout of the project"
         known = verdicts_of(method.name, self.root, PUBLISHED)
         first = decisive(known)
-        return {
-            "name": method.name,
-            "group": method.group or "study",
-            "title": method.title,
-            "paper": method.paper,
-            "cost": method.cost,
-            "tags": list(method.tags),
-            "notebook": method.notebook.as_posix(),
-            "trouble": trouble,
-            "question": story.question,
-            "about": story.about,
-            "method": story.method,
-            "seeds": {scale: len(methods.default_seeds(method, scale)) for scale in methods.SCALES},
-            "counts": first.counts if first else {},
-            "first": known.index(first) if first else 0,
-            "sources": [
-                {
-                    "label": one.label,
-                    "page": self._inside(one.folder and one.folder / "page.html"),
-                    "rows": one.rows,
-                    "counts": one.counts,
-                }
-                for one in known
-            ],
-        }
+        entry: dict[str, Any] = {name: getattr(method, name) for name in ("name", "title", "paper", "cost")}
+        entry |= {"group": method.group or "study", "tags": list(method.tags), "notebook": method.notebook.as_posix()}
+        entry |= {"question": story.question, "about": story.about, "method": story.method, "trouble": trouble}
+        entry["seeds"] = {scale: len(methods.default_seeds(method, scale)) for scale in methods.SCALES}
+        entry |= {"counts": first.counts if first else {}, "first": known.index(first) if first else 0, "sources": []}
+        for one in known:
+            page = self._inside(one.folder and one.folder / "page.html")
+            entry["sources"].append({"label": one.label, "page": page, "rows": one.rows, "counts": one.counts})
+        return entry
 
     def _status(self) -> str:
         """Every state that a view has something to say about, as JSON text."""
@@ -322,12 +276,9 @@ class Launcher:
         for name, state in self._states.items():
             # how a launch of long ago ended is told by its verdicts
             if state.status != "none" and (state.status != "done" or name == self._last):
-                told[name] = {key: getattr(state, key) for key in _TOLD} | {
-                    "share": round(state.share, 3),
-                    "elapsed_s": round(state.elapsed_s, 1),
-                    "page": self._inside(state.page),
-                    "folder": self._inside(state.folder),
-                }
+                told[name] = {key: getattr(state, key) for key in _TOLD}
+                told[name] |= {"share": round(state.share, 3), "elapsed_s": round(state.elapsed_s, 1)}
+                told[name] |= {"page": self._inside(state.page), "folder": self._inside(state.folder)}
         return json.dumps({"states": told, "said": self._said})
 
     def _inside(self, path: Path | None) -> str:
@@ -335,24 +286,14 @@ class Launcher:
         return path.relative_to(self.root).as_posix() if path and path.exists() else ""
 
 
-def _news(state: State | None) -> Any:
+def _news(state: State) -> list[Any]:
     """A state without what changes all the time."""
-    return state and (
-        state.status,
-        state.reason,
-        state.folder,
-        state.cell,
-        state.done,
-        state.total,
-        state.stage,
-        state.verdicts,
-    )
+    return [getattr(state, name) for name in _NEWS]
 
 
 # ------------------------------------------------------------------------------------------------- what a server shows
 def _served(root: Path) -> dict[str, Any]:
-    """Where the Jupyter server of this kernel shows runs and notebooks: paths relative to its root, None where it does
-    not."""
+    """Where the Jupyter server of this kernel shows runs and notebooks, relative to its root; None where it does not."""
     shown, base = None, "/"
     if pid := os.environ.get("JPY_PARENT_PID"):  # the server's own process number, by which it names its file of facts
         from jupyter_core.paths import jupyter_runtime_dir
@@ -362,19 +303,13 @@ def _served(root: Path) -> dict[str, Any]:
             shown, base = Path(str(facts["root_dir"])).resolve(), str(facts["base_url"])
         except (OSError, ValueError, KeyError, TypeError):
             shown = None  # another kind of server: the view tells the path instead
-    return {
-        "root": str(root),
-        "base": base,
-        "served": {"runs": _below(root, shown), "checkout": _below(CHECKOUT, shown)},
-    }
+    served = {"runs": _below(root, shown), "checkout": _below(CHECKOUT, shown)}
+    return {"root": str(root), "base": base, "served": served}
 
 
 def _below(path: Path, top: Path | None) -> str | None:
-    """`path` relative to `top`; None where it is not inside, or behind a hidden folder, which a server does not
-    show."""
-    if top is None or not path.is_relative_to(top):
+    """`path` relative to `top`; None where it is not inside, or is in a hidden folder, which a server does not show."""
+    inside = path.relative_to(top) if top and path.is_relative_to(top) else None
+    if inside is None or any(part.startswith(".") for part in inside.parts):
         return None
-    inside = path.relative_to(top)
-    return (
-        None if any(part.startswith(".") for part in inside.parts) else ("" if inside == Path() else inside.as_posix())
-    )
+    return "" if inside == Path() else inside.as_posix()

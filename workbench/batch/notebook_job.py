@@ -42,12 +42,9 @@ def source_hash(notebook: Path) -> str:
 
 
 def run_job(path: Path) -> int:
-    """Runs one notebook in its run folder and renders its page.
+    """Runs one notebook in its run folder and renders its page; one that fails is kept with its error.
 
-    A notebook that fails is kept with its error, as `failed.ipynb` and `failed.html`; what it had computed stays too.
-
-    Returns: 0 done, 1 failed (the line that begins with "failed: " says why), 28 the disk is full, 138 the kernel was
-    killed.
+    Returns: 0 done, 1 failed (the line that begins with "failed: " says why), `DISK_FULL` or `DEAD_KERNEL`.
     """
     from nbclient.exceptions import DeadKernelError
 
@@ -59,7 +56,11 @@ def run_job(path: Path) -> int:
         source = source_hash(notebook)
         with run.locked(wait_s=LET_GO_S):
             if job["force"]:
-                _clear(run.folder)
+                for item in run.folder.iterdir():
+                    if item.is_dir():
+                        shutil.rmtree(item)
+                    elif item.name not in _KEPT:
+                        item.unlink()
                 runs.write_json(path, {**job, "force": False})  # a second try after a death goes on from the first one
             for name in (FAILED, FAILED_PAGE):
                 (run.folder / name).unlink(missing_ok=True)
@@ -123,15 +124,6 @@ def is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in full or any(os.strerror(number) in text for number in full)
 
 
-def _clear(folder: Path) -> None:
-    """Empties a run folder but for what this process stands on."""
-    for item in folder.iterdir():
-        if item.is_dir():
-            shutil.rmtree(item)
-        elif item.name not in _KEPT:
-            item.unlink()
-
-
 def _execute(job: Mapping[str, Any], folder: Path) -> None:
     """papermill with our parameters; the executed notebook grows under a temporary name.
 
@@ -167,18 +159,11 @@ def _execute(job: Mapping[str, Any], folder: Path) -> None:
             return super().execute_managed_notebook(nb_man, kernel_name, **options)
 
     papermill_engines.register("workbench", Engine)
+    options = {"engine_name": "workbench", "cwd": str(notebook.parent), "progress_bar": False}
+    options |= {"store_widget_state": False, "execution_timeout": max(int(job["timeout_s"]), 1)}
     for attempt in (1, 2):
         try:
-            papermill.execute_notebook(
-                str(notebook),
-                str(folder / PART),
-                parameters,
-                engine_name="workbench",
-                cwd=str(notebook.parent),
-                progress_bar=False,
-                store_widget_state=False,
-                execution_timeout=max(int(job["timeout_s"]), 1),
-            )
+            papermill.execute_notebook(str(notebook), str(folder / PART), parameters, **options)
             return
         except RuntimeError as error:
             if begun.is_set() or attempt == 2:

@@ -39,9 +39,8 @@ def rerun(
     checkpoints of the embedded worlds, which are cached by content, are used again.
 
     Args:
-        root: folder of all runs; None takes `$WORKBENCH_RUNS` or `runs/`.
         anyway: run also if the model or the data set is not what it was.
-        executor, timeout_s, console: as in `reproduce`.
+        root, executor, timeout_s, console: as in `reproduce`.
 
     Raises:
         ValueError: no run, one that is not finished, an unknown system, parameters that today's code does not take, or
@@ -84,17 +83,15 @@ def changed_inputs(manifest: dict[str, Any]) -> list[str]:
     given = [(kind, parameters.get(kind), mark) for kind, mark in zip(provenance.INPUTS, marks, strict=True)]
     given += [(kind, parameters["config"].get(kind), mark) for kind, mark in (parameters.get("sources") or {}).items()]
     for kind, source, mark in given:
-        source = source or ""
-        shown = provenance.public(source)
         if not source:
             continue
+        shown = provenance.public(source)
         if (now := runs.fingerprint(source)) != mark:
             gone = now == source  # the fingerprint of what is no file is its name
             changed.append(f"the {kind} {shown} " + ("is not there any more" if gone else "has changed since"))
         elif revisions.get(kind) and (at := provenance.revision(source, kind)) != revisions[kind]:
-            changed.append(
-                f"the {kind} {shown} was snapshot {revisions[kind][:12]} and is {at[:12] or 'not stored here'}"
-            )
+            then, now = revisions[kind][:12], at[:12] or "not stored here"
+            changed.append(f"the {kind} {shown} was snapshot {then} and is {now}")
     return changed
 
 
@@ -109,33 +106,30 @@ def _recorded(name: str, run: runs.Run, manifest: dict[str, Any]) -> tuple[metho
     needed = ("config", "seeds", "model", "dataset", "device")
     if not isinstance(parameters, dict) or any(key not in parameters for key in needed) or "scale" not in manifest:
         raise ValueError(f"{name}: its manifest lacks parameters that a rerun needs ({', '.join(needed)}, scale)")
-    if manifest.get("status") != "done":
-        raise ValueError(
-            f"{name} is not finished (status {manifest.get('status')}): `workbench reproduce {system}` with the same "
-            "parameters goes on with it"
-        )
+    if (status := manifest.get("status")) != "done":
+        remedy = f"`workbench reproduce {system}` with the same parameters goes on with it"
+        raise ValueError(f"{name} is not finished (status {status}): {remedy}")
     given = {key: parameters[key] for key in needed[1:]}
     return methods.REGISTRY[system], {"scale": manifest["scale"], "overrides": parameters["config"], **given}
 
 
 def _changed_code(method: methods.Method, manifest: dict[str, Any]) -> list[str]:
-    code, notes = manifest.get("code") or {}, []
+    code = manifest.get("code") or {}
     at = f"commit {code['commit']}" if code.get("commit") else "no commit was recorded"
     rest = f"; {code['diff']} in its folder holds what was changed on top" if code.get("diff") else ""
     folder = runs.run_folder(method.name, method.module, manifest["scale"], manifest["parameters"])
-    if runs.key_of(folder) != manifest.get("key"):  # the key stands for parameters and code: old manifests have it too
-        notes.append(f"the code differs from that of the original ({at}{rest})")
-    if manifest.get("notebook") not in (None, source_hash(runs.PACKAGE.parent / method.notebook)):
-        notes.append(f"the notebook differs from that of the original ({at}{rest})")
-    return notes
+    book = source_hash(runs.PACKAGE.parent / method.notebook)
+    # the key stands for parameters and code: old manifests have it too
+    changed = {"code": runs.key_of(folder) != manifest.get("key"), "notebook": manifest.get("notebook") not in (None, book)}
+    return [f"the {what} differs from that of the original ({at}{rest})" for what, differs in changed.items() if differs]
 
 
 def _beside(run: runs.Run, key: str) -> Path:
     """The first folder `-again-n` that is free, or that an unfinished rerun with the same parameters and code left."""
     stem = re.sub(r"-again-\d+$", "", run.folder.name)
-    folders = (run.folder.with_name(f"{stem}-again-{number}") for number in itertools.count(1))
-    return next(folder for folder in folders if _is_free(runs.Run(folder).manifest, key))
-
-
-def _is_free(manifest: dict[str, Any], key: str) -> bool:
-    return not manifest or (manifest.get("key") == key and manifest.get("status") != "done")
+    for number in itertools.count(1):
+        folder = run.folder.with_name(f"{stem}-again-{number}")
+        manifest = runs.Run(folder).manifest
+        if not manifest or (manifest.get("key") == key and manifest.get("status") != "done"):
+            break
+    return folder

@@ -40,6 +40,8 @@ from workbench.training.reference import reference_logps
 from workbench.worlds.any_order_sum import AnyOrderSum
 
 SMALL_WORLD = {"k_min": 3, "k_max": 3, "sft_steps": 500, "width": 48, "layers": 1}  # three numbers: made in seconds
+SMALL_PRICE = {"responses": 320, "steps": 40, "batch_size": 8, "learning_rates": [2e-4], "test_size": 30}
+BRIEF = ["spin", "dpo", "simpo", "dpo_shuffled", "sppo", "dno", "step_dpo", "sphere", "dr_po"]  # a smoke run's arms
 
 
 @strict
@@ -56,15 +58,7 @@ class Config(Presets):
     world: dict[str, int] = Field(default_factory=dict)  # settings of the embedded world, see AnyOrderSum
 
     PRESETS: ClassVar = {
-        "smoke": {
-            "responses": 320,
-            "steps": 40,
-            "batch_size": 8,
-            "learning_rates": [2e-4],
-            "test_size": 30,
-            "world": SMALL_WORLD,
-            "arms": ["spin", "dpo", "simpo", "dpo_shuffled", "sppo", "dno", "step_dpo", "sphere", "dr_po"],
-        },
+        "smoke": SMALL_PRICE | {"world": SMALL_WORLD, "arms": BRIEF},
         "tiny": {},
         "full": {"responses": 20_000, "steps": 800, "test_size": 1_000},
     }
@@ -109,35 +103,20 @@ def _drawn(config: Config) -> dict[str, Any]:
     return {"temperature": 1.0, "max_new_tokens": config.response_tokens, "max_length": 64}
 
 
+def _trained(config: Config, rate: Any, **more: Any) -> dict[str, Any]:
+    return {"batch_size": config.batch_size, "learning_rate": rate, **more}
+
+
 def _on_pairs(config: Config, rate: float, **loss: Any) -> dict[str, Any]:
-    return {
-        "max_steps": config.steps,
-        "batch_size": config.batch_size,
-        "learning_rate": rate,
-        "test_size": 50,
-        "optimizer": "adamw",
-        "max_length": 64,
-        **loss,
-    }
+    fixed = {"max_steps": config.steps, "test_size": 50, "optimizer": "adamw", "max_length": 64}
+    return _trained(config, rate, **fixed, **loss)
 
 
 def _in_rounds(config: Config, rate: float, **more: Any) -> dict[str, Any]:
     """Four rounds of five samples a prompt; every round has prompts of its own."""
-    return {
-        "rounds": 4,
-        "samples": 5,
-        "n_prompts": config.responses // 20,
-        "prompt_repeats": 0,
-        "epochs": 1,
-        "top_p": 1.0,
-        "batch_size": config.batch_size,
-        "learning_rate": rate,
-        "optimizer": "adamw",
-        "max_prompt_length": 40,
-        **CONSTANT,
-        **_drawn(config),
-        **more,
-    }
+    rounds = {"rounds": 4, "samples": 5, "n_prompts": config.responses // 20, "prompt_repeats": 0, "epochs": 1}
+    fixed = {"top_p": 1.0, "optimizer": "adamw", "max_prompt_length": 40, **CONSTANT, **_drawn(config)}
+    return _trained(config, rate, **rounds, **fixed, **more)
 
 
 def _capped(config: Config, rate: float, **more: Any) -> dict[str, Any]:
@@ -151,38 +130,23 @@ def _filled(config: Config, rate: float, **more: Any) -> dict[str, Any]:
 
 def _spin(config: Config, rate: float) -> dict[str, Any]:
     """Three rounds; with the previous round's pairs they take one, two and two fifths of the steps."""
-    n_prompts = config.steps // 5 * config.batch_size
-    return {
-        "rounds": 3,
-        "epochs": 1,
-        "n_prompts": n_prompts,
-        "test_size": max(8, n_prompts // 10),
-        "beta": [0.5],
-        "batch_size": config.batch_size,
-        "learning_rate": [rate],
-        "optimizer": "adamw",
-        **CONSTANT,
-        **_drawn(config),
-    }
+    n_prompts = _fifth(config)
+    rounds = {"rounds": 3, "epochs": 1, "n_prompts": n_prompts, "test_size": max(8, n_prompts // 10)}
+    return _trained(config, [rate], beta=[0.5], optimizer="adamw", **rounds, **CONSTANT, **_drawn(config))
+
+
+def _fifth(config: Config) -> int:
+    return config.steps // 5 * config.batch_size
 
 
 def _online(config: Config, rate: float, *, updates: int = 0, responses: int = 0) -> dict[str, Any]:
     """Eight optimiser steps an update: four passes over two halves of its responses."""
     updates = updates or config.steps // 8
     size = 2 * ((responses or config.responses) // updates // 2)
-    return {
-        "updates": updates,
-        "batch_size": size,
-        "minibatch_size": size // 2,
-        "inner_epochs": 4,
-        "learning_rate": rate,
-        "critic_lr_ratio": 3.0,
-        "test_size": 50,
-        "evaluations": 1,
-        "ppo_checkpoint_every": 0,
-        "schedule": "constant",
-        **_drawn(config),
-    }
+    batches = {"updates": updates, "batch_size": size, "minibatch_size": size // 2, "inner_epochs": 4}
+    measured = {"test_size": 50, "evaluations": 1, "ppo_checkpoint_every": 0}
+    rates = {"learning_rate": rate, "critic_lr_ratio": 3.0, "schedule": "constant"}
+    return {**batches, **rates, **measured, **_drawn(config)}
 
 
 def _on_reward(config: Config, rate: float) -> dict[str, Any]:
@@ -191,87 +155,40 @@ def _on_reward(config: Config, rate: float) -> dict[str, Any]:
 
 def _on_steps(config: Config, rate: float) -> dict[str, Any]:
     """A response in each problem, and behind the error of a wrong one eight continuations."""
-    return {
-        "max_steps": config.steps,
-        "batch_size": config.batch_size,
-        "learning_rate": rate,
-        "beta": 0.4,
-        "epochs": 1,
-        "top_p": 1.0,
-        "max_prompt_length": 40,
-        "n_problems": 0,
-        "n_samples": 1,
-        "n_continuations": 8,
-        "pairs_per_prefix": 0,
-        "n_answers": 0,
-        "test_size": 12,
-        **CONSTANT,
-        **_drawn(config),
-    }
+    drawn = {"n_problems": 0, "n_samples": 1, "n_continuations": 8, "pairs_per_prefix": 0, "n_answers": 0}
+    fixed = {"top_p": 1.0, "max_prompt_length": 40, "test_size": 12, **CONSTANT, **_drawn(config)}
+    return _trained(config, rate, max_steps=config.steps, beta=0.4, epochs=1, **drawn, **fixed)
 
 
 def _searched(config: Config, rate: float) -> dict[str, Any]:
     """Two chains of four candidates a step: about eight responses a problem."""
-    return {
-        "max_steps": config.steps,
-        "batch_size": config.batch_size,
-        "learning_rate": rate,
-        "beta": 0.4,
-        "epochs": 1,
-        "width": 4,
-        "depth": config.response_tokens // 3 + 1,
-        "max_step_tokens": 4,
-        "n_problems": config.responses // 8,
-        **CONSTANT,
-        **_drawn(config),
-        "temperature": 0.8,
-    }
+    tree = {"width": 4, "depth": config.response_tokens // 3 + 1, "max_step_tokens": 4}
+    fixed = {**CONSTANT, **_drawn(config), "temperature": 0.8, "n_problems": config.responses // 8}
+    return _trained(config, rate, max_steps=config.steps, beta=0.4, epochs=1, **tree, **fixed)
 
 
 def _in_stages(config: Config, rate: float) -> dict[str, Any]:
     """Half of the responses go into pairs, half into PPO; two updates of PPO, and what is left of the steps for DPO."""
-    return {
-        "max_steps": config.steps - 16,
-        "dpo_batch_size": config.batch_size,
-        "dpo_learning_rate": rate,
-        "dpo_beta": 0.1,
-        "n_pairs": 0,
-        "reward_learning_rate": 1e-3,
-        "reward_epochs": 8,
-        "folds": 2,
-        **_online(config, rate, updates=2, responses=config.responses // 2),
-    }
+    pairs = {"dpo_batch_size": config.batch_size, "dpo_learning_rate": rate, "dpo_beta": 0.1, "n_pairs": 0}
+    reward = {"reward_learning_rate": 1e-3, "reward_epochs": 8, "folds": 2}
+    online = _online(config, rate, updates=2, responses=config.responses // 2)
+    return {"max_steps": config.steps - 16, **pairs, **reward, **online}
+
+
+def _given(title: str, arm: str = "dpo", kind: str = "offline pairs", **loss: Any) -> Competitor:
+    return Competitor(title, kind, dpo, arm, partial(_on_pairs, **loss), lambda c: c.responses // 2, is_given=True)
 
 
 COMPETITORS: dict[str, Competitor] = {
-    "sft": Competitor(
-        "SFT on right solutions", "demonstrations", spin, "sft", _spin, lambda c: c.steps // 5 * c.batch_size
-    ),
-    "spin": Competitor("SPIN", "demonstrations", spin, "spin", _spin, lambda c: c.steps // 5 * c.batch_size),
-    **{
-        name: Competitor(
-            title, "offline pairs", dpo, "dpo", partial(_on_pairs, **loss), lambda c: c.responses // 2, is_given=True
-        )
-        for name, title, loss in (
-            ("dpo", "DPO", {"beta": 0.1}),
-            ("ipo", "IPO", {"loss_type": "ipo", "beta": 0.5}),
-            ("kto", "KTO on pairs", {"loss_type": "kto_pair", "beta": 0.1}),
-            ("simpo", "SimPO", {"loss_type": "simpo", "beta": 2.0, "gamma": 1.0}),
-            ("orpo", "ORPO", {"loss_type": "orpo", "beta": 0.1}),
-        )
-    },
-    "sft_chosen": Competitor(
-        "SFT on the chosen responses", "offline pairs", dpo, "sft", _on_pairs, lambda c: c.responses // 2, is_given=True
-    ),
-    "dpo_shuffled": Competitor(
-        "DPO, labels shuffled",
-        "control",
-        dpo,
-        "shuffled",
-        partial(_on_pairs, beta=0.1),
-        lambda c: c.responses // 2,
-        is_given=True,
-    ),
+    "sft": Competitor("SFT on right solutions", "demonstrations", spin, "sft", _spin, _fifth),
+    "spin": Competitor("SPIN", "demonstrations", spin, "spin", _spin, _fifth),
+    "dpo": _given("DPO", beta=0.1),
+    "ipo": _given("IPO", loss_type="ipo", beta=0.5),
+    "kto": _given("KTO on pairs", loss_type="kto_pair", beta=0.1),
+    "simpo": _given("SimPO", loss_type="simpo", beta=2.0, gamma=1.0),
+    "orpo": _given("ORPO", loss_type="orpo", beta=0.1),
+    "sft_chosen": _given("SFT on the chosen responses", "sft"),
+    "dpo_shuffled": _given("DPO, labels shuffled", "shuffled", "control", beta=0.1),
     "iterative_dpo": Competitor("iterative DPO", "self-play", sppo, "dpo_0.3", _capped, lambda c: c.responses // 5),
     "sppo": Competitor("SPPO", "self-play", sppo, "sppo", partial(_capped, eta=6.0), lambda c: c.responses // 5),
     "dno": Competitor("DNO-Prct", "self-play", dno, "dno", partial(_filled, eta=0.3), lambda c: c.responses // 5),
@@ -292,11 +209,9 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
         ValueError: a model or a data set was given; no data set holds what all kinds of methods learn from.
     """
     if model or dataset:
-        raise ValueError(
-            f"model={model!r}, dataset={dataset!r}: the arena needs demonstrations, pairs, a judge, a reward and"
-            " checked steps for the same prompts, which only its embedded world has; leave both empty, and run single"
-            " methods on your data"
-        )
+        needs = "the arena needs demonstrations, pairs, a judge, a reward and checked steps for the same prompts"
+        remedy = "which only its embedded world has; leave both empty, and run single methods on your data"
+        raise ValueError(f"model={model!r}, dataset={dataset!r}: {needs}, {remedy}")
     world: dict[str, Any] = dict(config.world)
     return AnyOrderSum(device=device, n_test=config.test_size, sampled_test=False, **world)
 
@@ -310,19 +225,15 @@ def train_arm(task: AnyOrderSum, config: Config, arm: str, seed: int, run: Run) 
     given = 0.0
     if competitor.is_given:
         task.preferences("test", seed)
-        given = task.n_problems * np.mean(
-            [_length(row["chosen"]) + _length(row["rejected"]) for row in task.preferences("train", seed)]
-        )
-    tried = [
-        attempt(task, competitor, config, rate, seed, run.child(f"rate-{rate:g}")) for rate in config.learning_rates
-    ]
-    best = max(tried, key=lambda found: found["validation"])
-    folder = run.child(f"rate-{best['rate']:g}").folder
+        pairs = task.preferences("train", seed)
+        given = task.n_problems * np.mean([_length(row["chosen"]) + _length(row["rejected"]) for row in pairs])
+    tried = {rate: run.child(f"rate-{rate:g}") for rate in config.learning_rates}
+    found = [attempt(task, competitor, config, rate, seed, child) for rate, child in tried.items()]
+    best = max(found, key=lambda one: one["validation"])
+    folder = tried[best["rate"]].folder
     load_weights(policy.model, last_weights(folder))
-    price = {
-        "generated_tokens": best["generated_tokens"] + given,
-        **{name: best[name] for name in ("optimizer_steps", "cpu_seconds", "rate")},
-    }
+    price = {name: best[name] for name in ("generated_tokens", "optimizer_steps", "cpu_seconds", "rate")}
+    price["generated_tokens"] += given
     free = dict.fromkeys((*price, "validation"), 0.0) | {"validation": best["validation_start"]}
     begin = run.cached("start", lambda: measure(task, start, start, seed, run.child("start")))
     end = measure(task, policy, start, seed, run)
@@ -337,40 +248,30 @@ def attempt(
     """One training at one rate: its accuracy on validation problems and what it cost."""
 
     def train() -> dict[str, float]:
-        shutil.rmtree(
-            run.folder / "run", ignore_errors=True
-        )  # a killed attempt starts over: its meter must see all of it
+        # a killed attempt starts over: its meter must see all of it
+        shutil.rmtree(run.folder / "run", ignore_errors=True)
         settings = competitor.module.Config.at("tiny", arms=[competitor.arm], **competitor.settings(config, rate))
         began = time.process_time()
         with count_cost() as spent:
             start, *_, end = run_arm(competitor.module, task, settings, competitor.arm, seed, run.child("run"))
-        return {
-            "rate": rate,
-            "validation": end["validation"],
-            "validation_start": start["validation"],
-            "cpu_seconds": time.process_time() - began,
-            "generated_tokens": spent["generated_tokens"],
-            "optimizer_steps": spent["optimizer_steps"],
-        }
+        cost = {name: spent[name] for name in ("generated_tokens", "optimizer_steps")}
+        cost |= {"cpu_seconds": time.process_time() - began}
+        return {"rate": rate, "validation": end["validation"], "validation_start": start["validation"], **cost}
 
     return run.cached("attempt", train)
 
 
 def last_weights(folder: Any) -> Any:
     """The weights that a method's last round left somewhere under `folder`."""
-    found = sorted(
-        folder.glob("**/round-*/weights.safetensors"), key=lambda path: int(path.parent.name.removeprefix("round-"))
-    )
+    found = list(folder.glob("**/round-*/weights.safetensors"))
     if not found:
-        raise FileNotFoundError(
-            f"no round-*/weights.safetensors under {folder}: the method did not leave its weights there"
-        )
-    return found[-1]
+        why = "the method did not leave its weights there"
+        raise FileNotFoundError(f"no round-*/weights.safetensors under {folder}: {why}")
+    return max(found, key=lambda path: int(path.parent.name.removeprefix("round-")))
 
 
 def measure(task: AnyOrderSum, policy: Policy, start: Policy, seed: int, run: Run) -> dict[str, float]:
-    """Greedy accuracy, accuracy and score of samples, and KL to the start, on the test problems; samples stay in
-    `run`."""
+    """Greedy accuracy, accuracy and score of samples, KL to the start, on the test problems; samples stay in `run`."""
     prompts = task.prompts("test", seed)
     drawn = sample(policy, prompts, max_new_tokens=task.max_new_tokens, max_rows=500, seed=77_000 + seed)
     texts = [found[0] for found in drawn.texts]
@@ -380,13 +281,8 @@ def measure(task: AnyOrderSum, policy: Policy, start: Policy, seed: int, run: Ru
     run.table("answers", lambda: pd.DataFrame({"prompt": prompts, "answer": texts, "score": scores}))
     numbers = task.evaluate(policy, seed)
     right = [task.verifier.is_right(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-    return {
-        "quality": numbers["quality"],
-        "valid_steps": numbers["valid_steps"],
-        "sampled": float(np.mean(right)),
-        "score": float(scores.mean()),
-        "kl_nats": float(kl.mean()),
-    }
+    of_samples = {"sampled": float(np.mean(right)), "score": float(scores.mean()), "kl_nats": float(kl.mean())}
+    return {"quality": numbers["quality"], "valid_steps": numbers["valid_steps"], **of_samples}
 
 
 def _length(text: str) -> int:
@@ -409,16 +305,8 @@ def standings(experiment: Any, results: Sequence[Mapping[str, Any]]) -> pd.DataF
         numbers = [result["arms"][arm][0 if name == "start" else -1] for result in results]
         low, high = interval(strengths[:, place])
         title, kind = ("the start", "control") if name == "start" else (COMPETITORS[name].title, COMPETITORS[name].kind)
-        rows.append(
-            {
-                "competitor": title,
-                "kind": kind,
-                "strength": strengths[:, place].mean(),
-                "lower": low,
-                "upper": high,
-                **{key: float(np.mean([one[key] for one in numbers])) for key in SHOWN},
-            }
-        )
+        row = {"competitor": title, "kind": kind, "strength": strengths[:, place].mean(), "lower": low, "upper": high}
+        rows.append(row | {key: float(np.mean([one[key] for one in numbers])) for key in SHOWN})
     return pd.DataFrame(rows).sort_values("strength", ascending=False, ignore_index=True)
 
 
@@ -431,37 +319,26 @@ def tournament(experiment: Any, seed: int, names: Sequence[str]) -> np.ndarray:
     first = names[1]
     folders = [run.child(first).child("start").folder if name == "start" else run.child(name).folder for name in names]
     scores = np.array([pd.read_parquet(folder / "answers.parquet")["score"] for folder in folders])
-    matches = [
-        np.column_stack(
-            [np.full(scores.shape[1], a), np.full(scores.shape[1], b), (np.sign(scores[a] - scores[b]) + 1) / 2]
-        )
-        for a, b in combinations(range(len(names)), 2)
-    ]
-    return bradley_terry(np.concatenate(matches), len(names), intervals="none").scores
+    left, right = np.array(list(combinations(range(len(names)), 2))).T.repeat(scores.shape[1], axis=1)
+    outcomes = [(np.sign(scores[a] - scores[b]) + 1) / 2 for a, b in combinations(range(len(names)), 2)]
+    matches = np.column_stack([left, right, np.concatenate(outcomes)])
+    return bradley_terry(matches, len(names), intervals="none").scores
 
 
 # ------------------------------------------------------------------------------------------------------------- claims
-CONTRASTS = {
-    "steps": (
-        "Step pairs beat whole-answer pairs at the same price",
-        "2406.18629, Table 3: 55.8 against 55.0",
-        "step_dpo",
-        "dpo",
-    ),
-    "rounds": (
-        "Rounds of fresh pairs beat one set of pairs at the same price",
-        "2405.00675, Table 1: rounds improve",
-        "sppo",
-        "dpo",
-    ),
-    "reward": (
-        "Learning from a reward online beats learning from pairs offline",
-        "2404.08495, Table 1: 62.3 against 52.6 %",
-        "ppo",
-        "dpo",
-    ),
-    "resets": ("Resets to references beat plain PPO", "2404.08495, Table 1: 70.2 against 62.3 %", "dr_po", "ppo"),
-    "selfplay": ("SPIN beats more SFT on its demonstrations", "2401.01335, Fig. 5: 60.8 against 59.8", "spin", "sft"),
+CONTRASTS = {  # id: better, worse, statement; where the papers say so
+    "steps": ("step_dpo", "dpo", "Step pairs beat whole-answer pairs at the same price"),
+    "rounds": ("sppo", "dpo", "Rounds of fresh pairs beat one set of pairs at the same price"),
+    "reward": ("ppo", "dpo", "Learning from a reward online beats learning from pairs offline"),
+    "resets": ("dr_po", "ppo", "Resets to references beat plain PPO"),
+    "selfplay": ("spin", "sft", "SPIN beats more SFT on its demonstrations"),
+}
+PAPERS = {
+    "steps": "2406.18629, Table 3: 55.8 against 55.0",
+    "rounds": "2405.00675, Table 1: rounds improve",
+    "reward": "2404.08495, Table 1: 62.3 against 52.6 %",
+    "resets": "2404.08495, Table 1: 70.2 against 62.3 %",
+    "selfplay": "2401.01335, Fig. 5: 60.8 against 59.8",
 }
 
 
@@ -478,27 +355,15 @@ def claims(experiment: Any, results: Sequence[Mapping[str, Any]]) -> Claims:
 
     if "dpo_shuffled" not in arms:
         raise ValueError("the claims need the control 'dpo_shuffled'; add it to `arms`")
-    control, unit = gain("dpo_shuffled"), "greedy accuracy"
+    control, shuffled = gain("dpo_shuffled"), "DPO, labels shuffled, minus"
     for name in arms:
         if COMPETITORS[name].kind != "control":
-            found.test(
-                name,
-                f"{COMPETITORS[name].title} beats the start",
-                paper="not measured at one price",
-                measured=gain(name),
-                control=control,
-                control_is="DPO, labels shuffled, minus the start",
-                unit=unit,
-            )
-    for id, (statement, paper, better, worse) in CONTRASTS.items():
+            given = {"measured": gain(name), "control": control, "control_is": f"{shuffled} the start"}
+            statement, paper = f"{COMPETITORS[name].title} beats the start", "not measured at one price"
+            found.test(name, statement, paper=paper, unit="greedy accuracy", **given)
+    for id, (better, worse, statement) in CONTRASTS.items():
         if {better, worse} <= set(arms):
-            found.test(
-                f"{id}: {better} > {worse}",
-                statement,
-                paper=paper,
-                measured=gain(better) - gain(worse),
-                control=control - gain(worse),
-                control_is=f"DPO, labels shuffled, minus {worse}",
-                unit=unit,
-            )
+            given = {"measured": gain(better) - gain(worse), "control": control - gain(worse)}
+            given |= {"control_is": f"{shuffled} {worse}", "paper": PAPERS[id], "unit": "greedy accuracy"}
+            found.test(f"{id}: {better} > {worse}", statement, **given)
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from workbench.figures import Display, blank
 
@@ -29,30 +28,13 @@ def ranking_figure(table: pd.DataFrame) -> Display:
     first, second = table.iloc[0], table.iloc[1]
     clear = "clear of" if first.lower > second.upper else "overlapping"
     title = f"{first.competitor} is strongest, {clear} {second.competitor}"
-    figure = blank(
-        title,
-        "Bradley-Terry strength of samples (nats, mean 0), 95 % interval over seeds",
-        "",
-        height=150 + 30 * len(table),
-    )
+    axis = "Bradley-Terry strength of samples (nats, mean 0), 95 % interval over seeds"
+    figure = blank(title, axis, "", height=150 + 30 * len(table))
     for kind, colour in KINDS.items():
         rows: Any = table[table.kind == kind]
-        bar = {
-            "type": "data",
-            "array": rows.upper - rows.strength,
-            "arrayminus": rows.strength - rows.lower,
-            "color": colour,
-        }
-        figure.add_trace(
-            go.Scatter(
-                x=rows.strength,
-                y=rows.competitor,
-                mode="markers",
-                name=kind,
-                marker={"size": 9, "color": colour},
-                error_x=bar,
-            )
-        )
+        bar = {"type": "data", "array": rows.upper - rows.strength, "arrayminus": rows.strength - rows.lower}
+        style = {"mode": "markers", "marker": {"size": 9, "color": colour}, "error_x": {**bar, "color": colour}}
+        figure.add_scatter(x=rows.strength, y=rows.competitor, name=kind, **style)
     figure.update_yaxes(categoryorder="array", categoryarray=table.competitor[::-1].tolist())
     return Display(table, figure)
 
@@ -71,33 +53,18 @@ def quality_figure(table: pd.DataFrame, against: str = "kl_nats") -> Display:
     figure = blank(title, AXES[against], "right answers, greedy (share)", height=520)
     for kind, colour in KINDS.items():
         rows = table[table.kind == kind]
-        figure.add_trace(
-            go.Scatter(
-                x=rows[against],
-                y=rows.quality,
-                text=rows.competitor,
-                mode="markers+text",
-                name=kind,
-                textposition="top center",
-                textfont={"size": 10},
-                marker={"size": 10, "color": colour},
-            )
-        )
+        style = {"mode": "markers+text", "marker": {"size": 10, "color": colour}}
+        words = {"text": rows.competitor, "textposition": "top center", "textfont": {"size": 10}}
+        figure.add_scatter(x=rows[against], y=rows.quality, name=kind, **style, **words)
     return Display(table, figure)
 
 
 def price_table(table: pd.DataFrame) -> pd.DataFrame:
     """What everyone got and what it cost, in readable units."""
-    return pd.DataFrame(
-        {
-            "competitor": table.competitor,
-            "kind": table.kind,
-            "accuracy": table.quality.round(3),
-            "sampled": table.sampled.round(3),
-            "valid steps": table.valid_steps.round(3),
-            "KL (nats)": table.kl_nats.round(2),
-            "generated tokens": table.generated_tokens.round().astype(int),
-            "optimiser steps": table.optimizer_steps.astype(int),
-            "CPU s": table.cpu_seconds.round(1),
-        }
-    )
+    names = {"quality": "accuracy", "valid_steps": "valid steps", "kl_nats": "KL (nats)", "cpu_seconds": "CPU s"}
+    names |= {"generated_tokens": "generated tokens", "optimizer_steps": "optimiser steps"}
+    columns = ["competitor", "kind", "quality", "sampled", "valid_steps", "kl_nats"]
+    columns += ["generated_tokens", "optimizer_steps", "cpu_seconds"]
+    digits = {"quality": 3, "sampled": 3, "valid_steps": 3, "kl_nats": 2, "generated_tokens": 0, "cpu_seconds": 1}
+    whole = {"generated_tokens": int, "optimizer_steps": int}
+    return table[columns].round(digits).astype(whole).rename(columns=names)

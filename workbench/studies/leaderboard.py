@@ -22,6 +22,7 @@ from scipy.special import expit
 from workbench.config import Field, Presets, strict
 from workbench.metrics import win_rate
 from workbench.ranking import bradley_terry
+from workbench.stats import length_controlled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 COLUMNS = ("model", "instruction", "baseline_chars", "model_chars", "preference")
 PUBLISHED = ("model", "win_rate", "standard_error", "length_controlled_winrate")
 BASELINE = "(baseline)"
-RIDGE = 1e-6  # on a model's level, only to keep a model that never wins finite
 
 
 @strict
@@ -131,13 +131,9 @@ def synthetic_annotations(
     chance = expit(strength[:, None] + difficulty + length_bias * np.log(length / baseline))
     preference = rng.beta(0.3 * chance + 1e-9, 0.3 * (1 - chance) + 1e-9)  # mean `chance`, most mass at the ends
     models = [f"model {number:02d}" for number in range(n_models)]
-    columns = (
-        np.repeat(models, n_instructions),
-        np.tile(np.arange(n_instructions), n_models),
-        np.tile(np.ceil(baseline).astype(int), n_models),
-        np.ceil(length).astype(int).ravel(),
-        preference.round(6).ravel(),
-    )
+    who, what = np.repeat(models, n_instructions), np.tile(np.arange(n_instructions), n_models)
+    chars = np.tile(np.ceil(baseline).astype(int), n_models), np.ceil(length).astype(int).ravel()
+    columns = (who, what, *chars, preference.round(6).ravel())
     equal = 100 * expit(strength[:, None] + difficulty).mean(1)
     truth = pd.DataFrame({"model": models, "strength": strength, "length_controlled_winrate": equal})
     return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True))), truth
@@ -163,16 +159,16 @@ def bradley_terry_ranking(annotations: pd.DataFrame, *, l2: float = 0.01, confid
     so matches of an instruction stand or fall together, and taking them as independent would make it far too short. It
     agrees with a bootstrap over instructions (tested) and costs one fit instead of hundreds.
     """
-    data = _grid(annotations)
-    n_models = len(data.models)
-    players = np.vstack([data.preference, np.where(data.seen.any(0), 0.5, np.nan)])  # the baseline ties with itself
-    first, second = np.triu_indices(n_models + 1, 1)
+    models, preference, _ = _wide(annotations)
+    is_seen = ~np.isnan(preference)
+    players = np.vstack([preference, np.where(is_seen.any(0), 0.5, np.nan)])  # the baseline ties with itself
+    first, second = np.triu_indices(len(players), 1)
     gap = players[first] - players[second]
     pair, instruction = np.nonzero(~np.isnan(gap))
     outcome = (np.sign(gap[pair, instruction]) + 1) / 2
     matches = np.stack([first[pair], second[pair], outcome], axis=1)
-    ratings = bradley_terry(matches, n_models + 1, l2=l2, clusters=instruction, confidence=confidence)
-    frame = ratings.frame([*data.models, BASELINE]).rename(columns={"player": "model", "score": "strength"})
+    ratings = bradley_terry(matches, len(players), l2=l2, clusters=instruction, confidence=confidence)
+    frame = ratings.frame([*models, BASELINE]).rename(columns={"player": "model", "score": "strength"})
     return frame.drop(columns=["method", "display"])
 
 
@@ -187,38 +183,24 @@ def length_controlled_win_rate(
 ) -> pd.DataFrame:
     """Win rate that the judge would give if every answer were as long as the baseline's, in percent, best first.
 
-    Penalised logistic regression on the soft preferences, all models at once:
-
-        logit P(model m wins on x) = level_m + effect_m tanh((chars_m(x) - chars_baseline(x)) / sd) + difficulty_x
-
-    with sd the standard deviation of all length differences; the penalty is l2_length sum (effect_m - mean effect)^2
-    + l2_difficulty sum difficulty_x^2. The rate is 100 x the mean over x of sigma(level_m + difficulty_x).
+    The fit and its penalties are in `stats.length_controlled`.
 
     Args:
-        annotations: see the module.
         l2_length: pulls a model's length effect to the mean effect; matters most for models whose answers all have one
             length, where effect and level can hardly be told apart.
         l2_difficulty: pulls difficulties to 0. On the public annotations both defaults are within 0.0001 nats of the
             lowest held-out loss (`penalty_table`); the published rates played no part in choosing them.
         rounds: bootstrap rounds over instructions, for the interval; 0 leaves it out (NaN).
-        confidence: coverage of the percentile interval.
-        seed: of the bootstrap.
 
     Notes:
         After Dubois et al. 2024, arXiv 2404.04475; differs in: one joint fit instead of one per model, difficulty with
         weight 1 for all models, one sd, penalties chosen on held-out annotations. The rate is an extrapolation for a
         model that has hardly any answer near the baseline's length; the interval does not know that.
     """
-    data = _grid(annotations)
-    level, effect, difficulty = _fit_length(data, l2_length, l2_difficulty, np.ones(data.preference.shape[1]))
-    rate = 100 * expit(level[:, None] + difficulty).mean(1)
-    boot, rng, count = np.full((max(rounds, 1), len(rate)), np.nan), np.random.default_rng(seed), len(difficulty)
-    for row in boot[:rounds]:
-        weight = np.bincount(rng.integers(count, size=count), minlength=count).astype(float)
-        a, _, d = _fit_length(data, l2_length, l2_difficulty, weight)
-        row[:] = 100 * expit(a[:, None] + d) @ weight / weight.sum()
-    lower, upper = np.quantile(boot, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    columns = {"model": data.models, "length_controlled": rate, "lower": lower, "upper": upper, "length_effect": effect}
+    models, *numbers = _wide(annotations)
+    options = {"rounds": rounds, "confidence": confidence, "seed": seed}
+    rate, lower, upper, effect = length_controlled.rates(*numbers, (l2_length, l2_difficulty), **options)
+    columns = {"model": models, "length_controlled": rate, "lower": lower, "upper": upper, "length_effect": effect}
     return pd.DataFrame(columns).iloc[np.argsort(-rate, kind="stable")].reset_index(drop=True)
 
 
@@ -238,22 +220,12 @@ def penalty_table(
         `l2_length`, `l2_difficulty`, `held_out_loss` (nats per annotation), `above_best` and its `standard_error`
         (paired, clustered by instruction).
     """
-    data = _grid(annotations)
-    fold = np.random.default_rng(seed).integers(folds, size=data.preference.shape)
-    everyone, losses = np.ones(data.preference.shape[1]), {}
-    for pair in product(l2_length, l2_difficulty):
-        loss = np.zeros(data.preference.shape)
-        for number in range(folds):
-            kept = data._replace(seen=data.seen & (fold != number))
-            level, effect, difficulty = _fit_length(kept, *pair, everyone)
-            logit = level[:, None] + effect[:, None] * data.length + difficulty
-            held_out = data.seen & (fold == number)
-            loss[held_out] = (np.logaddexp(0, logit) - data.preference * logit)[held_out]
-        losses[pair] = loss.sum(0)  # per instruction
-    best = min(losses.values(), key=lambda loss: loss.sum())
-    cells = int(data.seen.sum())
+    _, preference, length = _wide(annotations)
+    pairs, cells = list(product(l2_length, l2_difficulty)), int((~np.isnan(preference)).sum())
+    losses = length_controlled.held_out_losses(preference, length, pairs, folds=folds, seed=seed)
+    best = min(losses, key=lambda loss: loss.sum())
     rows = []
-    for pair, loss in losses.items():
+    for pair, loss in zip(pairs, losses, strict=True):
         above = loss - best
         rows.append((*pair, loss.sum() / cells, above.sum() / cells, above.std(ddof=1) * len(loss) ** 0.5 / cells))
     table = pd.DataFrame(rows, columns=["l2_length", "l2_difficulty", "held_out_loss", "above_best", "standard_error"])
@@ -274,11 +246,8 @@ def leaderboard(rates: pd.DataFrame, strengths: pd.DataFrame, controlled: pd.Dat
 
 
 def compare_with_published(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """How our columns agree with a reference, over the models that both know; raw rates are there as the yardstick.
-
-    Args:
-        table: of `leaderboard`.
-        reference: `model` and any of the other columns of a published table.
+    """How `leaderboard`'s columns agree with those of a published table, over the models that both know; raw rates are
+    the yardstick.
 
     Returns:
         One row per comparison: `ours`, `reference`, `n`, `spearman`, `kendall`, and in percent points
@@ -340,13 +309,10 @@ def strengths_figure(strengths: pd.DataFrame) -> go.Figure:
     # a colour of its own: the dots have a colour each, which bars cannot take over
     bar = {"array": strengths["upper"] - middle, "arrayminus": middle - strengths["lower"], "color": "#666"}
     figure = go.Figure(go.Scatter(x=middle, y=names, mode="markers", marker={"size": 8, "color": colours}, error_x=bar))
-    figure.update_layout(
-        template="plotly_white",
-        title=f"{names[0]} leads, its interval {'overlaps' if overlap else 'clear of'} that of {names[1]}",
-        xaxis_title="Bradley-Terry strength (nats, mean 0); 95 % sandwich interval clustered by instruction",
-        height=140 + 22 * len(strengths),
-        margin={"l": 10},
-    )
+    title = f"{names[0]} leads, its interval {'overlaps' if overlap else 'clear of'} that of {names[1]}"
+    axis = "Bradley-Terry strength (nats, mean 0); 95 % sandwich interval clustered by instruction"
+    size = {"height": 140 + 22 * len(strengths), "margin": {"l": 10}}
+    figure.update_layout(template="plotly_white", title=title, xaxis_title=axis, **size)
     return figure.update_yaxes(autorange="reversed", automargin=True)
 
 
@@ -364,77 +330,20 @@ def agreement_figure(table: pd.DataFrame, reference: pd.DataFrame, name: str = "
     bar = {"type": "data", "array": above, "arrayminus": below}
     style = {"mode": "markers", "text": [html.escape(str(model)) for model in both["model"]], "x": x}
     line = {"color": "#999", "dash": "dot"}
-    figure = go.Figure(
-        [
-            go.Scatter(x=[1, 100], y=[1, 100], mode="lines", line=line, name="equal"),
-            go.Scatter(y=raw, name="raw win rate", marker_color="#bbbbbb", **style),
-            go.Scatter(y=ours, name="ours, 95 % bootstrap", marker_color="#0072b2", error_y=bar, **style),
-        ]
-    )
+    figure = go.Figure(go.Scatter(x=[1, 100], y=[1, 100], mode="lines", line=line, name="equal"))
+    figure.add_scatter(y=raw, name="raw win rate", marker_color="#bbbbbb", **style)
+    figure.add_scatter(y=ours, name="ours, 95 % bootstrap", marker_color="#0072b2", error_y=bar, **style)
     figure.update_layout(template="plotly_white", title=title, height=560, legend={"orientation": "h", "y": -0.2})
     ticks = {"type": "log", "tickvals": [1, 2, 5, 10, 20, 50, 100]}  # most rates are small
     figure.update_xaxes(title=f"{name} length-controlled win rate (%, log scale)", **ticks)
     return figure.update_yaxes(title="ours (%, log scale)", **ticks)
 
 
-class _Grid(NamedTuple):
-    """Annotations as [models, instructions] arrays; where `seen` is False the others are NaN or 0."""
-
-    models: list[str]
-    preference: np.ndarray
-    length: np.ndarray  # tanh of the standardised length difference
-    seen: np.ndarray
-
-
-def _grid(annotations: pd.DataFrame) -> _Grid:
+def _wide(annotations: pd.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Models, and preferences and bounded length differences [model, instruction], NaN and 0 where not judged."""
     table = check_annotations(annotations)
     gap = (table["model_chars"] - table["baseline_chars"]).astype(float)
-    spread = float(np.std(gap)) or 1.0  # all lengths equal: the difference is 0 anyway
-    table = table.assign(length=np.tanh(gap / spread))
+    table = table.assign(length=length_controlled.bounded_length(gap))
     wide = table.pivot(index="model", columns="instruction", values=["preference", "length"])
-    preference = wide["preference"].to_numpy(dtype=float)
-    return _Grid(
-        [str(model) for model in wide.index],
-        preference,
-        np.nan_to_num(wide["length"].to_numpy(dtype=float)),
-        ~np.isnan(preference),
-    )
-
-
-def _fit_length(
-    data: _Grid, l2_length: float, l2_difficulty: float, weight: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Levels, length effects [models] and difficulties [instructions] by damped Newton.
-
-    `weight` [instructions] counts an instruction several times, with its penalty, as a bootstrap round does.
-    Difficulties touch each other only through the models, so they are eliminated first (Schur complement).
-    """
-    n = len(data.models)
-    y, t, w = np.nan_to_num(data.preference), data.length, data.seen * weight
-    pull = np.zeros((2 * n, 2 * n))  # penalty matrix of (level, effect)
-    pull[:n, :n] = RIDGE * np.eye(n)
-    pull[n:, n:] = l2_length * (np.eye(n) - 1 / n) + RIDGE * np.eye(n)
-    own = l2_difficulty * np.where(weight > 0, weight, 1.0)
-    x, d = np.zeros(2 * n), np.zeros(len(weight))
-
-    def loss(x: np.ndarray, d: np.ndarray) -> float:
-        logit = x[:n, None] + x[n:, None] * t + d
-        return float((w * (np.logaddexp(0, logit) - y * logit)).sum() + x @ pull @ x + own @ d**2)
-
-    value = loss(x, d)
-    for _ in range(100):
-        p = expit(x[:n, None] + x[n:, None] * t + d)
-        residual, h = w * (p - y), w * p * (1 - p)
-        slope = np.r_[residual.sum(1), (residual * t).sum(1)] + 2 * pull @ x
-        slope_d = residual.sum(0) + 2 * own * d
-        if max(np.abs(slope).max(), np.abs(slope_d).max()) < 1e-8:
-            break
-        cross, diagonal = np.r_[h, h * t], h.sum(0) + 2 * own
-        hessian = np.diag(np.r_[h.sum(1), (h * t * t).sum(1)]) + 2 * pull
-        hessian[np.arange(n), n + np.arange(n)] = hessian[n + np.arange(n), np.arange(n)] = (h * t).sum(1)
-        step = np.linalg.solve(hessian - (cross / diagonal) @ cross.T, slope - cross @ (slope_d / diagonal))
-        step_d, size = (slope_d - cross.T @ step) / diagonal, 1.0
-        while (trial := loss(x - size * step, d - size * step_d)) > value + 1e-12 * abs(value) and size > 1e-6:
-            size /= 2
-        x, d, value = x - size * step, d - size * step_d, trial
-    return x[:n], x[n:], d
+    preference, length = (wide[name].to_numpy(dtype=float) for name in ("preference", "length"))
+    return [str(model) for model in wide.index], preference, np.nan_to_num(length)

@@ -77,17 +77,10 @@ class ConfidenceRanking:
         judged = pd.read_parquet(folder / "matchups.parquet") if (folder / "matchups.parquet").is_file() else None
         parts = {str(name): part.reset_index(drop=True) for name, part in table.groupby("method", sort=False)}
         names = sorted(parts, key=lambda name: name != first)
-        return cls(
-            parts[names[0]][["qid", "question", "answer", "correct"]],
-            {name: parts[name]["score"] for name in names},
-            intervals={
-                name: (parts[name]["lower"], parts[name]["upper"])
-                for name in names
-                if parts[name]["lower"].notna().all()
-            },
-            matchups=judged,
-            labels=labels,
-        )
+        sure = {name: (part["lower"], part["upper"]) for name, part in parts.items() if part["lower"].notna().all()}
+        scores = {name: parts[name]["score"] for name in names}
+        answers = parts[names[0]][[*COLUMNS, "correct"]]
+        return cls(answers, scores, intervals=sure, matchups=judged, labels=labels)
 
     # -- faces
     def data(self) -> dict[str, Any]:
@@ -96,27 +89,16 @@ class ConfidenceRanking:
         place = {qid: i for i, qid in enumerate(answers["qid"])}
         scorers = []
         for name, values in self.scores.items():
-            lower, upper = self.intervals.get(name, (None, None))
-            scorers.append(
-                {
-                    "name": name,
-                    "label": self.labels[name],
-                    "score": _short(values),
-                    "lower": None if lower is None else _short(lower),
-                    "upper": None if upper is None else _short(upper),
-                }
-            )
+            about = {"name": name, "label": self.labels[name], "score": scripted.short(values)}
+            sides = map(scripted.short, self.intervals[name]) if name in self.intervals else (None, None)
+            scorers.append({**about, **dict(zip(("lower", "upper"), sides, strict=True))})
         matches = None
         if judged is not None:
             reply, texts = pd.factorize(judged["raw_text"].astype(str))  # a judge says few different things
-            matches = {
-                "left": [place[qid] for qid in judged["left"]],
-                "right": [place[qid] for qid in judged["right"]],
-                "outcome": judged["outcome"].tolist(),
-                "status": judged["parse_status"].tolist(),
-                "reply": reply.tolist(),
-                "texts": list(texts) if sum(map(len, texts)) <= TEXT_LIMIT else None,
-            }
+            matches = {side: [place[qid] for qid in judged[side]] for side in ("left", "right")}
+            matches |= {"outcome": judged["outcome"].tolist(), "status": judged["parse_status"].tolist()}
+            texts = list(texts) if sum(map(len, texts)) <= TEXT_LIMIT else None
+            matches |= {"reply": reply.tolist(), "texts": texts}
         correct = [None if np.isnan(value) else int(value) for value in answers["correct"]]
         shown = {name: answers[name].astype(str).tolist() for name in COLUMNS}
         return {"answers": {**shown, "correct": correct}, "scorers": scorers, "matches": matches}
@@ -170,16 +152,12 @@ class ConfidenceRanking:
         known = self.answers["correct"].notna().to_numpy()
         right = self.answers["correct"].to_numpy(dtype=float)[known]
         names = [self._name(scorer)] if scorer else list(self.scores)
-        figure = blank(
-            f"{len(right)} of {len(known)} answers are known to be right or wrong",
-            "share of answers kept",
-            "right among those kept",
-        )
+        title = f"{len(right)} of {len(known)} answers are known to be right or wrong"
+        figure = blank(title, "share of answers kept", "right among those kept")
         for name in names if len(right) else ():
             curve = metrics.accuracy_coverage(self.scores[name][known], right)
-            figure.add_trace(
-                go.Scatter(x=curve.coverage, y=curve.accuracy, name=plain(self.labels[name]), mode="lines")
-            )
+            line = {"x": curve.coverage, "y": curve.accuracy, "mode": "lines"}
+            figure.add_trace(go.Scatter(**line, name=plain(self.labels[name])))
         return figure
 
     # -- inside
@@ -197,17 +175,10 @@ class ConfidenceRanking:
             widget.send({"kind": "saved", "text": f"{len(content['qids'])} answers are in {path}"})
 
 
-def _short(values: Any) -> list[float | None]:
-    """Seven digits are more than a screen shows, and half of what a double would write."""
-    return [float(f"{value:.7g}") if np.isfinite(value) else None for value in np.asarray(values, dtype=float)]
-
-
 def _checked_answers(answers: Any) -> Any:
-    missing = [name for name in COLUMNS if name not in answers]
-    if missing:
-        raise ValueError(
-            f"answers lacks the columns {', '.join(missing)}; it has {', '.join(map(str, answers.columns))}"
-        )
+    if missing := [name for name in COLUMNS if name not in answers]:
+        known = ", ".join(map(str, answers.columns))
+        raise ValueError(f"answers lacks the columns {', '.join(missing)}; it has {known}")
     table = answers.reset_index(drop=True)
     if table["qid"].duplicated().any():
         row = int(table["qid"].duplicated().to_numpy().argmax())
@@ -226,15 +197,13 @@ def _checked_scores(name: str, values: Any, qids: Any) -> np.ndarray:
         raise ValueError(f"scores[{name!r}] has {scores.size} values for {len(qids)} answers")
     if not np.isfinite(scores).all():
         row = int((~np.isfinite(scores)).argmax())
-        raise ValueError(
-            f"scores[{name!r}] of {qids[row]!r} (row {row}) is {scores[row]}; an order needs finite numbers"
-        )
+        where = f"scores[{name!r}] of {qids[row]!r} (row {row})"
+        raise ValueError(f"{where} is {scores[row]}; an order needs finite numbers")
     return scores
 
 
 def _checked_matchups(matchups: Any, qids: Any) -> Any:
-    known = set(qids)
-    table = matchups.reset_index(drop=True)
+    known, table = set(qids), matchups.reset_index(drop=True)
     for side in ("left", "right"):
         for row, qid in enumerate(table[side]):
             if qid not in known:

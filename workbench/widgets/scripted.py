@@ -1,14 +1,13 @@
 """Scripted views: one drawing routine in JavaScript, alive in JupyterLab and in a rendered page without a kernel.
 
-Every view may use what `js/base.js` and `js/base.css` hold: nodes, lists of any length, files to save, the colours of
-both themes.
-
+Every view may use what `js/base.js` and `js/base.css` hold: nodes, long lists, files to save, colours of both themes.
 In JupyterLab anywidget runs the script. A rendered page refuses every script that an output brings, so there the output
 is data under a type of its own, and the page's own script draws it with the same routine.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -35,6 +34,11 @@ def source(name: str, ending: str) -> str:
     return "\n".join(part.read_text(encoding="utf-8") for part in parts)
 
 
+def short(values: Any, digits: int = 7) -> list[float | None]:
+    """Numbers as JSON with as many digits as a screen shows; null for what is not finite."""
+    return [float(f"{x:.{digits}g}") if math.isfinite(x) else None for x in map(float, values)]
+
+
 def live(
     name: str, data: Mapping[str, Any], *, on_message: Callable[[Any, Any], None] | None = None, **traits: Any
 ) -> Any:
@@ -50,11 +54,9 @@ def live(
 
     kinds = {int: traitlets.Int, str: traitlets.Unicode, float: traitlets.Float, bool: traitlets.Bool}
     members: dict[str, Any] = {key: kinds[type(value)](value).tag(sync=True) for key, value in traits.items()}
-    members |= {
-        "_esm": source(BASE, "js") + source(name, "js") + _LIVE,
-        "_css": source(BASE, "css") + source(name, "css"),
-        "data": traitlets.Dict(dict(data)).tag(sync=True),
-    }
+    members["_esm"] = source(BASE, "js") + source(name, "js") + _LIVE
+    members["_css"] = source(BASE, "css") + source(name, "css")
+    members["data"] = traitlets.Dict(dict(data)).tag(sync=True)
     view = type(f"View_{name}", (anywidget.AnyWidget,), members)()
     if on_message is not None:
         view.on_msg(lambda widget, content, _: on_message(widget, content))
@@ -63,11 +65,8 @@ def live(
 
 def bundle(name: str, data: Mapping[str, Any], widget: Any, text: str, **state: Any) -> dict[str, Any]:
     """Both faces of a view in one mime bundle, and its text for where neither can be drawn."""
-    return {
-        **widget._repr_mimebundle_()[0],
-        VIEW_MIME: {"view": name, "state": {"data": dict(data), **state}},
-        "text/plain": text,
-    }
+    view = {"view": name, "state": {"data": dict(data), **state}}
+    return {**widget._repr_mimebundle_()[0], VIEW_MIME: view, "text/plain": text}
 
 
 def page_script(names: set[str]) -> str:

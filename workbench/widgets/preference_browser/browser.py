@@ -1,8 +1,7 @@
 """PreferenceBrowser: pairs, rankings and rated rows to read, compare, filter, label anew and export.
 
-Three faces: alive in JupyterLab, where Python filters and only the rows in sight travel; on a rendered page without a
-kernel, where the same script (`js/browser.js`) filters the rows that the page carries; and `frame()`, `figure()`,
-`relabel()`, `export()` for scripts.
+In JupyterLab Python filters and only the rows in sight travel; on a page without a kernel the same script
+(`js/browser.js`) filters the rows that the page carries; `frame()`, `figure()`, `relabel()`, `export()` serve scripts.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import plotly.graph_objects as go
 from workbench import data, runs
 from workbench.figures import blank, colour, plain
 from workbench.widgets import scripted
-from workbench.widgets.preference_browser import labels as preference_labels
+from workbench.widgets.preference_browser import labels as labelling
 from workbench.widgets.preference_browser import rows as preference_rows
 from workbench.widgets.preference_browser import sources
 from workbench.widgets.preference_browser.labels import Labels
@@ -43,14 +42,11 @@ class PreferenceBrowser:
     Args:
         rows: dicts or a frame: pairs (`prompt`, `chosen`, `rejected`), rankings (`prompt`, `responses`, `scores` or
             `ranks`, `names`), rated rows (`prompt`, `completion`, `score`), mixed as you like. Prompts are text or
-            chats. Understood
-            beside them: `p_chosen`, `margin` (or `chosen_rewards` and `rejected_rewards`), `source`, `source_chosen`,
-            `source_rejected`, `iteration`, `arm`, `seed`, `task_id`; other columns are shown with the row.
+            chats. Understood beside them: `p_chosen`, `margin` (or `chosen_rewards` and `rejected_rewards`), `source`,
+            `source_chosen`, `source_rejected`, `iteration`, `arm`, `seed`, `task_id`; others are shown with the row.
         name: what the rows are called in exports.
-        policy, reference: with both, the log-ratios of a row are computed when it is opened in JupyterLab; see
-            `with_log_ratios`.
-        page_limit: characters of rows that a rendered page carries, in the order of the view; the view says what it
-            left out.
+        policy, reference: with both, an opened row gets its log-ratios in JupyterLab; see `with_log_ratios`.
+        page_limit: characters of rows that a rendered page carries, in the order of the view, which says what it lacks.
 
     Raises:
         ValueError: a row of none of these kinds, a response that is no text, a margin that is no number. Row and column
@@ -135,22 +131,18 @@ class PreferenceBrowser:
         return self._order
 
     def frame(self) -> pd.DataFrame:
-        """The rows that the view shows, in its order, with labels applied: `row` (its number) and `label` beside its
-        columns."""
+        """The rows that the view shows, in its order, labels applied: `row` (number) and `label` beside the columns."""
         values = self._labels.values
-        rows = [
-            {
-                "row": int(i),
-                "label": preference_labels.preferred(self.rows.raw[i], values[i]) if i in values else "",
-                **(preference_labels.relabelled(self.rows.raw[i], values[i]) if i in values else self.rows.raw[i]),
-            }
-            for i in map(int, self.order)
-        ]
+        rows = []
+        for i in map(int, self.order):
+            row, label = self.rows.raw[i], ""
+            if i in values:
+                row, label = (make(row, values[i]) for make in (labelling.relabelled, labelling.preferred))
+            rows.append({"row": i, "label": label, **row})
         return pd.DataFrame(rows, columns=None if rows else ["row", "label"])
 
     def figure(self) -> go.Figure:
-        """Of the rows that the view shows: margins by source, iteration or arm, and length difference against
-        margin."""
+        """Of the rows that the view shows: margins by source, iteration or arm; length difference against margin."""
         from plotly.subplots import make_subplots
 
         table = self.rows.light.iloc[self.order]
@@ -183,21 +175,18 @@ class PreferenceBrowser:
     @property
     def relabels(self) -> dict[int, str]:
         """Labels given so far, by row number: "left", "right", "tie", "out", or a place in a ranking."""
-        words = {value: word for word, value in preference_labels.WORDS.items()}
-        return {
-            row: words[value] if self.rows.kinds[row] == "pair" or value in "0x" else value
-            for row, value in self._labels.values.items()
-        }
+        words = {value: word for word, value in labelling.WORDS.items()}
+        given, kinds = self._labels.values, self.rows.kinds
+        return {row: words[label] if kinds[row] == "pair" or label in "0x" else label for row, label in given.items()}
 
     def relabel(self, row: int, label: str | int) -> None:
-        """Labels a row: "left" (the chosen response is better), "right", "tie", "out"; in a ranking the place of the
-        best one.
+        """Labels a row: "left" (the chosen response is better), "right", "tie", "out"; in a ranking the best's place.
 
         Raises:
             IndexError: no such row.
             ValueError: a label that this row cannot have.
         """
-        self._labels.set(row, preference_labels.checked(self.rows, row, label))
+        self._labels.set(row, labelling.checked(self.rows, row, label))
         self._tell([row])
 
     def undo(self) -> int:
@@ -209,15 +198,13 @@ class PreferenceBrowser:
     def labels(self) -> pd.DataFrame:
         """One row a label: `index` in the browser, `label`, from, to, when, and which row of which file it is."""
         columns = ["index", "label", "from", "to", "when", "view", "source", "table", "row", "fingerprint"]
-        rows = [
-            {"index": i, "label": self.relabels[i], **preference_labels.provenance(self.rows, i, value, when)}
-            for i, (value, when) in self._labels.given.items()
-        ]
+        told, given = self.relabels, self._labels.given.items()
+        rows = [{"index": i, "label": told[i], **labelling.provenance(self.rows, i, *label)} for i, label in given]
         return pd.DataFrame(rows, columns=columns)
 
     def save_labels(self, path: str | Path) -> Path:
         """Writes the labels alone, so that another session can go on with them."""
-        return preference_labels.save(path, self.rows, self._labels)
+        return labelling.save(path, self.rows, self._labels)
 
     def load_labels(self, path: str | Path) -> PreferenceBrowser:
         """Takes over the labels of a file that `save_labels` wrote; rows are found by their content.
@@ -226,13 +213,12 @@ class PreferenceBrowser:
             ValueError: a line that is no label, or whose row is not here.
         """
         before = set(self._labels.given)
-        self._labels = preference_labels.load(path, self.rows)
+        self._labels = labelling.load(path, self.rows)
         self._tell(sorted(before | set(self._labels.given)))
         return self
 
     def export(self, path: str | Path, *, changed_only: bool = False, left_out: bool = False) -> Path:
-        """Writes the rows with their labels applied as JSONL; labelled ones carry `relabelled`, the others are as they
-        were.
+        """Writes the rows with their labels applied as JSONL; labelled ones carry `relabelled`, others are unchanged.
 
         Args:
             changed_only: only rows with a label, a confirmed one included.
@@ -254,8 +240,8 @@ class PreferenceBrowser:
             value, when = self._labels.given.get(i, ("", ""))
             if (value == "x" and not left_out) or (changed_only and not value):
                 continue
-            about = {"relabelled": preference_labels.provenance(self.rows, i, value, when)} if value else {}
-            yield {**(preference_labels.relabelled(row, value) if value else plain_value(row)), **about}
+            row = labelling.relabelled(row, value) if value else plain_value(row)
+            yield {**row, **({"relabelled": labelling.provenance(self.rows, i, value, when)} if value else {})}
 
     # -- log-ratios
     def with_log_ratios(
@@ -280,19 +266,12 @@ class PreferenceBrowser:
         return self
 
     def log_ratios(self) -> pd.DataFrame:
-        """One row a token of what was computed: `row`, `response` (its place as shown), `token`, `text`, `log_ratio`
-        (nats)."""
-        known = self._ratios.known if self._ratios else {}
-        return pd.DataFrame(
-            [
-                (row, k, t, text, value)
-                for row, parts in known.items()
-                for k, pieces in enumerate(parts)
-                for t, (text, value, _) in enumerate(pieces)
-                if value is not None
-            ],
-            columns=["row", "response", "token", "text", "log_ratio"],
-        )
+        """One row a token of what was computed: `row`, `response` (as shown), `token`, `text`, `log_ratio` (nats)."""
+        found = []
+        for row, parts in self._ratios.known.items() if self._ratios else ():
+            for k, pieces in enumerate(parts):
+                found += [(row, k, at, text, ratio) for at, (text, ratio, _) in enumerate(pieces) if ratio is not None]
+        return pd.DataFrame(found, columns=["row", "response", "token", "text", "log_ratio"])
 
     def _score_with(self, policy: Any, reference: Any, max_length: int) -> None:
         from workbench.widgets.preference_browser.token_ratios import Ratios
@@ -325,15 +304,9 @@ class PreferenceBrowser:
         return {**self._head(), "rows": [detail for _, detail in carried], "columns": columns, "labels": labels}
 
     def widget(self) -> Any:
-        """Live face: `.chosen` is the opened row, `.state` what is shown; labels are in `relabels` as soon as they are
-        made."""
-        widget = scripted.live(
-            "browser",
-            {**self._head(), "remote": True, "policy": self._ratios is not None},
-            on_message=self._on_message,
-            chosen=-1,
-            state=json.dumps(self.view),
-        )
+        """Live face: `.chosen` is the opened row, `.state` what is shown; labels are in `relabels` at once."""
+        head, state = {**self._head(), "remote": True, "policy": self._ratios is not None}, json.dumps(self.view)
+        widget = scripted.live("browser", head, on_message=self._on_message, chosen=-1, state=state)
         self._shown.add(widget)
         return widget
 
@@ -345,26 +318,15 @@ class PreferenceBrowser:
         margins = self.rows.light["margin"]
         states = ("identical", "tie", "duplicate", "margin unknown")
         marked = [name for name in states if len(self.rows.order({**VIEW, "state": name}, {}))]
-        return {
-            "name": self.name,
-            "total": len(self.rows),
-            "facets": self.rows.facets,
-            "kinds": sorted(set(self.rows.kinds)),
-            "range": plain_value([margins.min(), margins.max()]),
-            "n_labels": len(self._labels.given),
-            "undo": len(self._labels.past),
-            "marked": marked,
-            "origins": [[origin.source, origin.table] for origin in self.rows.origins],
-        }
+        said = {"name": self.name, "total": len(self.rows), "facets": self.rows.facets}
+        said |= {"kinds": sorted(set(self.rows.kinds)), "range": plain_value([margins.min(), margins.max()])}
+        said |= {"n_labels": len(self._labels.given), "undo": len(self._labels.past), "marked": marked}
+        return {**said, "origins": [[origin.source, origin.table] for origin in self.rows.origins]}
 
     def _detail(self, i: int) -> dict[str, Any]:
         row = self.rows.raw[i]
-        found = {
-            "i": i,
-            "raw": plain_value(row),
-            "print": preference_labels.fingerprint(row),
-            "at": [int(self.rows.origin_of[i]), int(self.rows.number[i])],
-        }
+        at = [int(self.rows.origin_of[i]), int(self.rows.number[i])]
+        found = {"i": i, "raw": plain_value(row), "print": labelling.fingerprint(row), "at": at}
         if "responses" in row and "chosen" not in row:
             found["order"] = preference_rows.shown_order(row)
         if self._ratios is not None and i in self._ratios.known:
@@ -392,14 +354,10 @@ class PreferenceBrowser:
     def _tell(self, changed: Sequence[int]) -> None:
         """Every view of these rows learns which labels they have now. What it lists stays until it filters anew."""
         self._order = None
-        news = {
-            "kind": "labels",
-            "changes": {i: self._labels.given.get(i, ("",))[0] for i in changed},
-            "n": len(self._labels.given),
-            "undo": len(self._labels.past),
-        }
+        given, past = self._labels.given, self._labels.past
+        changes = {i: given.get(i, ("",))[0] for i in changed}
         for widget in self._widgets():
-            widget.send(news)
+            widget.send({"kind": "labels", "changes": changes, "n": len(given), "undo": len(past)})
 
     def _on_message(self, widget: Any, content: Any) -> None:
         """One answer to each question; what a reader did wrong is said in the view."""
@@ -418,25 +376,17 @@ class PreferenceBrowser:
             begun = time.perf_counter()
             self.view = preference_rows.checked_view(content["view"], self.view)
             self._order = None
-            order, chosen = self.order, content.get("chosen", -1)
-            self._orders[widget] = order
-            place = np.flatnonzero(order == chosen)
+            self._orders[widget] = order = self.order
             unknown = int(np.isnan(self.rows.light["margin"].to_numpy()[order]).sum())
-            at = int(place[0]) if len(place) else -1
+            at = next(iter(np.flatnonzero(order == content.get("chosen", -1)).tolist()), -1)
             near = max(0, at - WINDOW // 2)
-            return {
-                "kind": "answer",
-                "count": len(order),
-                "unknown": unknown,
-                "at": at,
-                "first": near,
-                "rows": self._window(order, near, near + WINDOW),
-                "ms": round(1000 * (time.perf_counter() - begun), 1),
-            }
+            found = {"count": len(order), "unknown": unknown, "at": at, "first": near}
+            rows = self._window(order, near, near + WINDOW)
+            return {"kind": "answer", **found, "rows": rows, "ms": round(1000 * (time.perf_counter() - begun), 1)}
         order = self._orders.get(widget, self.order)
         if kind == "window":
-            rows = self._window(order, content["first"], content["last"])
-            return {"kind": "window", "first": content["first"], "rows": rows}
+            first = content["first"]
+            return {"kind": "window", "first": first, "rows": self._window(order, first, content["last"])}
         if kind == "open":
             place = content["place"]
             i = int(order[place]) if 0 <= place < len(order) else -1
@@ -445,22 +395,22 @@ class PreferenceBrowser:
             row = int(content["row"])
             self._ratios.compute([row], self._texts)
             return {"kind": "tokens", "row": row, "tokens": self._ratios.known[row]}
+        if kind == "export":
+            path = first = Path(f"{self.name}-relabelled.jsonl").resolve()
+            number = 1
+            while path.exists():  # nothing is overwritten
+                number += 1
+                path = first.with_name(f"{first.stem}-{number}.jsonl")
+            self.export(path, changed_only=bool(content["changed_only"]))
+            n = path.read_bytes().count(b"\n")
+            return {"kind": "said", "text": f"{n} rows are in {path}"}
         if kind == "label":
             self.relabel(int(content["row"]), content["label"])
-        elif kind == "undo":
-            return {"kind": "undone", "row": self._undone()}
-        elif kind == "export":
-            path = _free(Path(f"{self.name}-relabelled.jsonl").resolve())
-            self.export(path, changed_only=bool(content["changed_only"]))
-            return {"kind": "said", "text": f"{_lines(path)} rows are in {path}"}
-        if kind == "label":
-            _session[self._key] = copy.deepcopy(self._labels)
-        return None
-
-    def _undone(self) -> int:
-        row = self.undo()
+        elif kind != "undo":
+            return None
+        answer = {"kind": "undone", "row": self.undo()} if kind == "undo" else None
         _session[self._key] = copy.deepcopy(self._labels)
-        return row
+        return answer
 
     @cached_property
     def _key(self) -> str:
@@ -469,17 +419,3 @@ class PreferenceBrowser:
         for row in self.rows.raw:
             digest.update(preference_rows.search_text(row).encode("utf-8", "surrogatepass") + b"\0")
         return digest.hexdigest()
-
-
-def _free(path: Path) -> Path:
-    """This path, or the first with a number behind it that nothing has yet."""
-    number, found = 1, path
-    while found.exists():
-        number += 1
-        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return found
-
-
-def _lines(path: Path) -> int:
-    with open(path, "rb") as file:
-        return sum(1 for _ in file)

@@ -1,8 +1,7 @@
 """Labels that a reader gives to rows: made, undone, written to a file, and applied to copies of the rows.
 
-A label is "1" (the first response shown is the best), "2", ... (that one is), "0" (a tie) or "x" (left out). It never
-changes the rows that were given. `js/browser.js` applies labels to a page's rows by the same rules; a test compares
-them.
+A label is "1" (the first response shown is the best), "2", ... (that one is), "0" (a tie) or "x" (left out).
+`js/browser.js` applies labels to a page's rows by the same rules; a test compares them.
 """
 
 from __future__ import annotations
@@ -49,16 +48,10 @@ class Labels:
 
 
 def checked(rows: Rows, row: int, value: str | int) -> str:
-    """The label as one of "0", "1", ..., "x".
-
-    Raises:
-        IndexError: no such row.
-        ValueError: a label that this row cannot have; says which it can.
-    """
+    """The label as "0", "1", ..., "x"; IndexError: no such row; ValueError: not for this row, and which labels are."""
     if not 0 <= row < len(rows):
         raise IndexError(f"row {row} of {len(rows)}: rows are numbered from 0 to {len(rows) - 1}")
-    value = WORDS.get(str(value), str(value))
-    kind = rows.kinds[row]
+    value, kind = WORDS.get(str(value), str(value)), rows.kinds[row]
     count = {"pair": 2, "rated": 0}.get(kind, len(rows.raw[row].get("responses", ())))
     known = [*map(str, range(count + 1)), "x"] if count else ["x"]
     if value not in known:
@@ -129,26 +122,17 @@ def _twins(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 def provenance(rows: Rows, index: int, value: str, when: str) -> Row:
     """What is said of a label beside the row: from, to, when, by what, and which row of which file it was."""
     row, origin = rows.raw[index], rows.origins[rows.origin_of[index]]
-    return {
-        "from": preferred(row),
-        "to": preferred(row, value),
-        "when": when,
-        "view": "PreferenceBrowser",
-        "source": origin.source,
-        "table": origin.table,
-        "row": int(rows.number[index]),
-        "fingerprint": fingerprint(row),
-    }
+    said = {"from": preferred(row), "to": preferred(row, value), "when": when, "view": "PreferenceBrowser"}
+    place = {"source": origin.source, "table": origin.table, "row": int(rows.number[index])}
+    return {**said, **place, "fingerprint": fingerprint(row)}
 
 
 def save(path: str | Path, rows: Rows, labels: Labels) -> Path:
     """Writes the labels alone as JSONL, whole or not at all."""
-    lines = [
-        json.dumps({"label": value, "index": index, **provenance(rows, index, value, when)}, ensure_ascii=False)
-        for index, (value, when) in labels.given.items()
-    ]
     with runs.atomic(Path(path)) as file:
-        file.write("".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"))
+        for index, (value, when) in labels.given.items():
+            entry = {"label": value, "index": index, **provenance(rows, index, value, when)}
+            file.write((json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
     return Path(path)
 
 
@@ -173,10 +157,9 @@ def load(path: str | Path, rows: Rows) -> Labels:
                     places.setdefault(fingerprint(row), []).append(i)
             index = next((i for i in places.get(name, ()) if i not in taken), None)
             if index is None:
-                raise ValueError(
-                    f"{path}, line {number}: its row ({entry.get('source')}, row {entry.get('row')}) is not among these"
-                    f" {len(rows)} rows; open the rows that were labelled, or remove the line"
-                )
+                told = f"its row ({entry.get('source')}, row {entry.get('row')}) is not among these {len(rows)} rows"
+                remedy = "open the rows that were labelled, or remove the line"
+                raise ValueError(f"{path}, line {number}: {told}; {remedy}")
         taken.add(index)
         found.given[index] = (checked(rows, index, value), str(when))
     return found

@@ -1,7 +1,6 @@
 """Rows that a preference browser shows: pairs, rankings and rated rows, checked, put into plain columns, and filtered.
 
-A filter means the same here and in `js/browser.js`, which filters rows on a page without a kernel; a test compares
-them.
+`js/browser.js` filters the rows of a page without a kernel in the same way; a test compares them.
 """
 
 from __future__ import annotations
@@ -27,26 +26,14 @@ COLUMNS = {
     "ranking": ("prompt", "responses"),
     "rated": ("prompt", "completion", "score"),
 }
-NEEDS = (
-    "a pair has prompt, chosen, rejected; a ranking prompt, responses and scores or ranks; a rated row prompt,"
-    " completion, score"
-)
+NEEDS = "a pair has prompt, chosen, rejected; a ranking prompt, responses and scores or ranks; a rated row prompt,"
+NEEDS += " completion, score"
 SOURCES = ("source", "source_chosen", "source_rejected")
 PLACES = ("iteration", "arm", "seed")  # what a row can be filtered by beside its sources
 STATES = ("all", "relabelled", "not relabelled", "left out", "identical", "tie", "duplicate", "margin unknown")
 SORTS = ("order", "margin", "length", "iteration", "score")
-VIEW = {
-    "text": "",
-    "low": None,
-    "high": None,
-    "source": "",
-    "iteration": "",
-    "arm": "",
-    "seed": "",
-    "state": "all",
-    "sort": "order",
-    "down": False,
-}
+VIEW: dict[str, Any] = {"text": "", "low": None, "high": None, **dict.fromkeys(("source", *PLACES), "")}
+VIEW |= {"state": "all", "sort": "order", "down": False}
 
 
 @dataclass(frozen=True)
@@ -86,29 +73,18 @@ class Rows:
         parts = [responses(row) for row in self.raw]
         margins, lengths = zip(*map(_numbers, self.raw, parts, range(len(parts))), strict=True) if parts else ((), ())
         keys = [  # the same pair in the tables of two arms is no repetition
-            (origin, _prompt_key(row["prompt"]), *texts)
+            (origin, json.dumps(row["prompt"], sort_keys=True), *texts)
             for origin, row, texts in zip(self.origin_of.tolist(), self.raw, parts, strict=True)
         ]
-        copies = Counter(keys)
-        table = pd.DataFrame(
-            {
-                "kind": self.kinds,
-                "margin": np.array(margins, float),
-                "length": np.array(lengths, float),
-                "score": np.array(
-                    [
-                        _number(row, "score", i) if kind == "rated" else math.nan
-                        for i, (row, kind) in enumerate(zip(self.raw, self.kinds, strict=True))
-                    ],
-                    float,
-                ),
-                "identical": [len(texts) > 1 and len(set(texts)) == 1 for texts in parts],
-                "empty": [not all(map(str.strip, texts)) for texts in parts],
-                "tie": [is_tie(row) for row in self.raw],
-                "copies": [copies[key] for key in keys],
-            }
-        )
-        table = table.astype({"identical": bool, "empty": bool, "tie": bool, "copies": int})  # of no rows, too
+        copies, kinds = Counter(keys), enumerate(self.kinds)
+        scores = [_number(self.raw[i], "score", i) if kind == "rated" else math.nan for i, kind in kinds]
+        table = pd.DataFrame({"kind": self.kinds})
+        for name, values in (("margin", margins), ("length", lengths), ("score", scores)):
+            table[name] = np.array(values, float)
+        table["identical"] = np.array([len(texts) > 1 and len(set(texts)) == 1 for texts in parts], bool)
+        table["empty"] = np.array([not all(map(str.strip, texts)) for texts in parts], bool)
+        table["tie"] = np.array([is_tie(row) for row in self.raw], bool)
+        table["copies"] = np.array([copies[key] for key in keys], int)
         for name in (*SOURCES, *PLACES):
             table[name] = pd.Series([_name(row.get(name)) for row in self.raw], dtype=object)
         return table
@@ -134,10 +110,8 @@ class Rows:
 
     def _holding(self, words: str) -> np.ndarray:
         """Which rows hold these words, whatever their case: [row]."""
-        blob, starts = self._haystack
-        hits = np.zeros(len(self.raw), bool)
-        wanted = words.encode("utf-8", "surrogatepass")
-        at = blob.find(wanted)
+        (blob, starts), hits = self._haystack, np.zeros(len(self.raw), bool)
+        at = blob.find(wanted := words.encode("utf-8", "surrogatepass"))
         while at >= 0:
             row = bisect_right(starts, at) - 1
             hits[row] = True
@@ -145,22 +119,16 @@ class Rows:
         return hits
 
     def order(self, view: Mapping[str, Any], labels: Mapping[int, str]) -> np.ndarray:
-        """Row numbers that this view shows, in its order.
-
-        Rows whose margin is unknown are outside every range of margins, and last in both directions of an order by
-        margin.
-        """
+        """Row numbers that this view shows, in its order; unknown margins are in no range, and always last."""
         table, n = self.light, len(self.raw)
         keep = np.ones(n, bool)
-        words = view["text"].strip().lower().replace("\0", "")
-        if words:
+        if words := view["text"].strip().lower().replace("\0", ""):
             keep &= self._holding(words)
         margin = table["margin"].to_numpy()
-        with np.errstate(invalid="ignore"):
-            if view["low"] is not None:
-                keep &= margin >= view["low"]
-            if view["high"] is not None:
-                keep &= margin <= view["high"]
+        if view["low"] is not None:
+            keep &= margin >= view["low"]
+        if view["high"] is not None:
+            keep &= margin <= view["high"]
         if view["source"]:
             keep &= (table[list(SOURCES)] == view["source"]).any(axis=1).to_numpy()
         for name in PLACES:
@@ -168,10 +136,9 @@ class Rows:
                 keep &= (table[name] == view[name]).to_numpy()
         state = view["state"]
         if state in ("relabelled", "not relabelled", "left out", "tie"):
-            labelled = np.zeros(n, bool)
-            labelled[list(labels)] = True
             value = np.full(n, "", object)
             value[list(labels)] = list(labels.values())
+            labelled = value != ""
             if state == "tie":
                 keep &= np.where(labelled, value == "0", table["tie"].to_numpy())
             else:
@@ -193,11 +160,7 @@ class Rows:
 
 
 def checked_view(changes: Mapping[str, Any], view: Mapping[str, Any] = VIEW) -> dict[str, Any]:
-    """The view with these changes.
-
-    Raises:
-        ValueError: an unknown name, a state or an order that there is not, a margin that is no number.
-    """
+    """The view with these changes; a ValueError names an unknown filter, state, order or what is no margin."""
     if unknown := [name for name in changes if name not in VIEW]:
         raise ValueError(f"no filter {unknown[0]!r}; known: {', '.join(VIEW)}")
     view = {**view, **changes}
@@ -266,10 +229,6 @@ def plain_value(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)
 
 
-def _prompt_key(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
-
-
 def _name(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
@@ -326,11 +285,8 @@ def _checked(given: Mapping[str, Any], index: int) -> Row:
         if row.get(column) is None and (alias := next((name for name in names if row.get(name) is not None), "")):
             row[column] = row.pop(alias)
     rejected = row.get("rejected")
-    if (
-        isinstance(row.get("chosen"), str)
-        and isinstance(rejected, list)
-        and all(isinstance(text, str) for text in rejected)
-    ):
+    are_texts = isinstance(rejected, list) and all(isinstance(text, str) for text in rejected)
+    if are_texts and isinstance(row.get("chosen"), str):
         if "scores" in row:  # of something else, such as the chunks that LOGO answers from
             row["scores given"] = row.pop("scores")
         row |= {"responses": [row.pop("chosen"), *row.pop("rejected")], "ranks": [1, *[2] * len(rejected)]}
@@ -343,9 +299,8 @@ def _checked(given: Mapping[str, Any], index: int) -> Row:
         for columns in COLUMNS.values():
             if all(name in row for name in columns):
                 name = next(name for name in columns if row[name] is None)
-                raise ValueError(
-                    f'row {index}, column {name!r}: it is missing (null); an empty response is written as ""'
-                )
+                told = 'it is missing (null); an empty response is written as ""'
+                raise ValueError(f"row {index}, column {name!r}: {told}")
         raise ValueError(f"row {index} is no pair, ranking or rated row: {NEEDS}; found {', '.join(row) or 'nothing'}")
     if isinstance(row["prompt"], str) and row["prompt"].startswith('[{"'):  # a chat, as tables keep it
         from workbench.data import prompt_of  # brings torch, which plain rows do not need
@@ -355,10 +310,8 @@ def _checked(given: Mapping[str, Any], index: int) -> Row:
         row["prompt"] = _chat(row["prompt"], index, "prompt")
     for column in {"pair": ("chosen", "rejected"), "rated": ("completion",)}.get(kind, ()):
         if not isinstance(row[column], str):
-            raise ValueError(
-                f"row {index}, column {column!r}: text or a chat list is needed; got {type(row[column]).__name__}"
-                f" {row[column]!r:.60}"
-            )
+            got = f"{type(row[column]).__name__} {row[column]!r:.60}"
+            raise ValueError(f"row {index}, column {column!r}: text or a chat list is needed; got {got}")
     if kind == "ranking":
         _check_ranking(row, index)
     return row
@@ -397,10 +350,8 @@ def _chat(turns: Any, index: int, column: str) -> list[dict[str, str]]:
         content = turn.get("content") if isinstance(turn, Mapping) else None
         if isinstance(content, (list, tuple)) and all(isinstance(part, Mapping) for part in content):
             texts = (part.get("text") for part in content)
-            content = "".join(
-                text if isinstance(text, str) else f"[{part.get('type', 'part')}]"
-                for text, part in zip(texts, content, strict=True)
-            )
+            both = zip(texts, content, strict=True)
+            content = "".join(text if isinstance(text, str) else f"[{part.get('type', 'part')}]" for text, part in both)
         if not isinstance(content, str):
             raise ValueError(f"row {index}, column {column!r}: turn {k} needs a role and content; got {turn!r:.80}")
         found.append({**turn, "role": str(turn.get("role", "user")), "content": content})

@@ -34,11 +34,8 @@ def _gathered(frame: pd.DataFrame) -> list[Row]:
     """One ranking a list, from a table with one row an answer; what all answers share stays one value."""
     rows = []
     for _, part in frame.groupby("list", sort=False):
-        row = {
-            "prompt": part["prompt"].iloc[0],
-            "responses": part["response"].tolist(),
-            "scores": part["score"].tolist(),
-        }
+        texts, scores = part["response"].tolist(), part["score"].tolist()
+        row = {"prompt": part["prompt"].iloc[0], "responses": texts, "scores": scores}
         for name in map(str, part.columns.difference(list(LISTS), sort=False)):
             values = part[name].tolist()
             row[name] = values[0] if name in (*SOURCES, *PLACES) else values
@@ -50,30 +47,19 @@ def of_run(folder: str | Path, tables: Sequence[str] = ()) -> Rows:
     """Rows of every Parquet table below a run folder that holds one of the three kinds.
 
     Two tables of one folder with the very same pairs (as `held_out` and `held_out_rewards`) are one, with the columns
-    of both. What a probe saw on the way (`probes`) belongs to `TrainingMonitor`: its pairs are held-out ones that stand
-    elsewhere too.
-
-    Args:
-        tables: names of tables to read; all of them by default.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no such rows there; says which tables were found.
+    of both. What a probe saw (`probes`) belongs to `TrainingMonitor`: its pairs stand elsewhere too. Arguments and
+    errors are those of `PreferenceBrowser.of_run`.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no run folder {folder}")
-    names = sorted(
-        (path.relative_to(folder) for path in folder.rglob("*.parquet")), key=lambda name: natural(str(name))
-    )
+    names = (path.relative_to(folder) for path in folder.rglob("*.parquet"))
+    names = sorted(names, key=lambda name: natural(str(name)))
     paths = [folder / name for name in names if not any(part.startswith(".") or part == PROBES for part in name.parts)]
     raw: list[Row] = []
-    origins: list[Origin] = []
-    owner: list[int] = []
-    number: list[int] = []
+    origins, owner, number = [], [], []
     for home in dict.fromkeys(path.parent for path in paths):
-        parts = _tables([path for path in paths if path.parent == home], tables)
-        for name, table in parts.items():
+        for name, table in _tables([path for path in paths if path.parent == home], tables).items():
             found, about = of_frame(table), {"source": name, **_place(home)}
             origins.append(Origin((Path(folder.resolve().name) / home.relative_to(folder)).as_posix(), name))
             raw += [{**about, **row} for row in found]
@@ -95,7 +81,10 @@ def _tables(paths: Sequence[Path], wanted: Sequence[str]) -> dict[str, pd.DataFr
         shard = re.fullmatch(r"(.+)-[0-9]+", path.stem)
         if (wanted and path.stem not in wanted) or (shard and shard[1] in stems):
             continue
-        if not _holds_rows(_named(set(pq.read_schema(path).names))):
+        names = set(pq.read_schema(path).names)
+        columns = names | {column for column, aliases in data.ALIASES.items() if names & set(aliases)}
+        kind = kind_of(dict.fromkeys(columns, 0))
+        if not (columns & {"scores", "ranks"} if kind == "ranking" else kind or columns >= LISTS):
             continue
         table = pd.read_parquet(path)
         same = next((name for name, other in parts.items() if _same_pairs(table, other)), None)
@@ -106,16 +95,6 @@ def _tables(paths: Sequence[Path], wanted: Sequence[str]) -> dict[str, pd.DataFr
             new = {str(name): table[name] for name in table.columns.difference(other.columns, sort=False)}
             parts[f"{same} + {path.stem}"] = other.assign(**new)
     return parts
-
-
-def _named(names: set[str]) -> set[str]:
-    """Column names, and ours for what goes by another project's name."""
-    return names | {column for column, aliases in data.ALIASES.items() if names & set(aliases)}
-
-
-def _holds_rows(columns: set[str]) -> bool:
-    kind = kind_of(dict.fromkeys(columns, 0))
-    return bool(columns & {"scores", "ranks"}) if kind == "ranking" else bool(kind) or columns >= LISTS
 
 
 def _same_pairs(table: pd.DataFrame, other: pd.DataFrame) -> bool:

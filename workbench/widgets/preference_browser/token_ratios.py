@@ -35,10 +35,8 @@ class Ratios:
         self.known: dict[int, list[list[Piece]]] = {}
         other = getattr(self.reference, "tokenizer", self.policy.tokenizer)
         if other.get_vocab() != self.policy.tokenizer.get_vocab():
-            raise ValueError(
-                f"{self.policy.name} and {self.reference.name} have different vocabularies; log-ratios need the same"
-                " tokens"
-            )
+            both = f"{self.policy.name} and {self.reference.name}"
+            raise ValueError(f"{both} have different vocabularies; log-ratios need the same tokens")
 
     @torch.no_grad()
     def compute(self, rows: Sequence[int], texts: Callable[[int], tuple[Any, list[str]]]) -> None:
@@ -46,10 +44,7 @@ class Ratios:
         asked = {row: texts(row) for row in dict.fromkeys(rows) if row not in self.known}
         if not asked:
             return
-        groups = {
-            row: self.policy.group(prompt, responses, max_length=self.max_length)
-            for row, (prompt, responses) in asked.items()
-        }
+        groups = {row: self.policy.group(*both, max_length=self.max_length) for row, both in asked.items()}
         order, sizes = list(groups), [n_tokens(group) for group in groups.values()]
         places = microbatches(range(len(order)), sizes, max_tokens=tokens_per_microbatch(self.policy.device))
         batches = [[order[place] for place in batch] for batch in places]
@@ -69,8 +64,7 @@ class Ratios:
 
 @contextmanager
 def _ready(policy: Any) -> Iterator[Policy]:
-    """The policy as it scores, without dropout; `without_adapter()` can be entered once, so a new one of it is
-    entered."""
+    """The policy as it scores, without dropout; `without_adapter()` can be entered once, so a new one is made of it."""
     if isinstance(policy, AbstractContextManager):
         again = getattr(policy, "_recreate_cm", None)
         with again() if again else policy as inner, _ready(inner) as one:
@@ -90,9 +84,8 @@ def pieces(tokenizer: Any, text: str, ids: Sequence[int], values: Sequence[float
     A character of several tokens (byte-level BPE) goes to the first one, the others are empty. What was cut off behind
     the last token comes as a piece without a number.
     """
-    ends = _ends(tokenizer, text)
+    ends, at = _ends(tokenizer, text), 0
     found: list[Piece] = []
-    at = 0
     for k, (token, value) in enumerate(zip(ids, values, strict=False)):
         if token == tokenizer.eos_token_id:
             found.append(["", round(value, 5), "end"])

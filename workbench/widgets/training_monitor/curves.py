@@ -1,6 +1,4 @@
-"""Curves of trainings for TrainingMonitor: which panel a series belongs to, lines of a probe, means over seeds, and
-JSON.
-"""
+"""Curves of trainings for TrainingMonitor: panels of series, lines of a probe, means over seeds, and JSON."""
 
 from __future__ import annotations
 
@@ -12,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.widgets import scripted
+
 CUT, CUT_ROW = 2_000, 400  # characters of one sample, and of one text in a list of rows
 PROMPTS, STEPS = 40, 60  # of one training's samples that a view carries
-PROBED = ("held_out_", "sample_")
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Panel:
     log: bool = False
 
 
-_SIDES = ("chosen", "rejected")
+_SIDES, _BY = ("chosen", "rejected"), ("by reward", "by likelihood")
 PANELS = [
     Panel("Loss", "nats", ("loss",), log=True),
     Panel("Implicit rewards", "beta × nats", ("chosen_rewards", "rejected_rewards"), _SIDES),
@@ -36,9 +35,7 @@ PANELS = [
     Panel("Accuracy on training pairs", "share", ("accuracies",)),
     Panel("Log-probs of training pairs", "nats a response", ("chosen_logps", "rejected_logps"), _SIDES),
     Panel("Held-out log-probs since the start", "nats a response", ("held_out_chosen", "held_out_rejected"), _SIDES),
-    Panel(
-        "Held-out accuracy", "share", ("held_out_reward_accuracy", "held_out_accuracy"), ("by reward", "by likelihood")
-    ),
+    Panel("Held-out accuracy", "share", ("held_out_reward_accuracy", "held_out_accuracy"), _BY),
     Panel("Own samples: quality", "score", ("sample_quality",)),
     Panel("Own samples: length", "tokens", ("sample_length",)),
     Panel("Own samples: ended", "share", ("sample_ended",)),
@@ -97,10 +94,9 @@ def probe_lines(probe: tuple[Any, Any, Any, dict]) -> dict[str, tuple[np.ndarray
         lines["held_out_reward_accuracy"] = steps, _row_means(_right(change["chosen"] - change["rejected"]))
         lines["held_out_accuracy"] = steps, _row_means(_right(now["chosen"] - now["rejected"]))
     if len(samples):
-        means = (
-            samples.assign(ended=samples["ended"].astype(float)).groupby("step")[["length", "quality", "ended"]].mean()
-        )
-        for name in ("length", "quality", "ended"):
+        table = samples.assign(ended=samples["ended"].astype(float))
+        means = table.groupby("step")[["length", "quality", "ended"]].mean()
+        for name in means:
             if means[name].notna().any():
                 lines[f"sample_{name}"] = means.index.to_numpy(dtype=float), means[name].to_numpy(dtype=float)
     return lines
@@ -116,8 +112,7 @@ def _row_means(table: np.ndarray) -> np.ndarray:
 
 
 def seconds_at(clock: tuple[np.ndarray, np.ndarray] | None, x: np.ndarray) -> np.ndarray | None:
-    """Seconds since the start at steps `x`: read off between the steps where the clock was looked at, NaN outside of
-    them."""
+    """Seconds since the start at steps `x`, read off between the steps where the clock was looked at, else NaN."""
     return None if clock is None else np.interp(x, *clock, left=math.nan, right=math.nan)
 
 
@@ -137,11 +132,6 @@ def mean_line(lines: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]])
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON
-def short(values: Any) -> list[float | None]:
-    """Six digits are more than a chart shows; NaN is null."""
-    return [float(f"{x:.6g}") if math.isfinite(x) else None for x in np.asarray(values, dtype=float).tolist()]
-
-
 def cut(text: str, most: int, room: list[int]) -> str:
     """The text, or its beginning and how long it is; `room` counts down."""
     room[0] -= min(len(text), most)
@@ -154,18 +144,11 @@ def records(table: pd.DataFrame, room: list[int]) -> list[dict[str, Any]]:
     for row in table.to_dict("records"):
         if room[0] <= 0:
             break
-        found.append(
-            {
-                str(name): cut(x, CUT_ROW, room)
-                if isinstance(x, str)
-                else None
-                if isinstance(x, float) and not math.isfinite(x)
-                else float(f"{x:.6g}")
-                if isinstance(x, float)
-                else x
-                for name, x in row.items()
-            }
-        )
+        found.append({})
+        for name, value in row.items():
+            if isinstance(value, str):
+                value = cut(value, CUT_ROW, room)
+            found[-1][str(name)] = scripted.short([value], 6)[0] if isinstance(value, float) else value
     return found
 
 
@@ -182,19 +165,9 @@ def sample_records(samples: Any, room: list[int]) -> dict[str, Any] | None:
         if room[0] <= 0 or len(prompts) >= PROMPTS:
             left_out += 1
             continue
-        at = {
-            int(step): [
-                [
-                    cut(row.text, CUT, room),
-                    int(row.length),
-                    bool(row.ended),
-                    None if math.isnan(row.quality) else round(row.quality, 4),
-                ]
-                for row in rows.sort_values("k").itertuples()
-            ]
-            for step, rows in part.groupby("step")
-        }
-        prompts.append(
-            {"text": cut(part["prompt_text"].iloc[0], CUT, room), "at": [at.get(step, []) for step in steps]}
-        )
+        at: dict[int, list[Any]] = {step: [] for step in steps}
+        for row in part.sort_values(["step", "k"]).itertuples():
+            quality = None if math.isnan(row.quality) else round(row.quality, 4)
+            at[int(row.step)].append([cut(row.text, CUT, room), int(row.length), bool(row.ended), quality])
+        prompts.append({"text": cut(part["prompt_text"].iloc[0], CUT, room), "at": list(at.values())})
     return {"steps": steps, "prompts": prompts, "left_out": left_out} if prompts else None

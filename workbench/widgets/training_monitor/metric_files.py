@@ -31,8 +31,7 @@ class Tail:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self.broken = 0  # whole lines that are no JSON object
-        self._place, self._file, self._mark = 0, (0, 0), b""
-        self._open_row = False
+        self._place, self._file, self._mark, self._open_row = 0, (0, 0), b"", False
 
     def read(self) -> bool:
         """True where something changed."""
@@ -56,8 +55,7 @@ class Tail:
             self.rows.pop()
             self._open_row = False
         for line in whole.split(b"\n") if whole else ():
-            row = _parsed(line)
-            if row is not None:
+            if (row := _parsed(line)) is not None:
                 self.rows.append(row)
             elif line.strip():
                 self.broken += 1
@@ -101,10 +99,8 @@ class Part:
 
     def offsets(self) -> list[int]:
         """Steps before each round."""
-        lengths = [
-            max((int(_number(row.get("step"), k)) for k, row in enumerate(t.rows)), default=-1) + 1 for t in self.tails
-        ]
-        return np.cumsum([0, *lengths])[:-1].tolist()
+        steps = [[int(_number(row.get("step"), k)) for k, row in enumerate(tail.rows)] for tail in self.tails]
+        return np.cumsum([0, *(max(found, default=-1) + 1 for found in steps)])[:-1].tolist()
 
     @property
     def borders(self) -> list[int]:
@@ -123,13 +119,13 @@ class Part:
         for offset, tail in zip(self.offsets(), self.tails, strict=True):
             steps += [offset + _number(row.get("step"), k) for k, row in enumerate(tail.rows)]
             rows += tail.rows
-        names = list(dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value)))
-        found = {}
-        for name in names:
-            if name not in _AXES:
-                found[name] = np.array([_number(row.get(name), math.nan) for row in rows])
-                bad += sum(name in row and not math.isfinite(x) for row, x in zip(rows, found[name], strict=True))
-                found[name][~np.isfinite(found[name])] = math.nan
+        found = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value))
+        found = {
+            name: np.array([_number(row.get(name), math.nan) for row in rows]) for name in found if name not in _AXES
+        }
+        for name, values in found.items():
+            bad += sum(name in row and not math.isfinite(x) for row, x in zip(rows, values, strict=True))
+            values[~np.isfinite(values)] = math.nan
         return np.array(steps, dtype=float), found, bad
 
 
@@ -144,17 +140,16 @@ def _number(value: Any, otherwise: float) -> float:
 def place_of(path: Path, root: Path) -> tuple[str, int | None, int]:
     """Arm, seed and round that the folder `path` below `root` names: `seed-0/dpo/round-1` is ("dpo", 0, 1)."""
     seed, number, arm = None, 0, []
-    inside = path.relative_to(root).parts
     # a part of a run that was asked for by itself: what it belongs to stands above it
     above = [part for part in root.parts if re.fullmatch(r"seed-\d+|round-\d+", part)]
-    for part in [*above, *inside]:
+    for part in (*above, *path.relative_to(root).parts):
         if match := re.fullmatch(r"seed-(\d+)", part):
             seed = int(match[1])
         elif match := re.fullmatch(r"round-(\d+)", part):
             number = int(match[1])
         else:
             arm.append(part)
-    named = next((part for part in reversed(root.parts) if not re.fullmatch(r"seed-\d+|round-\d+", part)), "run")
+    named = next((part for part in reversed(root.parts) if part not in above), "run")
     return "/".join(arm) or named, seed, number
 
 
@@ -186,9 +181,8 @@ class Files:
                 part.rounds.append(number)
         for part in parts.values():
             order = np.argsort(part.rounds, kind="stable")
-            part.folders, part.tails, part.rounds = (
-                [x[i] for i in order] for x in (part.folders, part.tails, part.rounds)
-            )
+            for name in ("folders", "tails", "rounds"):
+                setattr(part, name, [getattr(part, name)[i] for i in order])
         new = sorted(parts.values(), key=lambda part: (part.arm, -1 if part.seed is None else part.seed))
         changed |= [part.name for part in new] != [part.name for part in self.parts]
         self.parts = new
@@ -199,17 +193,14 @@ class Files:
 def folders(sources: Sequence[Any]) -> dict[str, Path]:
     """Label -> folder of what the user named."""
     found: dict[str, Path] = {}
-    pairs: list[tuple[str, Any]] = []
-    for source in sources:
-        pairs += [(str(k), v) for k, v in source.items()] if isinstance(source, Mapping) else [("", source)]
+    pairs = [pair for one in sources for pair in (one.items() if isinstance(one, Mapping) else [("", one)])]
     for label, source in pairs:
         path = Path(getattr(source, "folder", source)).expanduser().resolve()
         path = path.parent if path.is_file() else path
         if not path.is_dir():
-            raise ValueError(
-                f"no folder {path}; give a run folder, such as experiment.run.folder, before or while it is trained"
-            )
-        label = label or _label(path, found)
+            remedy = "give a run folder, such as experiment.run.folder, before or while it is trained"
+            raise ValueError(f"no folder {path}; {remedy}")
+        label = str(label) or _label(path, found)
         if label in found:
             raise ValueError(f"two sources are called {label!r}; name them: TrainingMonitor({{'a': ..., 'b': ...}})")
         found[label] = path
@@ -235,8 +226,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------------------------------- fewer points
 def thinned(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
-    """Places of at most `most` points of a line that keep its look: first, last, and the lowest and highest of each
-    stretch.
+    """Places of at most `most` points of a line that keep its look: first, last, lowest and highest of each stretch.
 
     A gap (NaN) stays a gap: one of the points of a stretch without any number is kept.
     """
@@ -245,8 +235,7 @@ def thinned(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
     kept = {0, len(x) - 1}
     a_stretch = 3 if np.isnan(y).any() else 2
     for stretch in np.array_split(np.arange(len(x)), max(1, (most - 2) // a_stretch)):
-        values = y[stretch]
-        bad = np.isnan(values)
+        bad = np.isnan(values := y[stretch])
         if not bad.all():
             kept |= {int(stretch[np.nanargmin(values)]), int(stretch[np.nanargmax(values)])}
         if bad.any():

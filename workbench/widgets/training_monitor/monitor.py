@@ -20,7 +20,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench import runs
-from workbench.figures import COLOURS, TEMPLATE, Note, colour, plain
+from workbench.figures import PALETTE, TEMPLATE, Note, colour, plain
 from workbench.objectives import AVERAGED, REFERENCE_FREE
 from workbench.runs.run import is_locked
 from workbench.training import probes
@@ -350,7 +350,7 @@ class TrainingMonitor:
         for arm in dict.fromkeys(part.arm for part in self._parts):
             wanted = colour(arm.rpartition(" · ")[2])
             found[arm] = next(
-                (c for c in (wanted, *COLOURS.values()) if all(_apart(c, other) for other in found.values())), wanted
+                (c for c in (wanted, *PALETTE) if all(_apart(c, other) for other in found.values())), wanted
             )
         return found
 

@@ -30,7 +30,6 @@ CARRIED = 400_000  # characters of token ids that the view carries; JupyterLab a
 OF_EACH = 20  # rows of every warning that are carried before any other
 POINTS = 3_000  # different pairs of lengths that the figure draws
 KINDS = ("preference", "ranking", "demonstration")
-NO_KIND = "kind must be one of preference, ranking, demonstration; got {!r}"
 
 
 class TrainingPreview:
@@ -40,12 +39,10 @@ class TrainingPreview:
         policy: whose tokenizer made the rows; nothing of it is changed.
         rows: what `training.train` takes: `Group`s, `PairRow`s, or anything with a `.group`. Of several responses the
             first one is the preferred one.
-        held_out: what the evaluation asks: rows with `prompt`, prompts, or groups. Training rows with such a prompt are
-            named.
+        held_out: what the evaluation asks: rows with `prompt`, prompts, or groups. Training rows with one are named.
 
     Raises:
-        ValueError: no rows; a row that is no group; an empty prompt, a response without tokens, a token that the model
-            does not have. The row is named.
+        ValueError: no rows; a row (named) that is no group, has no prompt or an empty response, or an unknown token.
     """
 
     def __init__(self, policy: Policy, rows: Sequence[Any], *, held_out: Sequence[Any] = ()):
@@ -56,9 +53,14 @@ class TrainingPreview:
             check_groups(groups)
         except ValueError as error:
             raise ValueError(str(error).replace("group ", "row ", 1)) from None
-        _check_tokens(policy, groups)
-        self._begin(policy, groups, [_name_of(row, number) for number, row in enumerate(rows)], None)
-        self.rows.held_out = [_prompt_of(policy, one) for one in held_out]
+        known = max(len(policy.tokenizer), policy.model.get_input_embeddings().num_embeddings)
+        for number, group in enumerate(groups):
+            for ids in (group.prompt_ids, *group.responses_ids):
+                if min(ids) < 0 or max(ids) >= known:
+                    bad = f"token {min(ids) if min(ids) < 0 else max(ids)} is none of the model's {known}"
+                    raise ValueError(f"row {number}: {bad}; was it tokenised with another tokenizer?")
+        names = [str(getattr(row, "id", f"row {number}")) for number, row in enumerate(rows)]
+        self._begin(policy, groups, names, None, held_out)
 
     @classmethod
     def of_rows(
@@ -84,11 +86,10 @@ class TrainingPreview:
                 for a response. Row and column are named.
         """
         if kind not in KINDS:
-            raise ValueError(NO_KIND.format(kind))
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
         if min(max_length, max_prompt_length) < 0:
-            raise ValueError(
-                f"lengths are 0 or more; got max_length={max_length}, max_prompt_length={max_prompt_length}"
-            )
+            given = f"max_length={max_length}, max_prompt_length={max_prompt_length}"
+            raise ValueError(f"lengths are 0 or more; got {given}")
         checked = data.check([dict(row) for row in rows], kind)
         limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
         before, groups, whole = policy.counts.copy(), [], []
@@ -104,8 +105,10 @@ class TrainingPreview:
             policy.counts.clear()
             policy.counts.update(before)
         self = cls.__new__(cls)
-        texts = [(_text_of(row["prompt"]), _responses_of(row, kind)) for row in checked]
-        self._begin(policy, groups, [f"row {i}" for i in range(len(groups))], texts)
+        prompts = [row["prompt"] for row in checked]
+        prompts = [p if isinstance(p, str) else "\n".join(str(turn["content"]) for turn in p) for p in prompts]
+        texts = list(zip(prompts, (_responses_of(row, kind) for row in checked), strict=True))
+        self._begin(policy, groups, [f"row {i}" for i in range(len(groups))], texts, held_out)
         self.rows.whole_prompts = [prompt for prompt, _ in whole]
         self.rows.prompts_cut = [len(p) - len(g.prompt_ids) for (p, _), g in zip(whole, groups, strict=True)]
         self.rows.responses_cut = [
@@ -114,15 +117,15 @@ class TrainingPreview:
         ]
         self.rows.ordered = kind == "preference"
         self.scores = [list(map(float, row["scores"])) for row in checked] if kind == "ranking" else None
-        self.rows.held_out = [_prompt_of(policy, one) for one in held_out]
         return self
 
-    def _begin(self, policy: Policy, groups: list[Group], names: list[str], texts: Any) -> None:
+    def _begin(self, policy: Policy, groups: list[Group], names: list[str], texts: Any, held_out: Any) -> None:
         self.groups, self.names = groups, names
         self.held_tokens = tokens_per_microbatch(policy.device)  # the model itself is let go: it may be large
         self.scores: list[list[float]] | None = None
         self.words = TokenText(policy.tokenizer)
         self.rows = Rows([g.prompt_ids for g in groups], [g.responses_ids for g in groups], self.words, texts=texts)
+        self.rows.held_out = [_prompt_of(policy, one) for one in held_out]
 
     # -- what is found
     @cached_property
@@ -144,34 +147,20 @@ class TrainingPreview:
         bad = [f for f in self.findings if f.rule.severity == "severe" and f.rule.code not in allow]
         if bad:
             named = "; ".join(f"{f.rule.title} ({f.rule.code}): {_some(f.rows)}. {f.rule.remedy}" for f in bad)
-            raise ValueError(
-                f"{len(bad)} severe faults in {len(self.groups)} rows: {named} Or allow them by their codes"
-            )
+            many = f"{len(bad)} severe faults in {len(self.groups)} rows"
+            raise ValueError(f"{many}: {named} Or allow them by their codes")
 
     def warnings(self) -> pd.DataFrame:
-        """One row a fault that was found: `code`, `severity`, `title`, `rows` (count), `share`, `first_rows`, `why`,
+        """One row a fault that was found: `code`, `severity`, `title`, `rows` (count), `share`, `first_rows`, `why` and
         `remedy`."""
         names = ["code", "severity", "title", "rows", "share", "first_rows", "why", "remedy"]
-        return pd.DataFrame(
-            (
-                (
-                    f.rule.code,
-                    f.rule.severity,
-                    f.rule.title,
-                    len(f.rows),
-                    len(f.rows) / len(self.groups),
-                    f.rows[:10],
-                    f.rule.why,
-                    f.rule.remedy,
-                )
-                for f in self.findings
-            ),
-            columns=names,
-        )
+        many = len(self.groups)
+        facts = [(*f.rule[:3], len(f.rows), len(f.rows) / many, f.rows[:10], *f.rule[3:5]) for f in self.findings]
+        return pd.DataFrame(facts, columns=names)
 
     def frame(self) -> pd.DataFrame:
-        """One row a training row: its name, tokens of prompt and responses, tokens cut, tokens that the first two
-        responses share at their start, and the codes of its warnings. What was cut is NaN where rows came as tokens."""
+        """One row a training row: its name, tokens of prompt and responses, tokens cut (NaN where rows came as tokens),
+        tokens that the first two responses share at their start, and the codes of its warnings."""
         k = max(map(len, self.rows.lengths))
         lengths = np.full((len(self.groups), k), np.nan)
         for row, many in enumerate(self.rows.lengths):
@@ -183,13 +172,11 @@ class TrainingPreview:
         known = self.rows.prompts_cut is not None
         shared = [row_checks.shared_start(*many[:2]) if len(many) > 1 else np.nan for many in self.rows.responses]
         table = {"name": self.names, "prompt_tokens": [len(ids) for ids in self.rows.prompts]}
-        table |= {f"{label}_tokens": _whole(lengths[:, i]) for i, label in enumerate(self._labels(k))}
-        table |= {
-            "prompt_cut": self.rows.prompts_cut if known else np.nan,
-            "responses_cut": [sum(many) for many in self.rows.responses_cut or []] if known else np.nan,
-            "shared_start": shared,
-            "warnings": [", ".join(codes) for codes in of_row],
-        }
+        for label, column in zip(self._labels(k), lengths.T, strict=True):
+            table[f"{label}_tokens"] = column.astype(int) if np.isfinite(column).all() else column
+        table["prompt_cut"] = self.rows.prompts_cut if known else np.nan
+        table["responses_cut"] = [sum(many) for many in self.rows.responses_cut or []] if known else np.nan
+        table |= {"shared_start": shared, "warnings": [", ".join(codes) for codes in of_row]}
         return pd.DataFrame(table, index=pd.RangeIndex(len(self.groups), name="row"))
 
     def tokens(self, row: int) -> pd.DataFrame:
@@ -218,22 +205,20 @@ class TrainingPreview:
         """`rows`, `tokens`, `scored_tokens`, `prompts_cut`, `responses_cut` (None where unknown), `length_rule`,
         `micro_batches` and `rows_held` (median rows held at once on this device), and `lengths`: name -> (median, 95th
         percentile, max)."""
-        sizes = [len(p) + sum(many) for p, many in zip(self.rows.prompts, self.rows.lengths, strict=True)]
+        rows, known = self.rows, self.rows.prompts_cut is not None
+        sizes = [len(p) + sum(many) for p, many in zip(rows.prompts, rows.lengths, strict=True)]
         parts = [len(part) for part in microbatches(range(len(sizes)), sizes, max_tokens=self.held_tokens)]
-        known = self.rows.prompts_cut is not None
+        found = {name: (np.median(n), np.percentile(n, 95), max(n)) for name, n in self._spread().items()}
         return {
             "rows": len(self.groups),
             "tokens": sum(sizes),
-            "scored_tokens": sum(map(sum, self.rows.lengths)),
-            "prompts_cut": sum(n > 0 for n in self.rows.prompts_cut or []) if known else None,
-            "responses_cut": sum(n > 0 for many in self.rows.responses_cut or [] for n in many) if known else None,
-            "length_rule": row_checks.length_rule(self.rows),
+            "scored_tokens": sum(map(sum, rows.lengths)),
+            "prompts_cut": sum(n > 0 for n in rows.prompts_cut or []) if known else None,
+            "responses_cut": sum(n > 0 for many in rows.responses_cut or [] for n in many) if known else None,
+            "length_rule": row_checks.length_rule(rows),
             "micro_batches": len(parts),
             "rows_held": int(np.median(parts)),
-            "lengths": {
-                name: (float(np.median(v)), float(np.percentile(v, 95)), int(max(v)))
-                for name, v in self._spread().items()
-            },
+            "lengths": {name: (float(mid), float(high), int(top)) for name, (mid, high, top) in found.items()},
         }
 
     def __repr__(self) -> str:
@@ -244,8 +229,7 @@ class TrainingPreview:
         return "\n".join(lines if self.findings else [*lines, "      no  warnings"])
 
     def figure(self) -> go.Figure:
-        """Tokens of the preferred response against those of the other, a circle's area for the rows; one response: a
-        histogram."""
+        """Tokens of the preferred response against the other, a circle's area for the rows; or a histogram."""
         pairs = pd.DataFrame([many[:2] for many in self.rows.lengths if len(many) > 1], columns=["chosen", "rejected"])
         if pairs.empty:
             figure = blank(f"{len(self.groups)} responses", "tokens of the response, end token included", "rows")
@@ -258,42 +242,39 @@ class TrainingPreview:
         shown, top = counted.head(POINTS), int(pairs.to_numpy().max())
         first, second = self._labels(2)
         figure = blank(plain(title), f"tokens of the {second} response", f"tokens of the {first} response")
-        figure.add_trace(
-            go.Scatter(
-                x=shown["rejected"],
-                y=shown["chosen"],
-                mode="markers",
-                customdata=shown["rows"],
-                name="rows",
-                showlegend=False,
-                marker={"size": 4 + 3 * np.sqrt(shown["rows"]).clip(upper=8), "opacity": 0.6},
-                hovertemplate=f"{first} %{{y}}, {second} %{{x}} tokens: %{{customdata}} rows<extra></extra>",
-            )
-        )
+        hover = f"{first} %{{y}}, {second} %{{x}} tokens: %{{customdata}} rows<extra></extra>"
+        marker = {"size": 4 + 3 * np.sqrt(shown["rows"]).clip(upper=8), "opacity": 0.6}
+        points: Any = {"x": shown["rejected"], "y": shown["chosen"], "customdata": shown["rows"], "mode": "markers"}
+        figure.add_trace(go.Scatter(**points, name="rows", showlegend=False, marker=marker, hovertemplate=hover))
         figure.add_shape(type="line", x0=0, y0=0, x1=top, y1=top, line={"color": "#888", "dash": "dot"})
         return figure
 
     # -- the view
     def data(self) -> dict[str, Any]:
         """What the view draws, JSON types only."""
-        listed = sorted(self._order()[:LISTED])
-        place = {row: i for i, row in enumerate(listed)}
-        carried, spent = {}, 0
-        for row in (row for row in self._order() if row in place):
-            size = 7 * (len(self.rows.prompts[row]) + sum(self.rows.lengths[row])) + 8
+        rows, first = self.rows, self._order[:LISTED]
+        listed, carried, spent = sorted(first), {}, 0
+        for row in first:
+            size = 7 * (len(rows.prompts[row]) + sum(rows.lengths[row])) + 8
             if spent + size <= CARRIED or not carried:
                 carried[row], spent = self._ids(row), spent + size
-        spread, cuts = self._spread(), self.rows.prompts_cut is not None
+        cuts = rows.prompts_cut and [[rows.prompts_cut[row], *rows.responses_cut[row]] for row in listed]  # type: ignore[index]
         names = [self.names[row] for row in listed]
         names = None if names == [f"row {row}" for row in listed] else names
-        top = max(_top(values) for name, values in spread.items() if name != "prompt")
+        spread = self._spread()
+        tops = {name: _top(values) for name, values in spread.items()}
+        tops |= dict.fromkeys([*tops][1:], max([*tops.values()][1:]))  # responses share one axis
+        told, place = [], set(listed)
+        for finding in self.findings:
+            about = {name: getattr(finding.rule, name) for name in ("code", "severity", "title", "why", "remedy")}
+            told.append({**about, "count": len(finding.rows), "rows": [row for row in finding.rows if row in place]})
         return {
             "total": len(self.groups),
             "listed": listed,
             "names": names,
             "labels": self._labels(0),
-            "lengths": [[len(self.rows.prompts[row]), *self.rows.lengths[row]] for row in listed],
-            "cuts": [[self.rows.prompts_cut[row], *self.rows.responses_cut[row]] for row in listed] if cuts else None,  # type: ignore[index]
+            "lengths": [[len(rows.prompts[row]), *rows.lengths[row]] for row in listed],
+            "cuts": cuts,
             "starts": [self._start_of_responses(row) for row in listed],
             "scores": None if self.scores is None else [self.scores[row] for row in listed],
             "ids": {str(row): ids for row, ids in carried.items()},
@@ -301,22 +282,8 @@ class TrainingPreview:
             "say": self._say(),
             "rule": self._rule_text(),
             "eos": self.words.eos,
-            "spread": [
-                {
-                    "name": name,
-                    "text": _quantiles(values),
-                    **_histogram(values, _top(values) if name == "prompt" else top),
-                }
-                for name, values in spread.items()
-            ],
-            "findings": [
-                {
-                    **{name: getattr(f.rule, name) for name in ("code", "severity", "title", "why", "remedy")},
-                    "count": len(f.rows),
-                    "rows": [row for row in f.rows if row in place],
-                }
-                for f in self.findings
-            ],
+            "spread": [{"name": n, "text": _quantiles(v), **_histogram(v, tops[n])} for n, v in spread.items()],
+            "findings": told,
         }
 
     def widget(self) -> Any:
@@ -329,7 +296,7 @@ class TrainingPreview:
 
     # -- inside
     def _state(self) -> dict[str, Any]:
-        return {"chosen": self._order()[0], "warning": ""}
+        return {"chosen": self._order[0], "warning": ""}
 
     def _on_message(self, widget: Any, content: Any) -> None:
         row = content.get("row")
@@ -348,16 +315,15 @@ class TrainingPreview:
             "special": [token for token in used if token in self.words.special],
         }
 
+    @cached_property
     def _order(self) -> list[int]:
         """All rows: some of every warning, then by how bad their worst warning is, then as they stand."""
-        if "order" not in self.__dict__:
-            worst = np.full(len(self.groups), 3)
-            for finding in self.findings:
-                rank = ("severe", "warning", "note").index(finding.rule.severity)
-                worst[finding.rows] = np.minimum(worst[finding.rows], rank)
-                worst[finding.rows[:OF_EACH]] = -1
-            self.__dict__["order"] = np.argsort(worst, kind="stable").tolist()
-        return self.__dict__["order"]
+        worst = np.full(len(self.groups), 3)
+        for finding in self.findings:
+            rank = ("severe", "warning", "note").index(finding.rule.severity)
+            worst[finding.rows] = np.minimum(worst[finding.rows], rank)
+            worst[finding.rows[:OF_EACH]] = -1
+        return np.argsort(worst, kind="stable").tolist()
 
     def _labels(self, k: int) -> list[str]:
         k = k or max(map(len, self.rows.lengths))
@@ -379,11 +345,9 @@ class TrainingPreview:
     def _say(self) -> str:
         s = self.summary()
         what = {1: "demonstration", 2: "pair"}.get(max(map(len, self.rows.lengths)), "list")
-        cuts = (
-            "what was cut before cannot be seen"
-            if s["prompts_cut"] is None
-            else (f"{_many(s['prompts_cut'], 'prompt')} and {_many(s['responses_cut'], 'response')} cut")
-        )
+        cuts = "what was cut before cannot be seen"
+        if s["prompts_cut"] is not None:
+            cuts = f"{_many(s['prompts_cut'], 'prompt')} and {_many(s['responses_cut'], 'response')} cut"
         passes = "1 pass" if s["micro_batches"] == 1 else f"{s['micro_batches']:,} passes"
         return (
             f"{_many(s['rows'], what)}, {_many(s['tokens'], 'token')}, {s['scored_tokens']:,} of them scored; {cuts}; "
@@ -405,28 +369,13 @@ class TrainingPreview:
 def _group_of(row: Any, number: int) -> Group:
     group = getattr(row, "group", row)
     if not isinstance(group, Group):
+        kind = type(row).__name__
         raise ValueError(
-            f"row {number} is a {type(row).__name__} without a group of tokens; for raw rows use"
-            " TrainingPreview.of_rows"
+            f"row {number} is a {kind} without a group of tokens; for raw rows use TrainingPreview.of_rows"
         )
     if not group.responses_ids:
         raise ValueError(f"row {number} has no responses, so there is nothing to train on; drop it")
     return group
-
-
-def _name_of(row: Any, number: int) -> str:
-    return str(getattr(row, "id", f"row {number}"))
-
-
-def _check_tokens(policy: Policy, groups: Sequence[Group]) -> None:
-    known = max(len(policy.tokenizer), policy.model.get_input_embeddings().num_embeddings)
-    for number, group in enumerate(groups):
-        for ids in (group.prompt_ids, *group.responses_ids):
-            if min(ids) < 0 or max(ids) >= known:
-                raise ValueError(
-                    f"row {number}: token {min(ids) if min(ids) < 0 else max(ids)} is none of the model's {known}; "
-                    "was it tokenised with another tokenizer?"
-                )
 
 
 def _prompt_of(policy: Policy, one: Any) -> list[int]:
@@ -454,14 +403,9 @@ def _responses_of(row: Mapping[str, Any], kind: str) -> list[str]:
     return [row["completion"]] if kind == "demonstration" else [row["chosen"], row["rejected"]]
 
 
-def _text_of(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(str(turn["content"]) for turn in prompt)
-
-
 def _some(rows: Sequence[int]) -> str:
-    return f"{'row' if len(rows) == 1 else 'rows'} {', '.join(map(str, rows[:10]))}" + (
-        f" and {len(rows) - 10:,} more" if len(rows) > 10 else ""
-    )
+    more = f" and {len(rows) - 10:,} more" if len(rows) > 10 else ""
+    return f"{'row' if len(rows) == 1 else 'rows'} {', '.join(map(str, rows[:10]))}{more}"
 
 
 def _many(n: int, what: str) -> str:
@@ -469,9 +413,8 @@ def _many(n: int, what: str) -> str:
 
 
 def _quantiles(values: Sequence[int]) -> str:
-    return (
-        f"median {np.median(values):,.0f}, 95 % up to {np.percentile(values, 95):,.0f}, longest {max(values):,} tokens"
-    )
+    middle, high = np.percentile(values, (50, 95))
+    return f"median {middle:,.0f}, 95 % up to {high:,.0f}, longest {max(values):,} tokens"
 
 
 def _top(values: Sequence[int]) -> int:
@@ -485,7 +428,3 @@ def _histogram(values: Sequence[int], top: int) -> dict[str, Any]:
     places = np.minimum(np.asarray(values) // width, top // width)
     over = int((np.asarray(values) >= width * (top // width + 1)).sum())
     return {"width": width, "counts": np.bincount(places, minlength=top // width + 1).tolist(), "over": over}
-
-
-def _whole(values: np.ndarray) -> Any:
-    return values.astype(int) if np.isfinite(values).all() else values

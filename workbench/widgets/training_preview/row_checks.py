@@ -1,8 +1,6 @@
-"""What is found in rows before training: one rule a fault, from token ids and texts to the numbers of the rows that
-have it.
+"""What is found in rows before training: one rule a fault, which names the rows that have it and changes none.
 
-A rule never changes or drops a row. A row with a fault may be what its author wants; `severe` marks what hardly ever
-is.
+A row with a fault may be what its author wants; `severe` marks what hardly ever is.
 """
 
 from __future__ import annotations
@@ -13,14 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from workbench.widgets.training_preview.token_text import TokenText
-
-Severity = Literal["severe", "warning", "note"]
 
 OFTEN = 10  # rows with the same prompt, from which on it is said
 ALIKE = 0.95  # share of tokens that two responses share, from which on they count as near-identical
@@ -28,7 +24,7 @@ SHORTEST_LEAK = 20  # characters; shorter responses stand in their prompt by cha
 LENGTH_RULE = 0.6  # accuracy of "the longer one is chosen", above which its whole interval must lie
 FEWEST_FOR_LENGTH = 20  # pairs of different length
 _HIDDEN = re.compile(
-    "[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\U000e0000-\U000e007f]"
+    r"[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\U000e0000-\U000e007f]"
 )
 _MARKERS = re.compile(
     r"<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|user\|>|"
@@ -65,17 +61,10 @@ class Rows:
         return len(self.prompts)
 
     @cached_property
-    def prompt_texts(self) -> list[str]:
-        return (
-            [text for text, _ in self.texts] if self.texts is not None else [self.words.join(p) for p in self.prompts]
-        )
-
-    @cached_property
-    def response_texts(self) -> list[list[str]]:
-        """As they were given, or as their tokens say."""
-        if self.texts is not None:
-            return [responses for _, responses in self.texts]
-        return [[self.words.join(ids) for ids in row] for row in self.responses]
+    def said(self) -> list[tuple[str, list[str]]]:
+        """Prompt and responses of each row: as they were given, or as their tokens say."""
+        join, both = self.words.join, zip(self.prompts, self.responses, strict=True)
+        return [(join(ids), [join(one) for one in many]) for ids, many in both] if self.texts is None else self.texts
 
     @cached_property
     def by_prompt(self) -> dict[tuple[int, ...], list[int]]:
@@ -146,11 +135,12 @@ def unknown_token(rows: Rows) -> list[int]:
 
 # --------------------------------------------------------------------------------------------- pairs: is there a signal
 def identical(rows: Rows) -> list[int]:
-    return _unique(row for row, one, two in rows.pairs() if one == two)
+    return list(dict.fromkeys(row for row, one, two in rows.pairs() if one == two))
 
 
 def near_identical(rows: Rows) -> list[int]:
-    return _unique(row for row, one, two in rows.pairs() if one != two and likeness(one, two) >= ALIKE)
+    alike = (row for row, one, two in rows.pairs() if one != two and likeness(one, two) >= ALIKE)
+    return list(dict.fromkeys(alike))
 
 
 def likeness(one: Sequence[int], two: Sequence[int]) -> float:
@@ -158,9 +148,7 @@ def likeness(one: Sequence[int], two: Sequence[int]) -> float:
     if that is more. Below `ALIKE` it may return 0.0 instead of the exact number."""
     shorter = min(len(one), len(two))
     start = shared_start(one, two) / shorter if shorter else 0.0
-    if start >= ALIKE:
-        return start
-    return Levenshtein.normalized_similarity(one, two, score_cutoff=ALIKE)
+    return start if start >= ALIKE else Levenshtein.normalized_similarity(one, two, score_cutoff=ALIKE)
 
 
 def shared_start(one: Sequence[int], two: Sequence[int]) -> int:
@@ -169,10 +157,7 @@ def shared_start(one: Sequence[int], two: Sequence[int]) -> int:
 
 
 def conflicting(rows: Rows) -> list[int]:
-    """Rows whose first two responses stand in the other order in another row with the same prompt.
-
-    A list in any order, with scores, prefers nothing by its order.
-    """
+    """Rows whose first two responses stand in the other order in another row with the prompt; of ordered rows alone."""
     if not rows.ordered:
         return []
     seen: dict[tuple, list[int]] = defaultdict(list)
@@ -181,13 +166,11 @@ def conflicting(rows: Rows) -> list[int]:
             if len(rows.responses[row]) > 1:
                 one, two = map(tuple, rows.responses[row][:2])
                 seen[(same[0], one, two)].append(row)
-    found = [row for (p, one, two), own in seen.items() if one != two and (p, two, one) in seen for row in own]
-    return sorted(found)
+    return sorted(row for (p, one, two), own in seen.items() if one != two and (p, two, one) in seen for row in own)
 
 
 class LengthRule(NamedTuple):
-    """How often the preferred response is the longer one, of pairs that differ in length, with Wilson's 95 %
-    interval."""
+    """How often the preferred response of `n` pairs of unlike length is the longer one; Wilson's 95 % interval."""
 
     share: float
     low: float
@@ -238,11 +221,11 @@ def in_held_out(rows: Rows) -> list[int]:
 # ------------------------------------------------------------------------------------------- texts: what became of them
 def special_in_prompt(rows: Rows) -> list[int]:
     """Prompts whose text spells a special token; the tokenizer reads it as that token. Needs the texts."""
-    return [] if rows.texts is None else _spelled(rows, [[text] for text in rows.prompt_texts])
+    return [] if rows.texts is None else _spelled(rows, [[prompt] for prompt, _ in rows.said])
 
 
 def special_in_response(rows: Rows) -> list[int]:
-    return _spelled(rows, rows.response_texts)
+    return _spelled(rows, [many for _, many in rows.said])
 
 
 def _spelled(rows: Rows, texts: Sequence[Sequence[str]]) -> list[int]:
@@ -255,26 +238,21 @@ def _spelled(rows: Rows, texts: Sequence[Sequence[str]]) -> list[int]:
 
 def template_in_text(rows: Rows) -> list[int]:
     """Prompts that bring turn markers of their own. Needs the texts."""
-    return [] if rows.texts is None else [row for row, text in enumerate(rows.prompt_texts) if _MARKERS.search(text)]
+    return [] if rows.texts is None else [row for row, (prompt, _) in enumerate(rows.said) if _MARKERS.search(prompt)]
 
 
 def starts_with_blank(rows: Rows) -> list[int]:
-    return [row for row, many in enumerate(rows.response_texts) if any(text[:1].isspace() for text in many)]
+    return [row for row, (_, many) in enumerate(rows.said) if any(text[:1].isspace() for text in many)]
 
 
 def hidden_characters(rows: Rows) -> list[int]:
-    texts = zip(rows.prompt_texts, rows.response_texts, strict=True)
-    return [row for row, (prompt, many) in enumerate(texts) if any(map(_HIDDEN.search, (prompt, *many)))]
+    return [row for row, (prompt, many) in enumerate(rows.said) if any(map(_HIDDEN.search, (prompt, *many)))]
 
 
 def leaked(rows: Rows) -> list[int]:
     """Rows whose first response stands in its prompt, word for word."""
-    found = []
-    for row, (prompt, many) in enumerate(zip(rows.prompt_texts, rows.response_texts, strict=True)):
-        answer = many[0].strip() if many else ""
-        if len(answer) >= SHORTEST_LEAK and answer in prompt:
-            found.append(row)
-    return found
+    answers = [(prompt, many[0].strip() if many else "") for prompt, many in rows.said]
+    return [row for row, (prompt, text) in enumerate(answers) if len(text) >= SHORTEST_LEAK and text in prompt]
 
 
 def not_written_back(rows: Rows) -> list[int]:
@@ -285,7 +263,7 @@ def not_written_back(rows: Rows) -> list[int]:
     if rows.texts is None:
         return []
     found = []
-    for row, (ids, texts) in enumerate(zip(rows.responses, rows.response_texts, strict=True)):
+    for row, (ids, (_, texts)) in enumerate(zip(rows.responses, rows.said, strict=True)):
         cuts = rows.responses_cut[row] if rows.responses_cut else [0] * len(ids)
         if any(_lost(rows.words, *one) for one in zip(ids, texts, cuts, strict=True)):
             found.append(row)
@@ -303,16 +281,12 @@ def _lost(words: TokenText, ids: list[int], text: str, cut: int) -> bool:
     return True
 
 
-def _unique(rows: Iterable[int]) -> list[int]:
-    return list(dict.fromkeys(rows))
-
-
 # ------------------------------------------------------------------------------------------------------------ all rules
 class Rule(NamedTuple):
     """A fault: its code, how bad it is, its name, why it matters and what to do, and what finds it."""
 
     code: str
-    severity: Severity
+    severity: str
     title: str
     why: str
     remedy: str
@@ -324,188 +298,83 @@ class Finding(NamedTuple):
     rows: list[int]
 
 
-_KNOWN: Any = (
-    (
-        "response_cut",
-        "severe",
-        "response cut: no end token",
-        "The end and the end token are gone: it teaches text that never stops.",
-        "Raise max_length, shorten or drop these rows.",
-        response_cut,
-    ),
-    (
-        "no_end_token",
-        "severe",
-        "no end token",
-        "A response that does not end teaches the policy not to stop.",
-        "Encode responses with policy.encode_response or policy.group; of samples drop those that hit max_new_tokens.",
-        no_end_token,
-    ),
-    (
-        "end_token_inside",
-        "severe",
-        "end token before the end",
-        "Tokens behind it are never reached in sampling, yet they are scored.",
-        "Give the response as text: policy.group then keeps exactly one end token.",
-        end_token_inside,
-    ),
-    (
-        "empty_chosen",
-        "severe",
-        "preferred response is empty",
-        "Only the end token is scored: it teaches to say nothing.",
-        "Drop the rows or fill in the answers.",
-        empty_chosen,
-    ),
-    (
-        "two_begin_tokens",
-        "severe",
-        "begin token twice",
-        "Template and tokenizer both add it: a start that pretraining never showed.",
-        "Take the begin token out of the chat template, or encode prompts with policy.encode_prompt.",
-        two_begin_tokens,
-    ),
-    (
-        "unknown_token",
-        "severe",
-        "unknown token",
-        "The tokenizer has no token for a part of the text, so its meaning is lost.",
-        "Use a tokenizer with byte fallback, or add the missing tokens and train their embeddings.",
-        unknown_token,
-    ),
-    (
-        "not_written_back",
-        "severe",
-        "text lost in tokens",
-        "The tokens of a response do not give its text back.",
-        "Look at the normaliser of the tokenizer; use one that works on bytes.",
-        not_written_back,
-    ),
-    (
-        "in_held_out",
-        "severe",
-        "prompt is held out",
-        "Evaluation prompts in training make held-out numbers worthless.",
-        "Split by prompt: data.held_out(rows, test_size=...).",
-        in_held_out,
-    ),
-    (
-        "special_in_prompt",
-        "severe",
-        "prompt spells a special token",
-        "It is read as that token: the text can end its turn or open another one.",
-        "Remove or rewrite the token's name in the prompt.",
-        special_in_prompt,
-    ),
-    (
-        "prompt_cut",
-        "warning",
-        "prompt cut on the left",
-        "The model answers a question whose beginning it does not see.",
-        "Raise max_length or max_prompt_length, or shorten the prompts.",
-        prompt_cut,
-    ),
-    (
-        "identical",
-        "warning",
-        "identical responses",
-        "Such a pair has no signal: its gradient is 0 for every pairwise loss.",
-        "Drop the rows; many of them mean that sampling is too cold.",
-        identical,
-    ),
-    (
-        "near_identical",
-        "warning",
-        "near-identical responses",
-        (
-            "Few tokens carry the difference; pushing them apart can lower the likelihood of both (likelihood"
-            " displacement)."
-        ),
-        "Drop the rows, add an SFT term, or watch chosen log-probs in training.",
-        near_identical,
-    ),
-    (
-        "conflicting",
-        "warning",
-        "the same pair both ways",
-        "The same two responses stand here once each way, so the labels cancel.",
-        "Keep the majority's order, or give p_chosen to a loss that takes it.",
-        conflicting,
-    ),
-    (
-        "chosen_is_longer",
-        "warning",
-        "length gives the label away",
-        "A policy can lower its loss by writing longer and learning nothing else.",
-        "Balance lengths, or use a length-normalised loss (SimPO, or IPO with average log-probs).",
-        chosen_is_longer,
-    ),
-    (
-        "duplicates",
-        "warning",
-        "duplicate rows",
-        "The same row several times weighs more and makes metrics look surer than they are.",
-        "Drop duplicates, or keep them on purpose as weights.",
-        duplicates,
-    ),
-    (
-        "template_in_text",
-        "warning",
-        "prompt brings turn markers",
-        "The text already holds a chat template's marks, inside or instead of the tokenizer's own.",
-        "Give chats as lists of messages and let the tokenizer's template write the marks.",
-        template_in_text,
-    ),
-    (
-        "hidden_characters",
-        "warning",
-        "hidden characters",
-        "Zero-width or bidirectional control characters: readers do not see them, the model does.",
-        "Remove them unless the language needs them (joiners, emoji).",
-        hidden_characters,
-    ),
-    (
-        "leaked",
-        "warning",
-        "response stands in its prompt",
-        "The answer can be copied, which teaches copying.",
-        "Check that the prompt does not hold the answer by mistake.",
-        leaked,
-    ),
-    (
-        "empty_other",
-        "warning",
-        "empty response among the others",
-        "Only its end token is scored: the pair teaches not to be silent, nothing else.",
-        "Drop the rows unless silence is what you want to train away.",
-        empty_other,
-    ),
-    (
-        "starts_with_blank",
-        "note",
-        "response starts with a blank",
-        "The first token differs from the one that sampling would start with.",
-        "Strip responses, unless the template expects the blank.",
-        starts_with_blank,
-    ),
-    (
-        "special_in_response",
-        "note",
-        "response spells a special token",
-        "It stays text here (split_special_tokens) and never ends the response.",
-        "Nothing, if it is meant; else clean the source.",
-        special_in_response,
-    ),
-    (
-        "frequent_prompt",
-        "note",
-        f"prompt in {OFTEN} rows or more",
-        "One prompt with many rows weighs as much as many prompts.",
-        "Take fewer pairs of each prompt; split train and test by prompt.",
-        frequent_prompt,
-    ),
-)
-RULES = tuple(Rule(*fields) for fields in _KNOWN)
+# three lines a rule: code (the name of its function), how bad it is and its name; why it matters; what to do
+_TOLD = f"""
+response_cut | severe | response cut: no end token
+The end and the end token are gone: it teaches text that never stops.
+Raise max_length, shorten or drop these rows.
+no_end_token | severe | no end token
+A response that does not end teaches the policy not to stop.
+Encode responses with policy.encode_response or policy.group; of samples drop those that hit max_new_tokens.
+end_token_inside | severe | end token before the end
+Tokens behind it are never reached in sampling, yet they are scored.
+Give the response as text: policy.group then keeps exactly one end token.
+empty_chosen | severe | preferred response is empty
+Only the end token is scored: it teaches to say nothing.
+Drop the rows or fill in the answers.
+two_begin_tokens | severe | begin token twice
+Template and tokenizer both add it: a start that pretraining never showed.
+Take the begin token out of the chat template, or encode prompts with policy.encode_prompt.
+unknown_token | severe | unknown token
+The tokenizer has no token for a part of the text, so its meaning is lost.
+Use a tokenizer with byte fallback, or add the missing tokens and train their embeddings.
+not_written_back | severe | text lost in tokens
+The tokens of a response do not give its text back.
+Look at the normaliser of the tokenizer; use one that works on bytes.
+in_held_out | severe | prompt is held out
+Evaluation prompts in training make held-out numbers worthless.
+Split by prompt: data.held_out(rows, test_size=...).
+special_in_prompt | severe | prompt spells a special token
+It is read as that token: the text can end its turn or open another one.
+Remove or rewrite the token's name in the prompt.
+prompt_cut | warning | prompt cut on the left
+The model answers a question whose beginning it does not see.
+Raise max_length or max_prompt_length, or shorten the prompts.
+identical | warning | identical responses
+Such a pair has no signal: its gradient is 0 for every pairwise loss.
+Drop the rows; many of them mean that sampling is too cold.
+near_identical | warning | near-identical responses
+Few tokens carry the difference; pushing them apart can lower the likelihood of both (likelihood displacement).
+Drop the rows, add an SFT term, or watch chosen log-probs in training.
+conflicting | warning | the same pair both ways
+The same two responses stand here once each way, so the labels cancel.
+Keep the majority's order, or give p_chosen to a loss that takes it.
+chosen_is_longer | warning | length gives the label away
+A policy can lower its loss by writing longer and learning nothing else.
+Balance lengths, or use a length-normalised loss (SimPO, or IPO with average log-probs).
+duplicates | warning | duplicate rows
+The same row several times weighs more and makes metrics look surer than they are.
+Drop duplicates, or keep them on purpose as weights.
+template_in_text | warning | prompt brings turn markers
+The text already holds a chat template's marks, inside or instead of the tokenizer's own.
+Give chats as lists of messages and let the tokenizer's template write the marks.
+hidden_characters | warning | hidden characters
+Zero-width or bidirectional control characters: readers do not see them, the model does.
+Remove them unless the language needs them (joiners, emoji).
+leaked | warning | response stands in its prompt
+The answer can be copied, which teaches copying.
+Check that the prompt does not hold the answer by mistake.
+empty_other | warning | empty response among the others
+Only its end token is scored: the pair teaches not to be silent, nothing else.
+Drop the rows unless silence is what you want to train away.
+starts_with_blank | note | response starts with a blank
+The first token differs from the one that sampling would start with.
+Strip responses, unless the template expects the blank.
+special_in_response | note | response spells a special token
+It stays text here (split_special_tokens) and never ends the response.
+Nothing, if it is meant; else clean the source.
+frequent_prompt | note | prompt in {OFTEN} rows or more
+One prompt with many rows weighs as much as many prompts.
+Take fewer pairs of each prompt; split train and test by prompt.
+""".strip().splitlines()
+
+
+def _rule(head: str, why: str, remedy: str) -> Rule:
+    code, severity, title = head.split(" | ")
+    return Rule(code, severity, title, why, remedy, globals()[code])
+
+
+RULES = tuple(map(_rule, _TOLD[::3], _TOLD[1::3], _TOLD[2::3]))
 BY_CODE = {rule.code: rule for rule in RULES}
 
 

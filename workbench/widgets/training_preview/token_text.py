@@ -33,8 +33,7 @@ def visible(text: str) -> str:
 
 @cache
 def _byte_of() -> dict[str, int]:
-    """The byte behind each character of a byte-level vocabulary: printable ones stand for themselves, the rest moved
-    up."""
+    """The byte behind each character of a byte-level vocabulary: itself where it is printable, else moved up."""
     kept = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     moved = [byte for byte in range(256) if byte not in kept]
     return {chr(byte): byte for byte in kept} | {chr(256 + i): byte for i, byte in enumerate(moved)}
@@ -44,8 +43,7 @@ class TokenText:
     """The vocabulary of a tokenizer as text.
 
     Attributes:
-        special: ids that no text may spell (begin, end, turns); `eos`, `bos`, `unk` are single ids, None where there is
-            none.
+        special: ids that no text may spell (begin, end, turns); `eos`, `bos`, `unk` are single ids or None.
         spelled: special token -> id.
     """
 
@@ -54,24 +52,18 @@ class TokenText:
         self.eos, self.bos, self.unk = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id
         added = getattr(tokenizer, "get_added_vocab", dict)()
         marked = getattr(tokenizer, "added_tokens_decoder", {})
-        special = {int(i) for i in tokenizer.all_special_ids}
-        special |= {int(i) for i, token in marked.items() if getattr(token, "special", False)}
-        self.special = frozenset(special)
+        marked = [i for i, token in marked.items() if getattr(token, "special", False)]
+        self.special = special = frozenset(map(int, [*tokenizer.all_special_ids, *marked]))
         self.spelled = {token: i for token, i in added.items() if i in special}
         for i in special - set(self.spelled.values()):
             self.spelled[str(tokenizer.convert_ids_to_tokens(i))] = i
         state = _decoder_state(tokenizer)
         self._byte_level, self._words = '"ByteLevel"' in state, state == ""
         self._continued = '"WordPiece"' in state
-        self._bytes: dict[int, bytes] = {}
+        self.bytes_of = cache(self._bytes_of)
 
-    def bytes_of(self, token: int) -> bytes:
+    def _bytes_of(self, token: int) -> bytes:
         """What the token adds to a text, in UTF-8; a part of a character gives a part of its bytes."""
-        if token not in self._bytes:
-            self._bytes[token] = self._make(token)
-        return self._bytes[token]
-
-    def _make(self, token: int) -> bytes:
         raw = self.tokenizer.convert_ids_to_tokens(int(token))
         if raw is None:
             return f"⟨no token {token}⟩".encode()
@@ -105,11 +97,7 @@ class TokenText:
 
     def is_partial(self, token: int) -> bool:
         """Whether the token holds bytes that are no whole character."""
-        try:
-            self.bytes_of(token).decode()
-        except UnicodeDecodeError:
-            return True
-        return False
+        return self.bytes_of(token).decode("utf-8", "ignore").encode() != self.bytes_of(token)
 
 
 def _decoder_state(tokenizer: Any) -> str:

@@ -8,22 +8,24 @@ learned from pairs, of which the critic V is a copy. Then every update of the po
     1. Reset: for each prompt x with reference y~ of L tokens (EOS token included), with probability beta draw n
        uniformly from 1 .. L-1, else n = 0. The response begins with y~_1 .. y~_n.
     2. Rollout: y_t ~ pi(. | x, y_<t) for t > n, until the EOS token.
-    3. Reward a token: r_t = -kl (log pi(y_t) - log pi_SFT(y_t)) + [t last] r_phi(x, y); divided by its deviation.
+    3. Reward every token, t <= n too: r_t = -kl (log pi(y_t) - log pi_SFT(y_t)) + [t last] s, where s = r_phi(x, y), or
+       -1 for a response without an EOS token; divided by the standard deviation of all r_t of the batch.
     4. Advantage: A = GAE(gamma, lambda) of r under the critic V, whitened; returns R = A before whitening + V.
     5. Update, in four passes over the batch, with rho_t = pi(y_t) / pi_rollout(y_t): minimise
 
            mean over t > n of max(-A_t rho_t, -A_t clip(rho_t, 0.8, 1.2))
-           + 0.1 mean over all t of the value loss (V_t - R_t)^2 / 2, V clipped to 0.2 around its old value
+           + 0.1 mean over all t of max((V_t - R_t)^2, (V_t clipped to V_old,t +- 0.2 - R_t)^2) / 2
 
 so that tokens of the reset, which the policy did not choose, give it no gradient but teach the critic. beta = 0 is PPO.
-Nothing is ever reset at evaluation. Steps 2 to 5 are those of every PPO and stand in `workbench.training.ppo`.
+Nothing is ever reset at evaluation. Steps 2 to 5 are those of every PPO and stand in `workbench.training.ppo`; pi_SFT
+is the start that a task gives.
 
 Source: Chang, Zhan, Oertell, Brantley, Misra, Lee, Sun 2024, "Dataset Reset Policy Optimization for RLHF",
 arXiv 2404.08495v3, Algorithms 1 and 2; official code Cornell-RL/drpo at bd825df (reset lengths: Cornell-RL/tril).
 
 Where this differs from the official code, and why: see `workbench.training.ppo`; and
 - sampling at temperature 0.7 as the script does (the paper's table says 0.1);
-- the adaptive KL coefficient, off there, is not built;
+- the adaptive KL coefficient, which is off by default there, is not built;
 - without a learned reward model (the world's exact reward) the critic starts from the policy with a head of zeros.
 """
 
@@ -57,9 +59,11 @@ class Arm:
 
     Attributes:
         beta: share of rollouts that start from a reset; None takes the configuration's.
-        prefixes: "reference", of the row's own; "wrong", of another prompt's; "policy", sampled from the start (PPO++).
+        prefixes: "reference", of the row's own; "wrong", of another prompt's, a control; "policy", sampled from pi_SFT
+            (PPO++, a baseline of the paper).
         references: "right", the task's demonstrations; "patchy", its variant that is right in parts only.
-        reward: "task", the true one; "leading_run", the dense one; "learned", a reward model's.
+        reward: "task", the world's true one; "leading_run", its dense one, the share of steps before the first wrong
+            one; "learned", a reward model's.
         learns: "rl"; "demonstrations" (supervised); "pairs" (DPO on the pairs the reward model is trained on).
     """
 
@@ -122,18 +126,19 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
 def train_arm(task: Any, config: Config, arm: Arm, seed: int, run: Run) -> list[dict[str, float]]:
     """Algorithm 2 of the paper for one arm and one seed; returns the evaluations, the start's first."""
     policy = task.start(seed)
-    start = None if hasattr(policy.model, "disable_adapter") else policy.copy()  # pi_SFT; None: the adapter off
-    resets = arm.learns == "rl" and arm.prefixes != "policy" and share_of(arm, config) > 0
-    asked = {"patchy": arm.references == "patchy", "needed": resets or arm.learns == "demonstrations"}
-    rows = read_references(task, "train", seed, **asked)[: config.n_prompts or None]
-    test = read_references(task, "test", seed, **asked)[: config.test_size]
-    reward, critic, known = reward_and_critic(task, policy, arm, config, seed)
+    # pi_SFT, frozen; None where it is the policy with its LoRA adapter off
+    start = None if hasattr(policy.model, "disable_adapter") else policy.copy()
+    resets = arm.learns == "rl" and arm.prefixes != "policy" and reset_share(arm, config) > 0
+    which = {"patchy": arm.references == "patchy", "needed": resets or arm.learns == "demonstrations"}
+    rows = read_references(task, "train", seed, **which)[: config.n_prompts or None]
+    test = read_references(task, "test", seed, **which)[: config.test_size]
+    reward, critic, reward_accuracy = reward_and_critic(task, policy, arm, config, seed)
 
     def evaluate(policy: Policy, _update: int) -> dict[str, float]:
         return {
             **task.evaluate(policy, seed),
             **from_bare_prompts(policy, start, [row["prompt"] for row in test], reward, config, seed),
-            **known,
+            **reward_accuracy,
         }
 
     if arm.learns != "rl":
@@ -143,54 +148,50 @@ def train_arm(task: Any, config: Config, arm: Arm, seed: int, run: Run) -> list[
         limits = {"dpo_beta": config.dpo_beta, "max_length": config.max_length}
         return train_supervised(policy, rows, pairs, evaluate, training, run, seed=seed, **limits)
     encoded = [encode_reference(policy, row["reference"], config.max_new_tokens) for row in rows]
-    # PPO++ takes its prefixes from the start, not from what the policy has become
-    beginner = start or (policy.copy() if arm.prefixes == "policy" else policy)
+    # PPO++ takes its prefixes from pi_SFT, not from what the policy has become; the other arms sample none
+    writer = start or (policy.copy() if arm.prefixes == "policy" else policy)
 
     def make_batch(update: int) -> ppo.Batch:
-        return reset_batch(rows, encoded, beginner, arm, config, seed, update)
+        return reset_batch(rows, encoded, writer, arm, config, seed, update)
 
     numbers = ppo.optimise(policy, start, critic, make_batch, reward, config, run, seed=seed, evaluate=evaluate)
-    with without_cost():
+    with without_cost():  # a measurement: not part of what the arms are said to cost
         run.table("by_prefix", lambda: by_prefix(policy, start, test, reward, config, seed))
     return numbers
 
 
 # ------------------------------------------------------------------------------------------------- step 1: the resets
 def reset_batch(
-    rows: Sequence[Row],
-    encoded: Sequence[list[int]],
-    beginner: Policy,
-    arm: Arm,
-    config: Config,
-    seed: int,
-    update: int,
+    rows: Sequence[Row], encoded: Sequence[list[int]], writer: Policy, arm: Arm, config: Config, seed: int, update: int
 ) -> ppo.Batch:
     """The prompts of one update, and for each the tokens that its response begins with.
 
+    All arms of a seed see the same prompts, and a larger beta resets all that a smaller one resets.
+
     Args:
         rows: training rows; `encoded` are the token ids of their references.
-        beginner: who writes the prefixes of PPO++.
+        writer: what PPO++ samples its prefixes from.
     """
     rng = np.random.default_rng([seed, update, 1])
     chosen = rng.integers(len(rows), size=config.batch_size).tolist()
     prompts = [rows[i]["prompt"] for i in chosen]
-    given = [encoded[i] for i in chosen]
-    beta = share_of(arm, config)
+    sources = [encoded[i] for i in chosen]  # responses that the prefixes are cut from
+    beta = reset_share(arm, config)
     if beta and arm.prefixes == "wrong":
         shifts = rng.integers(1, len(encoded), size=len(chosen))  # never 0: another prompt's
-        given = [encoded[(i + shift) % len(encoded)] for i, shift in zip(chosen, shifts, strict=True)]
+        sources = [encoded[(i + shift) % len(encoded)] for i, shift in zip(chosen, shifts, strict=True)]
     if beta and arm.prefixes == "policy":
         written = sample(
-            beginner,
+            writer,
             prompts,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             top_p=config.prefix_top_p,
-            seed=seed * 100_000 + update + 50_000,
+            seed=seed * 100_000 + update + 50_000,  # not the rollouts' seed, seed * 100_000 + update
         )
-        given = [tokens[0] for tokens in written.tokens]
-    lengths = reset_lengths([len(tokens) for tokens in given], beta, np.random.default_rng([seed, update, 2]))
-    return ppo.Batch(prompts, [tokens[:n] for tokens, n in zip(given, lengths, strict=True)])
+        sources = [tokens[0] for tokens in written.tokens]
+    lengths = reset_lengths([len(tokens) for tokens in sources], beta, np.random.default_rng([seed, update, 2]))
+    return ppo.Batch(prompts, [tokens[:n] for tokens, n in zip(sources, lengths, strict=True)])
 
 
 def reset_lengths(reference_lengths: Sequence[int], beta: float, rng: np.random.Generator) -> np.ndarray:
@@ -206,7 +207,7 @@ def reset_lengths(reference_lengths: Sequence[int], beta: float, rng: np.random.
     return np.where(is_reset, rng.integers(1, np.maximum(lengths, 2)), 0)
 
 
-def share_of(arm: Arm, config: Config) -> float:
+def reset_share(arm: Arm, config: Config) -> float:
     """beta of an arm."""
     return config.beta if arm.beta is None else arm.beta
 
@@ -215,7 +216,7 @@ def share_of(arm: Arm, config: Config) -> float:
 def reward_and_critic(
     task: Any, policy: Policy, arm: Arm, config: Config, seed: int
 ) -> tuple[ppo.Reward, RewardModel, dict[str, float]]:
-    """The score of a response, the network that the critic starts from, and what is known about the score.
+    """The score of a response, the network that the critic starts from, and a learned score's accuracy.
 
     A learned reward is also the critic's start. Real text, which has no truth to ask, always gets a learned one.
     """
@@ -224,11 +225,11 @@ def reward_and_critic(
         truth: Callable = task.leading_run if arm.reward == "leading_run" else task.score
         critic = RewardModel.over(policy, seed=seed)
         return lambda prompts, ids, texts: scale * np.asarray(truth(prompts, texts)), critic, {}
-    model, known = learned_reward(task, policy, config, seed)
+    model, accuracy = learned_reward(task, policy, config, seed)
     critic = model.copy()
     if config.lora:
         critic.model = add_lora(critic.model, **config.lora, task_type="SEQ_CLS")
-    return lambda prompts, ids, texts: scale * model.score(prompts, ids), critic, known
+    return lambda prompts, ids, texts: scale * model.score(prompts, ids), critic, accuracy
 
 
 def learned_reward(task: Any, policy: Policy, config: Config, seed: int) -> tuple[RewardModel, dict[str, float]]:
@@ -239,7 +240,7 @@ def learned_reward(task: Any, policy: Policy, config: Config, seed: int) -> tupl
         learning_rate=config.reward_learning_rate,
         epochs=config.reward_epochs,
         batch_size=config.baseline_batch_size,
-        max_steps=0,
+        max_steps=0,  # all epochs, however short the policy's own training is
     )
     rows, test = task.preferences("train", seed), task.preferences("test", seed)
     limit = config.max_length

@@ -8,13 +8,15 @@ with known causes. Another model is asked, in words only; z says whether y is ri
     3. support    rce = mean of (rating 0..5) / 5 of how well R(x) supports y; shown are x, R(x) and y    analyses.py
        each score over A written analyses with B short answers to each, at temperature > 0
     4. fit        T on labelled calibration cases, so that P(z = 1 | c) = c for c = T(coe, rce)           calibration.py
-       logistic:  logit c = b0 + b1 coe + b2 rce + b3 coe rce        a rating counts only where it is grounded
-       grid:      c = clip(alpha (w coe^p + (1 - w) rce^q) + beta, 0, 1)
+       logistic:  logit c = b0 + b1 coe + b2 rce + b3 coe rce; by the product a rating counts where there is evidence
+       grid:      c = clip(alpha (w coe^p + (1 - w) rce^q) + beta, 0, 1); the five numbers by exhaustive search
        binned:    isotonic regression of z on rce in three groups of coe
        the family with the lowest cross-validated Brier score is the one reported
     5. apply      T to other cases: that is the confidence                                                scores.py
 
-Needs cases and history (cases.py), a chat model, and at least 50 labelled cases of both kinds to fit T.
+Needs cases and history (cases.py), a chat model, and 100 labelled calibration cases, right ones and wrong ones. With 50
+to 99 only logit c = b0 + b1 rce (Platt's map) is fitted and nothing is measured; fewer stop the run; none at all leave
+coe and rce without a confidence.
 
 Source: Zhang, Zhang, Bansal, Las-Casas, Fonseca, Rajmohan 2023, "PACE-LM: Prompting and Augmentation for Calibrated
 Confidence Estimation with GPT-4 in Cloud Incident Root Cause Analysis", arXiv 2309.05833. No code and no data are
@@ -23,11 +25,11 @@ yes/no question and ten bins could not be checked. The families of T, K, A, B, t
 prompts are ours.
 
 What differs, and why:
-- T is fitted in three families, because the paper's is not known; the claims name the logistic one.
+- T is fitted in three families, because the paper's is not known; the claims of experiment.py are on the logistic one.
 - The grid is searched for ECE plus Brier score: ECE alone is content with a constant.
 - A reply that cannot be read is left out and counted; it is never 0. More than 20 % of a case's leave the case without
-  that score, more than 5 % of all stop the run.
-- A case without a proposal is not rated; its confidence is the base rate of such cases, and flagged.
+  that score, more than 5 % of a phase's stop the run.
+- A case without a proposal is not rated; its confidence is the share of such calibration cases that are right, flagged.
 """
 
 from __future__ import annotations
@@ -61,9 +63,9 @@ class Arm:
     """Which references stand beside a case. The defaults are the method; every other arm is an ablation.
 
     Attributes:
-        order: how older incidents are chosen.
-        k: references a case; None takes the configuration's.
-        draw: of random ones; another number draws others.
+        order: the K older incidents that are taken are the most similar ones, or random ones (a control).
+        k: references a case, 0 for none; None takes the configuration's.
+        draw: seed of the random ones, so that two arms can draw different ones.
     """
 
     title: str
@@ -85,13 +87,13 @@ class Config(Presets):
     n_answers: int = Field(default=2, ge=1)  # B, to each analysis
     temperature: float = Field(default=0.7, gt=0)  # of analyses and answers; the stated baselines are greedy
     analysis_tokens: int = Field(default=300, ge=8)
-    answer_tokens: int = Field(default=32, ge=4)  # of a yes, a rating, a stated number
+    answer_tokens: int = Field(default=32, ge=4)  # of a short answer: a yes, a rating, a stated number
     encoder: Source = "words"  # "words", "tfidf", "given" or a sentence-transformers folder; `retrieval.similarities`
-    family: Literal["chosen", "grid", "logistic", "binned"] = "chosen"  # of the reported T; by cross-validation
+    family: Literal["chosen", "grid", "logistic", "binned"] = "chosen"  # of T; "chosen" by cross-validation
     bins: int = Field(default=10, ge=2)  # of ECE; paper, from memory
-    bootstrap: int = Field(default=1_000, ge=20)  # rounds over cases
-    max_missing: float = Field(default=0.2, ge=0, le=1)  # share of a case's replies that may be unread
-    max_unparsed: float = Field(default=0.05, ge=0, le=1)  # share of all
+    bootstrap: int = Field(default=1_000, ge=20)  # rounds over cases, for intervals
+    max_missing: float = Field(default=0.2, ge=0, le=1)  # share of a case's replies to a phase that may be unread
+    max_unparsed: float = Field(default=0.05, ge=0, le=1)  # share of all cases' replies to a phase; more stop the run
     garbled: float = Field(default=0.03, ge=0, le=1)  # share of broken replies of the simulated model
     arms: list[str] = listed("similar", "random", "random_again", "none", "k1", "k3", "k10")
 
@@ -108,20 +110,22 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
 
 
 def run(task: Incidents | CaseFile, config: Config, seed: int, run: Run) -> dict[str, Any]:
-    """All arms of one seed: they share the transcript of the model and are measured beside the main one.
+    """All arms of one seed: they share the transcript of the model, where what was asked before is not asked again, and
+    are measured beside the main one.
 
     Returns:
-        `{"arms": {arm: measurements}, "transfer", "fresh", ...}`. The run folder gets the transcript and the tables
-        `references`, `samples`, `scores`, `measured` and `report`; a killed run goes on from them.
+        `{"arms": {arm: measurements}, "transfer" (T on cases of other predictors), "fresh" (T on a second test set),
+        ...}`; no arm where too little is labelled. The run folder gets the transcript and the tables `references`,
+        `samples`, `scores`, `measured` and `report`; a killed run goes on from them.
     """
     if MAIN not in config.arms:
         raise ValueError(f"the method itself, arm {MAIN!r}, must be among the arms; got {config.arms}")
     cases, history = task.tables(seed)
     model, first = task.subject(seed), cases["predictor"].iloc[0]
-    main: Any = cases[cases["predictor"] == first]  # T is fitted on the first predictor's cases
-    main_labels: Any = main.loc[(main["split"] == "calibration") & has_prediction(main), "correct"].dropna()
-    labelled = bool(main["correct"].notna().any())
-    enough = labelled and calibration.check_labels(main_labels.to_numpy())  # before anything is asked
+    fit_cases: Any = cases[cases["predictor"] == first]  # of one predictor, on which T is fitted
+    labels: Any = fit_cases.loc[(fit_cases["split"] == "calibration") & has_prediction(fit_cases), "correct"].dropna()
+    labelled = bool(fit_cases["correct"].notna().any())
+    enough = labelled and calibration.check_labels(labels.to_numpy())  # before anything is asked; fewer than 50 raise
     transcript = Transcript(run.folder / "transcript.jsonl", keep_requests=not task.is_simulated)
 
     def ask(requests: Sequence[chat.Request]) -> list[chat.Reply]:  # a black box: the method sees text, nothing else
@@ -131,21 +135,22 @@ def run(task: Incidents | CaseFile, config: Config, seed: int, run: Run) -> dict
     facts: dict[str, Any] = {}
     for name in config.arms:
         arm, part = config.ARMS[name], run.child(name)
-        asked: Any = cases if name == MAIN else main[main["split"] != "fresh"]
+        asked: Any = cases if name == MAIN else fit_cases[fit_cases["split"] != "fresh"]
         references = part.table("references", partial(find_references, asked, history, arm, config, seed))
         retrieval.check_references(references, asked, history)
         samples = part.table("samples", partial(ask_phases, asked, references, history, arm, model, ask, config))
         check_read(samples, config.max_unparsed, str(part.folder / "samples.parquet"))
         scored[name] = scores.scored(asked, samples, config.max_missing)
         if name == MAIN:
-            once: Any = samples[samples["analysis_index"] == 0]
-            scored["one_analysis"] = scores.scored(main[main["split"] != "fresh"], once, config.max_missing)
+            once: Any = samples[samples["analysis_index"] == 0]  # one more ablation, A = 1, from the same replies
+            scored["one_analysis"] = scores.scored(fit_cases[fit_cases["split"] != "fresh"], once, config.max_missing)
             facts = scores.counts(scored[name], samples, references, cases)
             if isinstance(task, Incidents):
                 facts |= scores.planted(scored[name], references, history, task.truth(seed))
-    facts["excluded"] = retrieval.allowed(cases, history)._asdict() | {"pairs": None}
+    facts["excluded"] = retrieval.allowed(cases, history)._asdict() | {"pairs": None}  # the counts, not the big table
     facts |= {"replies": len(transcript), "labelled": labelled, "enough_labels": enough}
 
+    # steps 4 and 5; complete rows have a label, a proposal and every score
     complete = {name: scores.complete(table[table["predictor"] == first]) for name, table in scored.items()}
     chosen, ranked = fit(complete[MAIN], config, seed, enough=enough) if labelled else (None, {})
     run.table("scores", lambda: scores.score_table(scored[MAIN], chosen))
@@ -174,23 +179,23 @@ def ask_phases(
 ) -> pd.DataFrame:
     """Steps 2 and 3: every answer to every case, one row each.
 
-    A case without a proposal is not rated, one without an older incident not asked. The method's own arm also asks for
-    a number at once, which are the baselines.
+    A case without a proposal is not rated, one without an older incident not asked, except by the arm that shows none.
+    The method's own arm also has the baselines: the model states its confidence at once, without and with references.
     """
-    with_past = cases["case_id"].isin(references["case_id"]) | (arm.k == 0)
-    everyone: Any = cases[with_past]
-    proposed: Any = cases[with_past & has_prediction(cases)]
+    is_asked = cases["case_id"].isin(references["case_id"]) | (arm.k == 0)
+    every_case: Any = cases[is_asked]
+    proposed: Any = cases[is_asked & has_prediction(cases)]
     sample = partial(
         sample_scores, refs=with_texts(references, history), model=model, ask=ask, answer_tokens=config.answer_tokens
     )
-    several = partial(
+    sample_ab = partial(  # B answers to each of A analyses
         sample,
         n_analyses=config.n_analyses,
         n_answers=config.n_answers,
         temperature=config.temperature,
         analysis_tokens=config.analysis_tokens,
     )
-    parts = [several(everyone, phase=PHASES["coe"]), several(proposed, phase=PHASES["rce"])]
+    parts = [sample_ab(every_case, phase=PHASES["coe"]), sample_ab(proposed, phase=PHASES["rce"])]
     if arm == config.ARMS[MAIN]:
         parts += [sample(proposed, phase=p, n_analyses=1, n_answers=1, temperature=0.0) for p in STATED.values()]
     return pd.concat(parts, ignore_index=True)
@@ -198,7 +203,7 @@ def ask_phases(
 
 def fit(table: pd.DataFrame, config: Config, seed: int, *, enough: bool) -> tuple[TransformMap, dict[str, Any]]:
     """Step 4: T from the calibration cases, of the family asked for or the one that cross-validation prefers; with
-    fewer labels than `calibration.ENOUGH` only Platt's map of the rating."""
+    fewer labels than `calibration.ENOUGH`, 100, only Platt's map of the rating, family "rce"."""
     if enough:
         ranked = calibration.choose_family(*scores.columns(table, "calibration"), seed=seed)
     else:
