@@ -1,6 +1,8 @@
 """Verdicts: what they need, what turns them down, and the statistics behind them against scipy and by hand."""
 
+import json
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -25,14 +27,19 @@ SEEDS = [0, 1, 2, 3, 4]
 STRONG, NOISE = [0.9, 1.1, 1.0, 1.2, 0.8], [0.1, -0.1, 0.05, -0.08, 0.01]
 
 
-def verdict(scale="tiny", **changes):
+def made(scale="tiny", **changes):
     claims = Claims("x", scale, changes.pop("seeds", SEEDS))
     claims.test("C1", "s", **{"paper": "p", "measured": STRONG, "control": NOISE, "control_is": "off", **changes})
-    return claims.verdicts()["C1"]
+    return claims
+
+
+def verdict(*scale, **changes):
+    return made(*scale, **changes).verdicts()["C1"]
 
 
 def test_a_strong_effect_with_a_silent_control_is_shown():
-    assert verdict() == "shown in small"
+    """A control that points the other way is silent: swapped labels make things worse, which is no claim."""
+    assert verdict() == verdict(control=[-v for v in STRONG]) == "shown in small"
 
 
 @pytest.mark.parametrize(
@@ -52,40 +59,30 @@ def test_everything_that_must_turn_it_down(changes):
     assert verdict(**changes) == "not shown"
 
 
-def test_a_negative_control_that_points_the_other_way_is_silent():
-    """Labels swapped usually make things worse: that is not the claim."""
-    assert verdict(control=[-v for v in STRONG]) == "shown in small"
-
-
 def test_an_effect_that_does_not_differ_from_its_control_is_not_shown():
     """Significant here and just not significant there: the two may still be the same."""
     measured, control = [0.04, 0.02, 0.035, 0.03, 0.025], [0.05, -0.02, 0.035, 0.03, 0.02]
     assert p_value(np.array(measured), "greater") < 0.01 < 0.05 < p_value(np.array(control), "greater")
-    claims = Claims("x", "tiny", SEEDS)
-    claims.test("C1", "s", paper="p", measured=measured, control=control, control_is="off")
-    (record,) = claims.records()
+    (record,) = made(measured=measured, control=control).records()
     assert record["verdict"] == "not shown"
-    assert record["difference_p_value"] == pytest.approx(
-        stats.ttest_rel(measured, control, alternative="greater").pvalue
-    )
+    expected = stats.ttest_rel(measured, control, alternative="greater").pvalue
+    assert record["difference_p_value"] == pytest.approx(expected)
     assert "not apart from it" in describe_control(record)
 
 
 def test_verdicts_of_each_scale():
-    assert verdict(scale="smoke") == "smoke run, no verdict"
-    assert verdict(scale="full", paper_effect=1.0) == "reproduced"
-    assert verdict(scale="full", paper_effect=0.5) == "reproduced"  # ours is larger than the paper's
-    assert verdict(scale="full", paper_effect=3.0) == "direction only"
-    assert verdict(scale="full") == "direction only"
-    assert verdict(scale="full", measured=NOISE) == "not reproduced"
+    assert verdict("smoke") == "smoke run, no verdict"
+    assert verdict("full", paper_effect=1.0) == "reproduced"
+    assert verdict("full", paper_effect=0.5) == "reproduced"  # ours is larger than the paper's
+    assert verdict("full", paper_effect=3.0) == verdict("full") == "direction only"
+    assert verdict("full", measured=NOISE) == "not reproduced"
 
 
 def test_equivalence_needs_the_margin_and_fails_far_away():
-    assert verdict(measured=NOISE, control=STRONG, direction="equivalent", margin=0.3) == "shown in small"
-    assert verdict(measured=NOISE, control=STRONG, direction="equivalent", margin=0.05) == "not shown"
-    assert (
-        verdict(measured=NOISE, control=NOISE, direction="equivalent", margin=0.3) == "not shown"
-    )  # control holds too
+    near = {"measured": NOISE, "direction": "equivalent"}
+    assert verdict(**near, control=STRONG, margin=0.3) == "shown in small"
+    assert verdict(**near, control=STRONG, margin=0.05) == "not shown"
+    assert verdict(**near, control=NOISE, margin=0.3) == "not shown"  # control holds too
 
 
 def test_holm_by_hand():
@@ -96,8 +93,7 @@ def test_holm_by_hand():
 
 def test_other_claims_of_the_notebook_count_against_each_other():
     values = [0.4, 0.1, 0.5, 0.2, 0.1]  # p = .015 alone
-    alone = Claims("x", "tiny", SEEDS)
-    alone.test("C1", "s", paper="", measured=values, control=NOISE)
+    alone = made(measured=values)
     assert alone.verdicts()["C1"] == "shown in small"
     for i in range(2, 6):
         alone.test(f"C{i}", "s", paper="", measured=NOISE, control=NOISE)
@@ -155,28 +151,11 @@ def test_bad_measurements_are_named(changes, message):
 
 
 def test_records_are_json_and_hold_what_checks_read():
-    import json
-
-    claims = Claims("x", "tiny", SEEDS)
-    claims.test("C1", "s", paper="p", measured=STRONG, control=None)
+    claims = made(control=None)
     claims.needs_full_scale("C2", "t", paper="q", why="too small")
     first, second = json.loads(json.dumps(claims.records(), allow_nan=False))
-    names = [
-        "id",
-        "statement",
-        "paper",
-        "direction",
-        "seeds",
-        "measured",
-        "control",
-        "test",
-        "p_value",
-        "effect",
-        "interval",
-        "scale",
-        "verdict",
-    ]
-    assert set(names) <= set(first)
+    names = "id statement paper direction seeds measured control test p_value effect interval scale verdict"
+    assert set(names.split()) <= set(first)
     assert second["verdict"] == "needs full scale"
     assert describe(second) == "too small"
     assert describe_control(first) == "no control"
@@ -185,15 +164,8 @@ def test_records_are_json_and_hold_what_checks_read():
 
 def test_table_escapes_everything():
     claims = Claims("<b>x</b>", "tiny", SEEDS)
-    claims.test(
-        "C1",
-        "<script>alert(1)</script>",
-        paper="<img src=x>",
-        measured=STRONG,
-        control=NOISE,
-        control_is="<i>",
-        note="</td>",
-    )
+    words = {"statement": "<script>alert(1)</script>", "paper": "<img src=x>", "control_is": "<i>", "note": "</td>"}
+    claims.test("C1", measured=STRONG, control=NOISE, **words)
     text = table_html([{"system": "<b>x</b>", **record} for record in claims.records()])
     assert not any(bad in text for bad in ("<script", "<img", "<i>", "<b>"))
     assert "&lt;script&gt;alert(1)" in text
@@ -221,21 +193,21 @@ def test_published_figures_computed_again(here, holds, verdict):
 
 def test_randomisation_is_the_exact_share_of_assignments():
     """Lady tasting tea: 4 of 8 cups right has p = 1/70; three such seeds 1/70^3, though they do not vary at all."""
-    from itertools import combinations
-
     scores = np.array([1.0, 1, 1, 1, 0, 0, 0, 0])
     null = np.array([scores[list(c)].mean() - np.delete(scores, list(c)).mean() for c in combinations(range(8), 4)])
-    assert p_value(np.ones(3), "greater", "randomisation", null=[null] * 3) == pytest.approx(70.0**-3)
-    assert p_value(-np.ones(3), "less", "randomisation", null=[null] * 3) == pytest.approx(70.0**-3)
-    assert p_value(np.zeros(3), "greater", "randomisation", null=[null] * 3) > 0.5
-    assert p_value(np.ones(3), "greater", "randomisation", null=[np.ones(70)] * 3) == 1.0  # any assignment gives it
-    mixed = [0.5, 1.0, 0.0]
-    exact = np.mean([a + b + c >= 1.5 - 1e-9 for a in null for b in null for c in null])
-    assert p_value(np.array(mixed), "greater", "randomisation", null=[null] * 3) == pytest.approx(exact)
+
+    def exact(values, null=null, direction="greater", seeds=3):
+        return p_value(np.array(values), direction, "randomisation", null=[null] * seeds)
+
+    assert exact([1.0] * 3) == exact([-1.0] * 3, direction="less") == pytest.approx(70.0**-3)
+    assert exact([0.0] * 3) > 0.5
+    assert exact([1.0] * 3, np.ones(70)) == 1.0  # any assignment gives it
+    share = np.mean([a + b + c >= 1.5 - 1e-9 for a in null for b in null for c in null])
+    assert exact([0.5, 1.0, 0.0]) == pytest.approx(share)
     with pytest.raises(ValueError, match="needs one null distribution a seed"):
-        p_value(np.ones(3), "greater", "randomisation", null=[null] * 2)
+        exact([1.0] * 3, seeds=2)
     with pytest.raises(ValueError, match=r"0\.9 of place 0 is no value of its null distribution"):
-        p_value(np.full(3, 0.9), "greater", "randomisation", null=[null] * 3)
+        exact([0.9] * 3)
 
 
 def test_a_randomised_claim_is_decided_where_seeds_do_not_vary():

@@ -15,6 +15,8 @@ from toy_notebooks import claim_records, stored
 from workbench import cli, methods, runs
 from workbench.batch import reproduce
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(runs.PACKAGE.parent)}
+
 
 @pytest.fixture
 def asked(monkeypatch) -> dict:
@@ -30,18 +32,17 @@ def asked(monkeypatch) -> dict:
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
-    code = (
-        "import sys, workbench.cli as c; c.main(['--help']); print(sorted({m.partition('.')[0] for m in sys.modules}))"
-    )
-    environment = os.environ | {"PYTHONPATH": str(runs.PACKAGE.parent)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=30)
+    tops = "{m.partition('.')[0] for m in sys.modules}"
+    code = f"import sys, workbench.cli as c; c.main(['--help']); print(sorted({tops}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=30)
     assert "reproduce" in done.stdout
     assert not {"torch", "transformers", "papermill", "pandas", "plotly"} & set(re.findall(r"'(\w+)'", done.stdout))
 
 
-@pytest.mark.parametrize(
-    "command", ["list", "reproduce", "rerun", "compare", "report", "serve-pages", "doctor", "bench"]
-)
+COMMANDS = ["list", "reproduce", "rerun", "compare", "report", "serve-pages", "doctor", "bench"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     assert cli.main([command, "--help"]) == 0
     assert len(capsys.readouterr().out) > 200
@@ -57,64 +58,27 @@ def test_parameters_keep_their_types(asked):
     words = "reproduce spin align -p beta 0.1 -p flag false -p n 3 -p name abc -p list [1,2] -p path=a=b -p lr 1e-4"
     assert cli.main(words.split()) == 0
     assert asked["names"] == ["spin", "align"]
-    assert asked["overrides"] == {
-        "beta": 0.1,
-        "flag": False,
-        "n": 3,
-        "name": "abc",
-        "list": [1, 2],
-        "path": "a=b",
-        "lr": 1e-4,
-    }
+    numbers = {"beta": 0.1, "flag": False, "n": 3, "lr": 1e-4}
+    assert asked["overrides"] == {**numbers, "name": "abc", "list": [1, 2], "path": "a=b"}
     assert type(asked["overrides"]["flag"]) is bool
 
 
 def test_values_with_commas_between_them_are_a_sweep(asked):
-    words = [
-        "reproduce",
-        "dpo",
-        "-p",
-        "beta=0.1,0.5",
-        "-p",
-        "loss_type",
-        "sigmoid,ipo",
-        "-p",
-        'arms=["a"],["b","c"]',
-        "-p",
-        "flags",
-        "true, false",
-        "-p",
-        'name="x,y"',
-        "-p",
-        "list=[[1],[2,3]]",
-    ]
+    pairs = ["beta=0.1,0.5", "loss_type=sigmoid,ipo", 'arms=["a"],["b","c"]', 'name="x,y"', "list=[[1],[2,3]]"]
+    words = ["reproduce", "dpo", "-p", "flags", "true, false", *[word for pair in pairs for word in ("-p", pair)]]
     assert cli.main(words) == 0
-    assert asked["sweep"] == {
-        "beta": [0.1, 0.5],
-        "loss_type": ["sigmoid", "ipo"],
-        "arms": [["a"], ["b", "c"]],
-        "flags": [True, False],
-    }
+    arms = [["a"], ["b", "c"]]
+    values = {"beta": [0.1, 0.5], "loss_type": ["sigmoid", "ipo"], "arms": arms, "flags": [True, False]}
+    assert asked["sweep"] == values
     assert asked["overrides"] == {"name": "x,y", "list": [[1], [2, 3]]}
 
 
 def test_options_reach_the_batch(asked):
     words = "reproduce --scale smoke --seeds 3 --model m --dataset d --device cpu --workers 1 --force --timeout 9"
     assert cli.main(words.split()) == 0
-    assert asked == {
-        "names": [],
-        "scale": "smoke",
-        "seeds": range(3),
-        "model": "m",
-        "dataset": "d",
-        "device": "cpu",
-        "overrides": {},
-        "sweep": {},
-        "workers": 1,
-        "executor": "local",
-        "force": True,
-        "timeout_s": 9.0,
-    }
+    given = {"scale": "smoke", "seeds": range(3), "model": "m", "dataset": "d", "device": "cpu"}
+    how = {"workers": 1, "executor": "local", "force": True, "timeout_s": 9.0}
+    assert asked == {"names": [], **given, **how, "overrides": {}, "sweep": {}}
 
 
 def test_failed_notebook_is_exit_code_1(asked):
@@ -127,10 +91,7 @@ def test_failed_notebook_is_exit_code_1(asked):
     [
         (["reproduce", "god"], "error: unknown system 'god'; known: spin"),
         (["reproduce", "-p", "beta"], "error: -p takes a key and a value, as in -p beta 0.1; got 'beta'"),
-        (
-            ["reproduce", "-p", "beta=1", "-p", "beta=2"],
-            "error: -p beta is given twice; for a sweep put its values behind",
-        ),
+        (["reproduce", "-p", "beta=1", "-p", "beta=2"], "error: -p beta is given twice; for a sweep put its values"),
         (["reproduce", "spin", "--executor", "slurm"], "error: executor must be local or ray; got 'slurm'"),
         (["bench", "nothing"], "error: unknown benchmark 'nothing'"),
         (["reproduce", "--dataset", "x/none.jsonl"], "error: no file or folder 'x/none.jsonl'"),
@@ -143,14 +104,14 @@ def test_user_errors_are_one_line_and_exit_code_2(words, message, capsys):
     assert err.count("\n") == 1
 
 
-def test_debug_shows_where_an_error_came_from():
-    with pytest.raises(ValueError, match="unknown system"):
-        cli.main(["reproduce", "god", "--debug"])
-
-
 def test_unknown_option_is_exit_code_2(capsys):
     assert cli.main(["reproduce", "--seed", "3"]) == 2
     assert "--seed" in capsys.readouterr().err
+
+
+def test_debug_shows_where_an_error_came_from():
+    with pytest.raises(ValueError, match="unknown system"):
+        cli.main(["reproduce", "god", "--debug"])
 
 
 def test_report_renders_pages_and_index_again(runs_root, capsys):
@@ -176,33 +137,25 @@ def test_report_writes_readme_from_what_was_published(runs_root, tmp_path, monke
 def test_bench_runs_files_and_reports_the_failed_one(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "good.py").write_text("import sys; print('1.7 times', *sys.argv[1:])")
-    (tmp_path / "benchmarks" / "bad.py").write_text("raise SystemExit(3)")
-    (tmp_path / "benchmarks" / "harness.py").write_text("raise SystemExit('not a benchmark')")
-    assert cli.main(["bench", "good"]) == 0
-    assert capfd.readouterr().out == "1.7 times --quick\n"
-    assert cli.main(["bench", "good", "--full", "--device", "cuda"]) == 0
-    assert capfd.readouterr().out == "1.7 times --full --device cuda\n"
+    programs = {"good": "import sys; print('1.7 times', *sys.argv[1:])", "bad": "raise SystemExit(3)"}
+    programs["harness"] = "raise SystemExit('not a benchmark')"
+    for name, program in programs.items():
+        (tmp_path / "benchmarks" / f"{name}.py").write_text(program)
+    for options, passed in (([], "--quick"), (["--full", "--device", "cuda"], "--full --device cuda")):
+        assert cli.main(["bench", "good", *options]) == 0
+        assert capfd.readouterr().out == f"1.7 times {passed}\n"
     assert cli.main(["bench"]) == 1
     assert capfd.readouterr().err == "failed: bad\n"
 
 
-def hear_ctrl_c():
-    """A job started in the background has Ctrl-C switched off, and so have its children, these tests among them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.slow
 def test_pages_are_served_on_this_machine_only(runs_root):
-    environment = os.environ | {"PYTHONPATH": str(runs.PACKAGE.parent), "PYTHONUNBUFFERED": "1"}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "workbench", "serve-pages", "--port", "0"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=hear_ctrl_c,
-    )
+    words = [sys.executable, "-m", "workbench", "serve-pages", "--port", "0"]
+    environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "1", "WORKBENCH_RUNS": str(runs_root)}
+    # a job started in the background has Ctrl-C switched off, and so have its children, these tests among them
+    hear = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    server = subprocess.Popen(words, env=environment, **pipes, **hear)
     try:
         address = re.match(r"http://127\.0\.0\.1:\d+/index\.html", server.stdout.readline())[0]
         with urllib.request.urlopen(address, timeout=10) as answer:

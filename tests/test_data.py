@@ -9,12 +9,6 @@ from hypothesis import strategies as st
 
 from workbench import data
 
-
-def write(path, rows):
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return str(path)
-
-
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
 
 
@@ -22,24 +16,16 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path):
     import pandas as pd
     from datasets import Dataset
 
-    files = [write(tmp_path / "x.jsonl", ROWS)]
-    with gzip.open(tmp_path / "x.jsonl.gz", "wt") as file:
-        file.write("\n".join(json.dumps(row) for row in ROWS))
+    lines = "\n".join(json.dumps(row) for row in ROWS)
+    (tmp_path / "x.jsonl").write_text(lines)
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     pd.DataFrame(ROWS).to_parquet(tmp_path / "x.parquet")
     pd.DataFrame(ROWS).to_csv(tmp_path / "x.csv", index=False)
     Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
     (tmp_path / "folder").mkdir()
     pd.DataFrame(ROWS).to_parquet(tmp_path / "folder" / "train.parquet")
-    files += [str(tmp_path / name) for name in ("x.jsonl.gz", "x.parquet", "x.csv", "saved", "folder")]
-    for file in files:
-        assert data.load(file) == ROWS, file
-
-
-def test_broken_line_is_named(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"prompt": "a"}\n{"prompt": "b", }\n')
-    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: broken JSON .* mend or remove the line"):
-        data.load(str(path))
+    for name in ("x.jsonl", "x.jsonl.gz", "x.parquet", "x.csv", "saved", "folder"):
+        assert data.load(str(tmp_path / name)) == ROWS, name
 
 
 @pytest.mark.parametrize(
@@ -52,26 +38,34 @@ def test_unknown_source(name, message, monkeypatch):
         data.load(name)
 
 
-def test_unknown_kind_of_file_and_empty_file(tmp_path):
-    (tmp_path / "x.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"unknown kind of file; known: \.jsonl"):
-        data.load(str(tmp_path / "x.txt"))
-    (tmp_path / "x.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="holds no rows"):
-        data.load(str(tmp_path / "x.jsonl"))
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "x.jsonl",
+            '{"prompt": "a"}\n{"prompt": "b", }\n',
+            r"x\.jsonl, line 2: broken JSON .* mend or remove the line",
+        ),
+        ("x.txt", "a", r"unknown kind of file; known: \.jsonl"),
+        ("x.jsonl", "\n", "holds no rows"),
+    ],
+)
+def test_a_broken_line_an_unknown_kind_and_an_empty_file_are_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        data.load(str(tmp_path / name))
 
 
 PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+RATED = {"prompt": "q", "completion": "a", "score": 1.0}
+RANKED = {"prompt": "q", "responses": ["a"], "scores": [1.0]}
+MISSING = "row 1: column 'rejected' is missing; preference rows need prompt, chosen, rejected; found prompt, chosen"
 
 
 @pytest.mark.parametrize(
     ("kind", "row", "message"),
     [
-        (
-            "preference",
-            {"prompt": "q", "chosen": "a"},
-            "row 1: column 'rejected' is missing; preference rows need prompt, chosen, rejected; found prompt, chosen",
-        ),
+        ("preference", {"prompt": "q", "chosen": "a"}, MISSING),
         ("preference", {**PAIR, "prompt": "  "}, "row 1, column 'prompt': it is empty"),
         ("preference", {**PAIR, "chosen": ""}, "row 1, column 'chosen': it is empty; only generated"),
         ("preference", {**PAIR, "rejected": 3}, "row 1, column 'rejected': text is needed; got int"),
@@ -80,21 +74,13 @@ PAIR = {"prompt": "q", "chosen": "good", "rejected": "bad"}
             {**PAIR, "p_chosen": 1.2},
             r"row 1, column 'p_chosen': a probability in \[0, 1\] is needed; got 1.2",
         ),
-        (
-            "rating",
-            {"prompt": "q", "completion": "a", "score": float("nan")},
-            "row 1, column 'score': finite numbers are needed; got nan",
-        ),
-        ("ranking", {"prompt": "q", "responses": ["a"], "scores": [float("inf")]}, "row 1, column 'scores': finite"),
-        ("ranking", {"prompt": "q", "responses": ["a"], "scores": [1, 2]}, "row 1: 1 responses but 2 scores"),
+        ("rating", {**RATED, "score": float("nan")}, "row 1, column 'score': finite numbers are needed; got nan"),
+        ("ranking", {**RANKED, "scores": [float("inf")]}, "row 1, column 'scores': finite"),
+        ("ranking", {**RANKED, "scores": [1, 2]}, "row 1: 1 responses but 2 scores"),
     ],
 )
 def test_bad_rows(kind, row, message):
-    good = {
-        "preference": PAIR,
-        "rating": {"prompt": "q", "completion": "a", "score": 1.0},
-        "ranking": {"prompt": "q", "responses": ["a"], "scores": [1.0]},
-    }[kind]
+    good = {"preference": PAIR, "rating": RATED, "ranking": RANKED}[kind]
     with pytest.raises(ValueError, match=message):
         data.check([good, row], kind)
 

@@ -14,27 +14,21 @@ SEEDS = [0, 1, 2]
 
 
 def tidy(arms=("spin", "sft")):
-    return pd.DataFrame(
-        [
-            {"arm": a, "seed": s, "round": t, "quality": 0.1 * t + 0.01 * s}
-            for a in arms
-            for s in SEEDS
-            for t in range(3)
-        ]
-    )
+    rows = [(arm, seed, t, 0.1 * t + 0.01 * seed) for arm in arms for seed in SEEDS for t in range(3)]
+    return pd.DataFrame(rows, columns=["arm", "seed", "round", "quality"])
 
 
-def test_lines_show_the_means_and_their_intervals():
-    display = figures.lines_over_rounds(tidy(), x="round", y="quality", title="t", x_title="x", y_title="y")
+def lines(*arms):
+    return figures.lines_over_rounds(tidy(*arms), x="round", y="quality", title="t", x_title="x", y_title="y")
+
+
+def test_lines_show_the_means_and_their_intervals_without_a_kernel():
+    display = lines()
     row = display.frame().query("arm == 'spin' and round == 2").iloc[0]
     assert row["mean"] == pytest.approx(0.21)
     assert row.lower < row["mean"] < row.upper
-    lines = [trace for trace in display.figure().data if trace.mode == "lines+markers"]
-    assert [list(trace.y) for trace in lines] == [pytest.approx([0.01, 0.11, 0.21])] * 2
-
-
-def test_a_display_shows_itself_without_a_kernel():
-    display = figures.lines_over_rounds(tidy(), x="round", y="quality", title="t", x_title="x", y_title="y")
+    means = [list(trace.y) for trace in display.figure().data if trace.mode == "lines+markers"]
+    assert means == [pytest.approx([0.01, 0.11, 0.21])] * 2
     bundle = display._repr_mimebundle_()
     assert bundle["application/vnd.plotly.v1+json"]["data"]
     json.dumps(bundle)
@@ -42,8 +36,7 @@ def test_a_display_shows_itself_without_a_kernel():
 
 def test_hostile_names_are_escaped():
     hostile = "<img src=x onerror=alert(1)>"
-    display = figures.lines_over_rounds(tidy((hostile,)), x="round", y="quality", title="t", x_title="x", y_title="y")
-    assert "<img" not in display.figure().to_json().replace("\\u003c", "<").replace('"legendgroup":"<img', "")
+    assert "<img" not in lines((hostile,)).figure().to_json().replace("\\u003c", "<").replace('"legendgroup":"<img', "")
 
 
 def test_one_colour_an_arm_and_the_same_one_always():

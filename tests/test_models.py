@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workbench.models import Policy, bpe_tokenizer, new_llama, pick_device
 from workbench.worlds.language import word_tokenizer
+
+LONG = list(range(4, 104))
 
 
 @pytest.fixture(scope="module")
@@ -17,19 +19,16 @@ def policy():
 
 
 @given(st.text(max_size=40))
+@example("</s>")
+@example("a</s>b")
+@example("<|assistant|>")
+@example("<s>")
 def test_a_response_has_exactly_one_end_token_and_reads_back(policy, text):
     """Whatever the text says, `</s>` included: no text spells a special token, and nothing is lost."""
-    ids = policy.encode_response(text)
-    assert ids.count(policy.tokenizer.eos_token_id) == 1
-    assert ids[-1] == policy.tokenizer.eos_token_id
-    assert policy.tokenizer.decode(ids[:-1]) == text
-
-
-@pytest.mark.parametrize("text", ["</s>", "a</s>b", "<|assistant|>", "<s>"])
-def test_text_cannot_spell_special_tokens(policy, text):
-    ids = policy.encode_response(text)
-    assert not set(ids[:-1]) & set(policy.tokenizer.all_special_ids)
-    assert policy.tokenizer.decode(ids[:-1]) == text
+    *ids, last = policy.encode_response(text)
+    assert last == policy.tokenizer.eos_token_id
+    assert not set(ids) & set(policy.tokenizer.all_special_ids)
+    assert policy.tokenizer.decode(ids) == text
 
 
 def test_no_token_merges_across_the_border(policy):
@@ -44,42 +43,33 @@ def test_a_text_is_one_user_turn(policy):
     assert policy.tokenizer.decode(policy.encode_prompt("the fox")) == "<s><|user|>the fox<|assistant|>"
 
 
-def test_prompt_is_cut_on_the_left_and_counted(policy):
-    """Context 64: a prompt of 100 tokens keeps its last 32; the response stays whole."""
+@pytest.mark.parametrize(
+    ("responses", "kept", "cut"), [([[5] * 20], [[5] * 20], 0), ([list(range(50)), [7]], [list(range(32)), [7]], 1)]
+)
+def test_a_prompt_is_cut_on_the_left_and_a_response_keeps_its_beginning_and_both_are_counted(
+    policy, responses, kept, cut
+):
+    """Context 64: a prompt of 100 tokens keeps its last 32."""
     policy.counts.clear()
-    group = policy.group(list(range(4, 104)), [[5] * 20])
-    assert group.prompt_ids == list(range(72, 104))
-    assert group.responses_ids == [[5] * 20]
-    assert policy.counts == {"prompts_cut": 1, "responses_cut": 0}
-
-
-def test_long_response_keeps_its_beginning_and_is_counted(policy):
-    policy.counts.clear()
-    group = policy.group(list(range(4, 104)), [list(range(50)), [7]])
-    assert group.responses_ids == [list(range(32)), [7]]
-    assert policy.counts["responses_cut"] == 1
+    group = policy.group(LONG, responses)
+    assert (group.prompt_ids, group.responses_ids) == (list(range(72, 104)), kept)
+    assert policy.counts == {"prompts_cut": 1, "responses_cut": cut}
 
 
 def test_a_prompt_leaves_room_for_what_will_be_sampled(policy):
     """Context 64, 10 new tokens: a prompt of 100 tokens keeps its last 54."""
     policy.counts.clear()
-    assert policy.encode_prompt(list(range(4, 104)), room=10) == list(range(50, 104))
+    assert policy.encode_prompt(LONG, room=10) == LONG[-54:]
     assert policy.counts["prompts_cut"] == 1
-    assert policy.encode_prompt(list(range(4, 104))) == list(range(4, 104))
+    assert policy.encode_prompt(LONG) == LONG
     with pytest.raises(ValueError, match="64 new tokens leave no room for a prompt in a context of 64"):
         policy.encode_prompt([5], room=64)
 
 
-def test_a_longer_limit_than_the_context_is_the_context(policy):
+def test_limits_are_those_of_the_context_and_leave_room(policy):
     assert len(policy.group([5] * 50, [[6] * 50], max_length=1_000).prompt_ids) == 32
-
-
-def test_no_room_for_a_response_is_an_error(policy):
     with pytest.raises(ValueError, match="leaves no room for a response behind 4 prompt tokens"):
         policy.group([5, 6, 7, 8], [[5]], max_length=4, max_prompt_length=4)
-
-
-def test_empty_prompt(policy):
     with pytest.raises(ValueError, match="an empty prompt"):
         policy.encode_prompt("")
 

@@ -186,7 +186,7 @@ class Claims:
 
     def needs_full_scale(self, id: str, statement: str, paper: str, why: str) -> None:
         """Adds a claim that no small world can test, with the reason."""
-        told = {"note": why, "scale": self.scale, "verdict": "needs full scale"}
+        told: dict[str, Any] = {"note": why, "scale": self.scale, "verdict": "needs full scale"}
         self._claims.append(Claim(id, statement, paper, "greater", [], [], [], "", "none", **told))
 
     def decided(self) -> list[Claim]:

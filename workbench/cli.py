@@ -21,13 +21,10 @@ from workbench import methods, runs
 
 ROOT = runs.PACKAGE.parent  # the checkout, where there is one
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+_HELP: dict[str, Any] = {"rich_markup_mode": "markdown", "context_settings": {"help_option_names": ["-h", "--help"]}}
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, **_HELP)
+AnyDevice = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+_RUN = "Folder, system/scale-hash, or the start of such a name."
 
 
 @app.callback(
@@ -52,33 +49,25 @@ def list_methods() -> None:
     Console().print(table)
 
 
+_SYSTEMS = "Systems, groups, studies or all; none takes the quick set."
+_SCALES = "smoke (a minute, no verdicts), tiny (minutes), full (the paper's)"
+_SEEDS = "How many; 0 takes the number that the method is published with."
+_SWEEP = "A field of the method's Config; repeatable. Values with commas between them are a sweep: a run each."
+_PARAMETER = typer.Option("-p", "--parameter", metavar="KEY VALUE", help=_SWEEP)
+_EXECUTOR = "local, or ray: the nodes of a Ray cluster ($RAY_ADDRESS) that share the runs folder"
+
+
 @app.command()
 def reproduce(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Systems, groups, studies or all; none takes the quick set.")
-    ] = None,
-    scale: Annotated[
-        str, typer.Option(help="smoke (a minute, no verdicts), tiny (minutes), full (the paper's)")
-    ] = "tiny",
-    seeds: Annotated[
-        int, typer.Option(min=0, help="How many; 0 takes the number that the method is published with.")
-    ] = 0,
+    names: Annotated[list[str] | None, typer.Argument(help=_SYSTEMS)] = None,
+    scale: Annotated[str, typer.Option(help=_SCALES)] = "tiny",
+    seeds: Annotated[int, typer.Option(min=0, help=_SEEDS)] = 0,
     model: Annotated[str, typer.Option(help="Hub id or folder; none takes the embedded world's own.")] = "",
     dataset: Annotated[str, typer.Option(help="Hub id, folder or JSONL/JSONL.gz/Parquet file.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-p",
-            "--parameter",
-            metavar="KEY VALUE",
-            help="A field of the method's Config; repeatable. Values with commas between them are a sweep: a run each.",
-        ),
-    ] = None,
+    device: AnyDevice = "auto",
+    parameter: Annotated[list[str] | None, _PARAMETER] = None,
     workers: Annotated[int, typer.Option(min=1, help="Notebooks at once.")] = 2,
-    executor: Annotated[
-        str, typer.Option(help="local, or ray: the nodes of a Ray cluster ($RAY_ADDRESS) that share the runs folder")
-    ] = "local",
+    executor: Annotated[str, typer.Option(help=_EXECUTOR)] = "local",
     force: Annotated[bool, typer.Option("--force", help="Throw stored results away and start again.")] = False,
     timeout: Annotated[float, typer.Option(help="Limit for one notebook, in seconds.")] = 6 * 3600,
 ) -> None:
@@ -98,20 +87,9 @@ def reproduce(
     from workbench.batch.reproduce import reproduce
 
     overrides, sweep = _overrides(parameter or ())
-    jobs = reproduce(
-        names or (),
-        scale=scale,
-        seeds=range(seeds),
-        model=model,
-        dataset=dataset,
-        device=device,
-        overrides=overrides,
-        sweep=sweep,
-        workers=workers,
-        executor=executor,
-        force=force,
-        timeout_s=timeout,
-    )
+    given = {"scale": scale, "seeds": range(seeds), "model": model, "dataset": dataset, "device": device}
+    how: dict[str, Any] = {"workers": workers, "executor": executor, "force": force, "timeout_s": timeout}
+    jobs = reproduce(names or (), **given, overrides=overrides, sweep=sweep, **how)
     if any(job.status == "failed" for job in jobs):
         raise typer.Exit(1)
 
@@ -143,7 +121,7 @@ def rerun(
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(metavar="RUN", help="Folder, system/scale-hash, or the start of such a name.")],
+    a: Annotated[str, typer.Argument(metavar="RUN", help=_RUN)],
     b: Annotated[str, typer.Argument(metavar="RUN", help="The other one.")],
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
@@ -166,22 +144,21 @@ def compare(
         comparison.show(found, Console())
 
 
+_QUESTIONS = "JSONL, JSONL.gz or Parquet: qid, question; choices, gold, dataset where known."
+_BUDGET = "Calls to the model, answers included; 0 takes six a question."
+_EXPLAIN = typer.Option("--explain", help="Let the model explain each judgment; needs more tokens.")
+
+
 @app.command()
 def confidence(
-    questions: Annotated[
-        str, typer.Argument(help="JSONL, JSONL.gz or Parquet: qid, question; choices, gold, dataset where known.")
-    ],
+    questions: Annotated[str, typer.Argument(help=_QUESTIONS)],
     model: Annotated[str, typer.Option(help="Folder, hub id, or a server: http://localhost:8000/v1#name")],
-    budget: Annotated[
-        int, typer.Option(min=0, help="Calls to the model, answers included; 0 takes six a question.")
-    ] = 0,
+    budget: Annotated[int, typer.Option(min=0, help=_BUDGET)] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder; by default confidence-NAME, after the file.")] = None,
     opponents: Annotated[str, typer.Option(help="random, both-orders or active (by expected information)")] = "random",
     seed: Annotated[int, typer.Option(help="Of opponents and sides.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; for a model of this machine")] = "auto",
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Let the model explain each judgment; needs more tokens.")
-    ] = False,
+    explain: Annotated[bool, _EXPLAIN] = False,
     max_tokens: Annotated[int, typer.Option(min=8, help="Of one reply.")] = 64,
     max_unparsed: Annotated[float, typer.Option(min=0, max=1, help="Share of unread judgments that is borne.")] = 0.05,
 ) -> None:
@@ -201,29 +178,15 @@ def confidence(
 
     from workbench.batch import confidence_report
 
-    kinds: dict[str, confidence_report.How] = {
-        "random": "random_opponents",
-        "both-orders": "both_orders",
-        "active": "active",
-    }
+    kinds: dict[str, Any] = {"random": "random_opponents", "both-orders": "both_orders", "active": "active"}
     if opponents not in kinds:
         raise ValueError(f"--opponents must be one of {', '.join(kinds)}; got {opponents!r}")
-    reports = confidence_report.write(
-        questions,
-        model=model,
-        budget=budget,
-        output=output,
-        how=kinds[opponents],
-        seed=seed,
-        device=device,
-        cot=explain,
-        max_tokens=max_tokens,
-        max_unparsed=max_unparsed,
-    )
+    asked: dict[str, Any] = {"model": model, "budget": budget, "output": output, "how": kinds[opponents], "seed": seed}
+    asked |= {"device": device, "cot": explain, "max_tokens": max_tokens, "max_unparsed": max_unparsed}
+    reports = confidence_report.write(questions, **asked)
     for report in reports:
-        table = Table(
-            "rank", "strength, 95 %", "", "answer", Column("question", overflow="ellipsis", no_wrap=True), box=None
-        )
+        question = Column("question", overflow="ellipsis", no_wrap=True)
+        table = Table("rank", "strength, 95 %", "", "answer", question, box=None)
         for row in confidence_report.rows_to_show(report):
             table.add_row(*map(escape, row))
         Console().print(escape(report.summary()), table)
@@ -239,7 +202,7 @@ def new_model(
     width: Annotated[int, typer.Option(min=32, help="Hidden size.")] = 128,
     layers: Annotated[int, typer.Option(min=1)] = 3,
     max_length: Annotated[int, typer.Option(min=16, help="Tokens of prompt and answer together.")] = 256,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: AnyDevice = "auto",
 ) -> None:
     """Train a small model from scratch on your own text, where no hub can be reached.
 
@@ -286,23 +249,20 @@ def _values(text: str) -> list[Any]:
     return [value for part in parts for value in _values(part.strip())]
 
 
+_RUNS = "Folder, system/scale-hash or the start of it; none takes all runs."
+_WHERE = "Folder to write to; pages stay with their runs unless given."
+_FORMAT = "Of figures: svg, png, pdf, csv, with commas between them."
+_PUBLISH = "First write figures/ from the newest finished tiny runs."
+
+
 @app.command()
 def report(
-    run: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Folder, system/scale-hash or the start of it; none takes all runs."),
-    ] = None,
+    run: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=_RUNS)] = None,
     to: Annotated[str, typer.Option(help="page, notebook (one file to send) or figures (images and tables)")] = "page",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder to write to; pages stay with their runs unless given.")
-    ] = None,
-    format: Annotated[
-        str, typer.Option(help="Of figures: svg, png, pdf, csv, with commas between them.")
-    ] = "svg,png,csv",
+    output: Annotated[Path | None, typer.Option(help=_WHERE)] = None,
+    format: Annotated[str, typer.Option(help=_FORMAT)] = "svg,png,csv",
     readme: Annotated[bool, typer.Option("--readme", help="Also write README's table from figures/results/.")] = False,
-    publish: Annotated[
-        bool, typer.Option("--publish", help="First write figures/ from the newest finished tiny runs.")
-    ] = False,
+    publish: Annotated[bool, typer.Option("--publish", help=_PUBLISH)] = False,
 ) -> None:
     """Render pages and the index again from what runs left on disk, or write what is sent; runs nothing.
 
@@ -331,9 +291,8 @@ def report(
             typer.echo(note)
         from workbench import figures
 
-        records = [
-            {"system": entry["system"], **claim} for entry in published.entries(results) for claim in entry["claims"]
-        ]
+        entries = published.entries(results)
+        records = [{"system": entry["system"], **claim} for entry in entries for claim in entry["claims"]]
         paths = figures.claims_forest(records).save(results.parent, "claims", ("svg", "csv"))
         typer.echo(f"published: {', '.join(str(path) for path in [results, *paths])}")
     if readme:
@@ -396,14 +355,12 @@ def doctor(
 
     from workbench.batch import doctor
 
-    tests = () if no_self_test else doctor.self_test()
     found = []
-    for check in itertools.chain(doctor.examine(), tests):
+    for check in itertools.chain(doctor.examine(), () if no_self_test else doctor.self_test()):
         found.append(check)
+        remedy = "" if check.fine else f"\n      -> {check.remedy}"
         if not as_json:  # each as it is found: loading torch and the self-test take seconds
-            typer.echo(
-                f"{check.mark:<6}{check.name}: {check.found}" + ("" if check.fine else f"\n      -> {check.remedy}")
-            )
+            typer.echo(f"{check.mark:<6}{check.name}: {check.found}{remedy}")
     if as_json:
         typer.echo(json.dumps([check.record() for check in found], indent=1, ensure_ascii=False))
     wrong = [check.name for check in found if check.mark == "WRONG"]

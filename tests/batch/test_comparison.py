@@ -16,28 +16,15 @@ from workbench.runs.run import Run
 
 def make(folder: Path, *, results=None, claims=None, **manifest) -> Run:
     """A finished run folder: `results` by seed."""
-    facts = {
-        "system": "toy",
-        "scale": "tiny",
-        "status": "done",
-        "started": "1",
-        "key": "k",
-        "notebook": "n",
-        "parameters": {
-            "config": {"beta": 0.1, "arms": ["a", "b"], "inner": {"lr": 1e-3}},
-            "seeds": [0, 1],
-            "model": "",
-            "dataset": "",
-            "device": "cpu",
-            "inputs": ["", ""],
-        },
-        "provenance": {"python": "3.11.7", "torch": "2.13.0", "cores": "2"},
-        "code": {"hash": "h", "commit": "c", "changed": [], "diff": ""},
-        "inputs": [],
-    }
+    config = {"beta": 0.1, "arms": ["a", "b"], "inner": {"lr": 1e-3}}
+    given = {"seeds": [0, 1], "model": "", "dataset": "", "device": "cpu", "inputs": ["", ""], "config": config}
+    facts = {"system": "toy", "scale": "tiny", "status": "done", "started": "1", "key": "k", "notebook": "n"}
+    facts |= {"provenance": {"python": "3.11.7", "torch": "2.13.0", "cores": "2"}, "parameters": given, "inputs": []}
+    facts["code"] = {"hash": "h", "commit": "c", "changed": [], "diff": ""}
     runs.write_json(folder / "manifest.json", facts | manifest)
     runs.write_json(folder / "claims.json", claim_records() if claims is None else claims)
-    for seed, result in (results or {0: {"win": [0.5, 0.75], "text": "x"}, 1: {"win": [0.25, 1], "text": "y"}}).items():
+    usual = {0: {"win": [0.5, 0.75], "text": "x"}, 1: {"win": [0.25, 1], "text": "y"}}
+    for seed, result in (results or usual).items():
         runs.write_json(folder / f"seed-{seed}" / "result.json", result)
     return Run(folder)
 
@@ -53,20 +40,14 @@ def test_a_copy_is_identical_and_said_so(tmp_path):
     assert found.same_results
     assert (found.parameters, found.made_with, found.only) == ([], [], [])
     text = shown(found)
-    assert "Parameters: identical" in text
-    assert "Made with: identical" in text
-    assert "Results: 2 seeds, identical" in text
+    assert all(f"{part}identical" in text for part in ("Parameters: ", "Made with: ", "Results: 2 seeds, "))
     assert text.splitlines()[-1] == "identical: 3 claims and 4 numbers of 2 seeds are the same"
 
 
 def test_parameters_and_what_a_run_was_made_with_are_named_by_dotted_keys(tmp_path):
     a = make(tmp_path / "a")
-    parameters = a.manifest["parameters"]
-    other = {
-        **parameters,
-        "config": {"beta": 0.5, "arms": ["a"], "inner": {"lr": 1e-2}, "new": None},
-        "inputs": ["m", ""],
-    }
+    config = {"beta": 0.5, "arms": ["a"], "inner": {"lr": 1e-2}, "new": None}
+    other = {**a.manifest["parameters"], "config": config, "inputs": ["m", ""]}
     b = make(
         tmp_path / "b",
         parameters=other,
@@ -82,11 +63,10 @@ def test_parameters_and_what_a_run_was_made_with_are_named_by_dotted_keys(tmp_pa
         "config.new": (comparison.MISSING, None),
     }
     made = {row.name: (row.a, row.b) for row in found.made_with}
-    assert made["provenance.torch"] == ("2.13.0", "2.14.0")
-    assert made["provenance.gpu"] == (comparison.MISSING, "H200")
-    assert made["code.hash"] == ("h", "h2")
-    assert made["code.changed"] == ([], ["workbench/x.py"])
-    assert made["code.diff"] == (comparison.MISSING, "lost")
+    expected = {"provenance.torch": ("2.13.0", "2.14.0"), "provenance.gpu": (comparison.MISSING, "H200")}
+    expected |= {"code.hash": ("h", "h2"), "code.changed": ([], ["workbench/x.py"])}
+    expected |= {"code.diff": (comparison.MISSING, "lost")}
+    assert {name: made[name] for name in expected} == expected
     assert "code.commit" not in made
     assert made["inputs.model.revision"][1] == "r"
     assert "config.inner.lr" in shown(found)
@@ -139,10 +119,8 @@ def test_nan_equals_nan_and_never_hides_a_difference(tmp_path):
 
 
 def test_true_and_one_differ_but_one_and_one_point_zero_do_not():
-    assert comparison.differences({"a": 1, "b": 1, "c": []}, {"a": 1.0, "b": True, "c": {}}) == [
-        ("b", 1, True),
-        ("c", [], {}),
-    ]
+    found = comparison.differences({"a": 1, "b": 1, "c": []}, {"a": 1.0, "b": True, "c": {}})
+    assert found == [("b", 1, True), ("c", [], {})]
 
 
 def test_hostile_text_is_neither_markup_nor_a_terminal_command(tmp_path):
@@ -150,15 +128,11 @@ def test_hostile_text_is_neither_markup_nor_a_terminal_command(tmp_path):
     claims = claim_records()
     claims[0] |= {"statement": evil, "verdict": evil, "id": "[/C1]"}
     parameters = {"config": {"[/k]": evil, "long": "y" * 5000}, "seeds": [0]}
-    b = make(
-        tmp_path / "[/b]", claims=claims, parameters=parameters, provenance={evil: evil}, results={0: {"[/r]": 1.0}}
-    )
+    facts = {"claims": claims, "parameters": parameters, "provenance": {evil: evil}}
+    b = make(tmp_path / "[/b]", results={0: {"[/r]": 1.0}}, **facts)
     text = shown(comparison.compare(make(tmp_path / "a"), b))
-    assert "[/bold][red]x[/red]" in text
-    assert "config.[/k]" in text
-    assert "\x1b" not in text
-    assert "\x07" not in text
-    assert "y" * 200 not in text
+    assert all(words in text for words in ("[/bold][red]x[/red]", "config.[/k]"))
+    assert not any(words in text for words in ("\x1b", "\x07", "y" * 200))
 
 
 def test_runs_without_results_are_not_called_identical(tmp_path):

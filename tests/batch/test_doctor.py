@@ -30,27 +30,14 @@ def tested():
 @pytest.mark.slow
 def test_the_command_names_what_is_wrong_and_how_to_mend_it(runs_root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
-    (tmp_path / "constraints.txt").write_text(
-        "# pins\ntyper==0.0.1\nnobody-has-this==1.0\npytest==" + pytest.__version__
-    )
+    pins = f"# pins\ntyper==0.0.1\nnobody-has-this==1.0\npytest=={pytest.__version__}"
+    (tmp_path / "constraints.txt").write_text(pins)
     assert cli.main(["doctor", "--no-self-test"]) == 1
     printed = capsys.readouterr()
     assert re.search(r"WRONG packages: typer \S+, pinned 0\.0\.1\n +-> pip install", printed.out)
     assert "nobody-has-this" not in printed.out
-    names = {
-        "python",
-        "extra ray",
-        "extra serve",
-        "kernel",
-        "views",
-        "browser",
-        "runs folder",
-        "disk",
-        "gpu",
-        "scoring on cpu",
-        "head on cpu",
-        "sampling engines",
-    }
+    names = {"python", "extra ray", "extra serve", "kernel", "views", "browser", "runs folder", "disk", "gpu"}
+    names |= {"scoring on cpu", "head on cpu", "sampling engines"}
     assert names <= set(re.findall(r"^\w+ +([\w ]+):", printed.out, re.MULTILINE))
     assert printed.err == "wrong: packages\n"
     assert "kernel answers" not in printed.out
@@ -83,9 +70,8 @@ def test_an_extra_that_is_missing_is_not_wrong_but_named(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", version)
     check = by_name(doctor._extras())["extra ray"]
     assert check.mark == "none"
-    assert check.remedy == (
-        "for batches on a cluster: workbench reproduce --executor ray: pip install -c constraints.txt -e '.[ray]'"
-    )
+    how = "workbench reproduce --executor ray: pip install -c constraints.txt -e '.[ray]'"
+    assert check.remedy == f"for batches on a cluster: {how}"
     assert by_name(doctor._extras())["extra serve"].mark == "ok"
 
 
@@ -122,10 +108,8 @@ def test_a_runs_folder_that_cannot_be_used_is_wrong(tmp_path, monkeypatch):
     assert "Not a directory" in check.found
     monkeypatch.setattr(doctor.os, "replace", lambda *_: None)  # a disk on which nothing is ever renamed
     assert doctor._runs_folder(tmp_path / "runs").mark == "WRONG"
-
-
-def test_a_disk_without_locks_is_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    monkeypatch.undo()
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)  # a disk without locks
     assert doctor._runs_folder(tmp_path).found == f"{tmp_path}: two writers are not kept apart"
 
 

@@ -56,9 +56,8 @@ def test_a_log_without_room_does_not_hide_how_the_child_ended(tmp_path):
 
 def test_local_stop_ends_the_whole_group_by_force(monkeypatch):
     monkeypatch.setattr(executors, "GRACE_S", 0.3)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLEEPS], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, "-c", SLEEPS], **options)
     kernel = int(process.stdout.readline())
     executors.Local().stop([process])
     assert process.returncode == -signal.SIGKILL  # it would not listen to SIGTERM
@@ -71,14 +70,8 @@ def test_a_child_whose_parent_is_gone_already_touches_nothing(tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
     notebook = write_notebook(tmp_path / "toy.ipynb", OPEN, "import time\ntime.sleep(600)")
-    job = {
-        "notebook": notebook,
-        "folder": tmp_path / "run",
-        "root": tmp_path,
-        "force": False,
-        "timeout_s": 60,
-        "parameters": {"output": str(tmp_path / "run")},
-    }
+    job = {"notebook": notebook, "folder": tmp_path / "run", "root": tmp_path, "force": False, "timeout_s": 60}
+    job |= {"judged_by": "", "parameters": {"output": str(tmp_path / "run")}}
     runs.write_json(tmp_path / "job.json", job)
     words = [sys.executable, "-m", "workbench.batch.notebook_job", str(tmp_path / "job.json"), str(gone.pid)]
     environment = os.environ | executors.environment(tmp_path)
@@ -103,15 +96,10 @@ def changed(mark: Path, name: str, **values: str) -> str:
     return executors._look(str(mark))
 
 
-def test_a_node_that_sees_the_same_may_take_part(mark):
+def test_a_node_that_sees_the_same_may_take_part_and_one_without_the_runs_folder_is_told_the_remedy(mark, tmp_path):
     assert executors._look(str(mark)) == ""
-
-
-def test_a_node_without_the_runs_folder_is_told_the_remedy(tmp_path):
     said = executors._look(str(tmp_path / "nowhere" / "mark"))
-    assert said.startswith(
-        f"does not see the runs folder {tmp_path / 'nowhere'}; put it on a disk that all nodes share"
-    )
+    assert said.startswith(f"does not see the runs folder {tmp_path / 'nowhere'}; put it on a disk that all nodes")
 
 
 def test_a_node_with_other_code_packages_or_notebooks_is_told_which(mark):
@@ -231,9 +219,8 @@ def test_a_ray_that_does_not_start_here_is_one_line(tmp_path, ray, monkeypatch):
 
     monkeypatch.setattr(FakeRay, "init", init)
     ray()
-    with pytest.raises(
-        RuntimeError, match=r"^Ray did not start on this machine: The current node timed out\.; try again"
-    ):
+    said = r"^Ray did not start on this machine: The current node timed out\.; try again"
+    with pytest.raises(RuntimeError, match=said):
         executors.executor("ray", tmp_path)
 
 
@@ -259,9 +246,7 @@ def test_stop_and_close_leave_no_task_and_no_cluster(tmp_path, ray):
 def test_a_child_on_a_node_has_the_drivers_threads_and_settings(tmp_path, ray, monkeypatch):
     """Ray would give it one thread: other numbers, and a model of the user's on one core."""
     fake, seen = ray(), {}
-    monkeypatch.setattr(
-        executors, "spawn", lambda job, log, variables: seen.update(variables) or subprocess.Popen(["true"])
-    )
+    monkeypatch.setattr(executors, "spawn", lambda *given: seen.update(given[2]) or subprocess.Popen(["true"]))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("WORKBENCH_HEAD", "torch")
     on_ray = executors.executor("ray", tmp_path)

@@ -20,16 +20,10 @@ HOSTILE = "<img src=x onerror='window.pwned=1'></script><script>window.pwned=2</
 
 
 @pytest.fixture
-def root(runs_root):
-    return runs_root
-
-
-@pytest.fixture
 def registry(tmp_path, monkeypatch):
     """Two toys: one with a notebook, one without; nothing is published."""
-    path = write_notebook(
-        tmp_path / "toy.ipynb", "md:Because of $x$.\n\n$$L = x$$", OPEN, title=f"Does {HOSTILE} work?"
-    )
+    cells = "md:Because of $x$.\n\n$$L = x$$", OPEN
+    path = write_notebook(tmp_path / "toy.ipynb", *cells, title=f"Does {HOSTILE} work?")
     known = {"toy": toy("toy", path, cost="1 min"), "lost": toy("lost", tmp_path / "lost.ipynb")}
     monkeypatch.setattr(methods, "REGISTRY", known)
     monkeypatch.setattr(module, "PUBLISHED", tmp_path / "published")
@@ -50,24 +44,12 @@ def command(registry, monkeypatch):
     launches._CHILDREN.clear()
 
 
-def finished(
-    root,
-    name="tiny-1",
-    *,
-    scale="tiny",
-    when="2026-01-02T03:04:05+00:00",
-    records=None,
-    seeds=(0, 1, 2),
-    job=None,
-    **given,
-):
+def finished(root, name="tiny-1", *, scale="tiny", when="2026-01-02T03:04:05", records=None, job=None, **given):
     """A finished run of the toy."""
     run = runs.Run(root / "toy" / name)
-    parameters = {"seeds": list(seeds), "model": "", "dataset": "", **given}
-    runs.write_json(
-        run.folder / "manifest.json",
-        {"system": "toy", "scale": scale, "status": "done", "finished": when, "parameters": parameters},
-    )
+    parameters = {"seeds": [0, 1, 2], "model": "", "dataset": "", **given}
+    facts = {"system": "toy", "scale": scale, "status": "done", "finished": f"{when}+00:00"}
+    runs.write_json(run.folder / "manifest.json", {**facts, "parameters": parameters})
     runs.write_json(run.folder / "claims.json", claim_records(scale=scale) if records is None else records)
     (run.folder / "page.html").write_text("a page")
     if job is not None:
@@ -76,14 +58,8 @@ def finished(
 
 
 def publish(scale="tiny"):
-    entry = {
-        "system": "toy",
-        "scale": scale,
-        "finished": "2025-01-01T00:00:00+00:00",
-        "seeds": [0, 1],
-        "claims": claim_records(),
-    }
-    runs.write_json(module.PUBLISHED / "toy.json", entry)
+    entry = {"system": "toy", "scale": scale, "finished": "2025-01-01T00:00:00+00:00", "seeds": [0, 1]}
+    runs.write_json(module.PUBLISHED / "toy.json", {**entry, "claims": claim_records()})
 
 
 def until(test, within_s=20.0):
@@ -94,7 +70,7 @@ def until(test, within_s=20.0):
 
 
 # ---------------------------------------------------------------------------------------------------- what it says
-def test_every_line_of_the_registry_is_told_of(root):
+def test_every_line_of_the_registry_is_told_of(runs_root):
     table = Launcher().frame()
     assert list(table["name"]) == list(methods.REGISTRY)
     assert list(table.columns) == ["name", "group", "title", "paper", "question", "cost", "verdicts", "of"]
@@ -105,29 +81,29 @@ def test_every_line_of_the_registry_is_told_of(root):
     assert set(table[table["group"] == "study"]["name"]) == {"arena", "leaderboard"}
 
 
-def test_newest_run_here_goes_before_what_is_published(registry, root):
+def test_newest_run_here_goes_before_what_is_published(registry, runs_root):
     publish()
     assert Launcher().frame()["of"].tolist() == ["published, tiny, 2 seeds, 2025-01-01 00:00", ""]
-    finished(root, "tiny-1", when="2026-01-01T00:00:00+00:00")
-    finished(root, "tiny-2", when="2026-01-02T00:00:00+00:00", records=claim_records()[:1])
+    finished(runs_root, "tiny-1", when="2026-01-01T00:00:00")
+    finished(runs_root, "tiny-2", when="2026-01-02T00:00:00", records=claim_records()[:1])
     last = Launcher().last("toy")
     assert last.label == "run here, tiny, 3 seeds, 2026-01-02 00:00"
     assert last.counts == {"shown in small": 1}
     assert [one.label.split(",")[0] for one in Launcher().verdicts("toy")] == ["run here", "published"]
 
 
-def test_a_smoke_run_decides_nothing_unless_there_is_nothing_else(registry, root):
-    finished(root, "smoke-1", scale="smoke", seeds=[0, 1, 2])
+def test_a_smoke_run_decides_nothing_unless_there_is_nothing_else(registry, runs_root):
+    finished(runs_root, "smoke-1", scale="smoke", seeds=[0, 1, 2])
     assert Launcher().last("toy").scale == "smoke"
     publish()
     assert Launcher().last("toy").label.startswith("published")
     assert [one.scale for one in Launcher().verdicts("toy")] == ["smoke", "tiny"]
 
 
-def test_runs_on_other_input_or_settings_are_named_apart(registry, root):
-    finished(root, "tiny-1")
-    finished(root, "tiny-2", dataset="/home/me/pairs.jsonl", when="2026-01-03T00:00:00+00:00")
-    finished(root, "tiny-3", job={"parameters": {"overrides": {"beta": 0.5}}}, when="2026-01-04T00:00:00+00:00")
+def test_runs_on_other_input_or_settings_are_named_apart(registry, runs_root):
+    finished(runs_root, "tiny-1")
+    finished(runs_root, "tiny-2", dataset="/home/me/pairs.jsonl", when="2026-01-03T00:00:00")
+    finished(runs_root, "tiny-3", job={"parameters": {"overrides": {"beta": 0.5}}}, when="2026-01-04T00:00:00")
     assert [one.label for one in Launcher().verdicts("toy")] == [
         "run here, tiny, 3 seeds, beta=0.5, 2026-01-04 00:00",
         "run here, tiny, 3 seeds, pairs.jsonl, 2026-01-03 00:00",
@@ -135,13 +111,12 @@ def test_runs_on_other_input_or_settings_are_named_apart(registry, root):
     ]
 
 
-def test_what_cannot_be_read_is_left_out(registry, root):
-    run = finished(
-        root, records=[*claim_records()[:1], {"id": "old"}, "no record", {**claim_records()[0], "conditions": 3}]
-    )
-    (root / "toy" / "tiny-2").mkdir()
-    (root / "toy" / "tiny-2" / "manifest.json").write_text("{")
-    runs.write_json(root / "toy" / "tiny-3" / "manifest.json", ["done"])
+def test_what_cannot_be_read_is_left_out(registry, runs_root):
+    first = claim_records()[0]
+    run = finished(runs_root, records=[first, {"id": "old"}, "no record", {**first, "conditions": 3}])
+    (runs_root / "toy" / "tiny-2").mkdir()
+    (runs_root / "toy" / "tiny-2" / "manifest.json").write_text("{")
+    runs.write_json(runs_root / "toy" / "tiny-3" / "manifest.json", ["done"])
     module.PUBLISHED.mkdir()
     (module.PUBLISHED / "toy.json").write_text("{")
     assert [record["id"] for record in Launcher().last("toy").records] == ["C1"]
@@ -149,8 +124,8 @@ def test_what_cannot_be_read_is_left_out(registry, root):
     assert Launcher().last("toy").records == []
 
 
-def test_rows_hold_statement_paper_measured_control_and_verdict(registry, root):
-    finished(root)
+def test_rows_hold_statement_paper_measured_control_and_verdict(registry, runs_root):
+    finished(runs_root)
     first, second, third = Launcher().last("toy").rows
     assert first["here"].startswith("+1.1 [")
     assert first["control"].startswith("labels shuffled: ")
@@ -159,8 +134,8 @@ def test_rows_hold_statement_paper_measured_control_and_verdict(registry, root):
     assert kind_of("direction only") == "open"
 
 
-def test_data_is_plain_json_and_hostile_words_stay_words(registry, root):
-    finished(root, records=claim_records(HOSTILE))
+def test_data_is_plain_json_and_hostile_words_stay_words(registry, runs_root):
+    finished(runs_root, records=claim_records(HOSTILE))
     data = Launcher().data()
     assert json.loads(json.dumps(data)) == data
     one, lost = data["systems"]
@@ -170,11 +145,11 @@ def test_data_is_plain_json_and_hostile_words_stay_words(registry, root):
     assert one["seeds"] == {"smoke": 2, "tiny": 3, "full": 3}
     assert {piece[0] for block in one["method"] for piece in block} == {"text", "math", "display"}
     assert lost["trouble"] == f"{registry['lost'].notebook} cannot be read: start this from a checkout of the project"
-    assert str(root) not in json.dumps(data)  # a page that is passed on does not tell where it was made
+    assert str(runs_root) not in json.dumps(data)  # a page that is passed on does not tell where it was made
 
 
-def test_figure_is_of_the_last_verdicts(registry, root):
-    finished(root)
+def test_figure_is_of_the_last_verdicts(registry, runs_root):
+    finished(runs_root)
     view = Launcher()
     assert "1 of 1 tested claims are shown" in view.figure("toy").layout.title.text
     with pytest.raises(ValueError, match="unknown system 'spin'; known: toy, lost"):
@@ -182,7 +157,7 @@ def test_figure_is_of_the_last_verdicts(registry, root):
 
 
 # -------------------------------------------------------------------------------------------------- what a press does
-def test_two_presses_and_another_launcher_do_not_start_two(command, root, tmp_path):
+def test_two_presses_and_another_launcher_do_not_start_two(command, runs_root, tmp_path):
     command(f"open({str(tmp_path / 'count')!r}, 'a').write('x'); import time; time.sleep(60)")
     view = Launcher()
     assert view.run("toy", scale="smoke").status == "starting"
@@ -202,7 +177,7 @@ def test_two_presses_and_another_launcher_do_not_start_two(command, root, tmp_pa
     until(lambda: not view.is_following and not other.is_following)  # nothing goes on, nothing is watched
 
 
-def test_the_view_is_told_of_progress_and_of_new_verdicts(command, root, monkeypatch):
+def test_the_view_is_told_of_progress_and_of_new_verdicts(command, runs_root, monkeypatch):
     monkeypatch.setattr(module, "EVERY_S", 0.02)
     command("import time; time.sleep(60)")
     view = Launcher()
@@ -213,7 +188,7 @@ def test_the_view_is_told_of_progress_and_of_new_verdicts(command, root, monkeyp
     told = json.loads(shown.status)["states"]["toy"]
     assert (told["status"], told["seeds"], told["share"]) == ("starting", 3, 0.0)
     job = {"parameters": {"scale": "tiny", "seeds": [0, 1, 2]}}
-    run = finished(root, job=job)
+    run = finished(runs_root, job=job)
     runs.write_json(run.folder / "cell.json", {"cell": 3, "cells": 5})
     until(lambda: json.loads(shown.status)["states"]["toy"]["cell"] == 3)
     assert shown.data["systems"][0]["counts"] == {}
@@ -223,7 +198,7 @@ def test_the_view_is_told_of_progress_and_of_new_verdicts(command, root, monkeyp
     assert json.loads(shown.status)["states"]["toy"]["page"] == "toy/tiny-1/page.html"
 
 
-def test_a_failure_is_told_with_its_reason_by_a_new_launcher_too(command, root):
+def test_a_failure_is_told_with_its_reason_by_a_new_launcher_too(command, runs_root):
     command(f"print({'toy failed: ' + HOSTILE!r})")
     view = Launcher()
     view.run("toy")
@@ -232,19 +207,17 @@ def test_a_failure_is_told_with_its_reason_by_a_new_launcher_too(command, root):
     assert (told["status"], told["reason"], told["page"]) == ("failed", HOSTILE, "")
 
 
-def test_what_was_finished_long_ago_is_told_by_its_verdicts_alone(command, root):
+def test_what_was_finished_long_ago_is_told_by_its_verdicts_alone(command, runs_root):
     command("")
-    run = finished(root, job={"parameters": {"scale": "tiny", "seeds": [0, 1, 2]}})
-    runs.write_json(
-        root / "toy" / ".launch.json",
-        {"system": "toy", "scale": "tiny", "seeds": 3, "started": time.time() - 1, "pid": 1},
-    )
-    (root / "toy" / ".launch.txt").write_text("1 done\n")
-    assert launches.state("toy", root).folder == run.folder
+    run = finished(runs_root, job={"parameters": {"scale": "tiny", "seeds": [0, 1, 2]}})
+    asked = {"system": "toy", "scale": "tiny", "seeds": 3, "started": time.time() - 1, "pid": 1}
+    runs.write_json(runs_root / "toy" / ".launch.json", asked)
+    (runs_root / "toy" / ".launch.txt").write_text("1 done\n")
+    assert launches.state("toy", runs_root).folder == run.folder
     assert json.loads(Launcher().widget().status)["states"] == {}
 
 
-def test_wrong_input_is_said_in_the_view_and_raised_in_a_script(command, root):
+def test_wrong_input_is_said_in_the_view_and_raised_in_a_script(command, runs_root):
     command("")
     view = Launcher()
     shown = view.widget()
@@ -259,7 +232,7 @@ def test_wrong_input_is_said_in_the_view_and_raised_in_a_script(command, root):
         view.wait()
 
 
-def test_a_full_disk_is_said_and_nothing_is_started(command, root, monkeypatch):
+def test_a_full_disk_is_said_and_nothing_is_started(command, runs_root, monkeypatch):
     def full(path, value):
         raise OSError(28, f"could not write {path}: No space left on device")
 
@@ -273,16 +246,16 @@ def test_a_full_disk_is_said_and_nothing_is_started(command, root, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------------- faces
-def test_in_batch_nothing_is_started_and_only_the_static_face_is_shown(command, root, monkeypatch):
+def test_in_batch_nothing_is_started_and_only_the_static_face_is_shown(command, runs_root, monkeypatch):
     command("")
     monkeypatch.setenv("WORKBENCH_BATCH", "1")
     view = Launcher()
     assert view.run("toy").status == "none"
-    assert not root.exists()
+    assert not runs_root.exists()
     assert set(view._repr_mimebundle_()) == {scripted.VIEW_MIME, "text/plain"}
 
 
-def test_bundle_carries_both_faces(registry, root):
+def test_bundle_carries_both_faces(registry, runs_root):
     bundle = Launcher()._repr_mimebundle_()
     assert set(bundle) == {"application/vnd.jupyter.widget-view+json", scripted.VIEW_MIME, "text/plain"}
     assert bundle["text/plain"] == "Launcher of 2 systems and studies"

@@ -1,5 +1,4 @@
-"""The command of README with a data set, a model and a judge beside the user, who stands anywhere but in the
-checkout."""
+"""README's command with a data set, a model and a judge beside the user, who does not stand in the checkout."""
 
 import json
 import os
@@ -13,22 +12,9 @@ from workbench.methods.experiment import Experiment
 from workbench.models import Policy, bpe_tokenizer, new_llama
 
 GIVEN = ["sppo", "--dataset", "prompts.jsonl", "--model", "my-model", "-p", "judge", "my-reward-model"]
-SMALL = [
-    "--scale",
-    "smoke",
-    "-p",
-    "samples",
-    "2",
-    "-p",
-    "n_prompts",
-    "6",
-    "-p",
-    "test_size",
-    "4",
-    "-p",
-    "max_new_tokens",
-    "6",
-]
+SETTINGS = ("samples=2", "n_prompts=6", "test_size=4", "max_new_tokens=6")
+SMALL = ["--scale", "smoke", *[word for setting in SETTINGS for word in ("-p", setting)]]
+PLACES = {"scale": "smoke", "model": "my-model", "dataset": "prompts.jsonl"}
 
 
 @pytest.fixture
@@ -39,19 +25,11 @@ def folder(tmp_path):
     prompts = [f"Name a river that begins with {letter}." for letter in "ABCDEFGHIJKLMNOPQRST"]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     tokenizer = bpe_tokenizer(prompts, vocab_size=300)
-    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=256, seed=0), tokenizer).save(
-        tmp_path / "my-model"
-    )
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForSequenceClassification(shape).save_pretrained(tmp_path / "my-reward-model")
+    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=256, seed=0)
+    Policy(model, tokenizer).save(tmp_path / "my-model")
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **shape)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "my-reward-model")
     tokenizer.save_pretrained(tmp_path / "my-reward-model")
     return tmp_path
 
@@ -70,12 +48,7 @@ def test_relative_folders_are_found_from_any_working_folder(folder):
 
 def test_a_judge_changed_in_place_makes_another_key(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    given = {
-        "scale": "smoke",
-        "model": "my-model",
-        "dataset": "prompts.jsonl",
-        "overrides": {"judge": "my-reward-model"},
-    }
+    given = {**PLACES, "overrides": {"judge": "my-reward-model"}}
     before = Experiment("sppo", **given).folder
     assert Experiment("sppo", **given).folder == before
     weights = folder / "my-reward-model" / "model.safetensors"
@@ -85,6 +58,5 @@ def test_a_judge_changed_in_place_makes_another_key(folder, monkeypatch):
 
 def test_a_path_where_nothing_is_stops_before_anything_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    given = {"scale": "smoke", "model": "my-model", "dataset": "prompts.jsonl"}
     with pytest.raises(FileNotFoundError, match=r"no file or folder .\./my-judge"):
-        Experiment("sppo", **given, overrides={"judge": "./my-judge"})
+        Experiment("sppo", **PLACES, overrides={"judge": "./my-judge"})

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from rich.console import Console
-from toy_notebooks import CLAIM, OPEN, ends, toy, write_notebook
+from toy_notebooks import CLAIM, FIRST, OPEN, ToyMethod, ends, toy, write_notebook
 
 from workbench import methods, runs
 from workbench.batch import notebook_job, reproduce
@@ -26,6 +26,9 @@ assert (scale, seeds, device) == ("tiny", [0, 1, 2], "auto")
 assert os.environ["WORKBENCH_BATCH"] == os.environ["TQDM_DISABLE"] == "1" and os.getcwd() == os.path.dirname(model)
 open(output + "/count", "a").write("x")
 print("started")"""
+
+
+SLEEP = "import os, pathlib, time\npathlib.Path(output, 'pid').write_text(str(os.getpid()))\ntime.sleep(600)"
 
 
 @pytest.fixture
@@ -62,10 +65,7 @@ def text_of(console: Console) -> str:
         ({"names": ["god"]}, "unknown system 'god'; known: good"),
         ({"sweep": {"beta": [0.1, 0.1]}}, "a sweep needs different values, at least one; got beta = [0.1, 0.1]"),
         ({"sweep": {"beta": []}}, "a sweep needs different values, at least one; got beta = []"),
-        (
-            {"sweep": {"beta": [1.0]}, "overrides": {"beta": 2.0}},
-            "beta is set to 2.0 and swept over [1.0]; give it once",
-        ),
+        ({"sweep": {"beta": [1.0]}, "overrides": {"beta": 2.0}}, "beta is set to 2.0 and swept over [1.0]; give it"),
         ({"sweep": {"beta": [1, 1.0]}}, "good beta=1 and good beta=1.0 are the same run; give each value once"),
         ({"executor": "slurm"}, "executor must be local or ray; got 'slurm'"),
         ({"sweep": {"flag": [True, "false"]}}, "good: flag = 'false': Input should be a valid boolean"),
@@ -138,16 +138,26 @@ def test_a_child_that_could_not_start_on_its_node_says_why(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------- whole batches
 @pytest.mark.slow
+def test_a_changed_statistic_judges_stored_results_again_and_trains_nothing(tmp_path, book, quiet, monkeypatch):
+    """The code that judges is no part of the key: the notebook runs once more, on the results that are there."""
+    book("judged", OPEN, FIRST, CLAIM, "run.finish(claims)")
+    statuses, computed = [], []
+    for statistic in ("one", "one", "another"):
+        monkeypatch.setattr(ToyMethod, "judged_by", statistic)
+        (job,) = reproduce.reproduce(["judged"], root=tmp_path / "runs", console=quiet)
+        statuses.append(job.status)
+        computed.append((job.run.folder / "first.count").read_text())
+    assert statuses == ["done", "reused", "done"]
+    assert computed == ["x", "x", "x"]
+
+
+@pytest.mark.slow
 def test_good_run_is_reused_until_its_notebook_changes(tmp_path, book, quiet):
     path = book("good", "md:## Look", OPEN, CHECK, CLAIM, FINISH)
     (path.parent / "weights.bin").touch()
     root = tmp_path / "runs"
-    options = {
-        "root": root,
-        "console": quiet,
-        "overrides": {"beta": 0.5, "name": "007", "flag": False},
-        "model": str(path.parent / "weights.bin"),
-    }
+    options = {"root": root, "console": quiet, "model": str(path.parent / "weights.bin")}
+    options["overrides"] = {"beta": 0.5, "name": "007", "flag": False}
     (job,) = reproduce.reproduce(["good"], **options)
     assert (job.status, job.reason) == ("done", "")
     left = {item.name for item in job.run.folder.iterdir()}
@@ -183,32 +193,23 @@ def test_failures_are_named_and_the_others_go_on(tmp_path, book, quiet):
     nbformat_book.cells[1].source = "seeds = [0]\noutput = ''"
     nbformat.write(nbformat_book, short)
     book("good", OPEN, CLAIM, FINISH)
-    jobs = {
-        job.name: job
-        for job in reproduce.reproduce(root=tmp_path / "runs", console=quiet, workers=3, overrides={"beta": 0.2})
-    }
-    assert {name: job.status for name, job in jobs.items()} == {
-        "raises": "failed",
-        "dies": "failed",
-        "forgets": "failed",
-        "short": "failed",
-        "good": "done",
-    }
+    ended = reproduce.reproduce(root=tmp_path / "runs", console=quiet, workers=3, overrides={"beta": 0.2})
+    jobs = {job.name: job for job in ended}
+    bad = ("raises", "dies", "forgets", "short")
+    assert {name: job.status for name, job in jobs.items()} == {**dict.fromkeys(bad, "failed"), "good": "done"}
     assert jobs["raises"].reason == "cell 4: ValueError: the 3rd row is bad"
     assert jobs["dies"].reason == "killed (out of memory?)"
     assert "without experiment.run.finish(claims)" in jobs["forgets"].reason
     assert jobs["short"].reason == "ValueError: short.ipynb: the parameters cell lacks overrides, scale"
-    for name in ("raises", "dies", "forgets", "short"):
-        assert not (jobs[name].run.folder / "notebook.ipynb").exists()
-        assert not (jobs[name].run.folder / "page.html").exists()
-        assert not jobs[name].run.is_done
+    for run in (jobs[name].run for name in bad):
+        assert not any((run.folder / file).exists() for file in ("notebook.ipynb", "page.html"))
+        assert not run.is_done
     assert (jobs["dies"].run.folder / "failed.html").is_file()
     assert jobs["dies"].run.manifest["status"] == "failed"
     assert "ValueError: the 3rd row" in jobs["raises"].log.read_text()
     kept = nbformat.read(jobs["raises"].run.folder / "failed.ipynb", 4)
-    assert [output.ename for cell in kept.cells for output in cell.get("outputs", ()) if "ename" in output] == [
-        "ValueError"
-    ]
+    outputs = [output for cell in kept.cells for output in cell.get("outputs", ())]
+    assert [output.ename for output in outputs if "ename" in output] == ["ValueError"]
     assert "the 3rd row" in (jobs["raises"].run.folder / "failed.html").read_text()
     assert str(jobs["raises"].run.folder / "failed.html") in text_of(quiet)
     assert "4 failed, 1 done" in text_of(quiet)
@@ -220,20 +221,14 @@ def test_a_sweep_is_a_run_for_each_combination(tmp_path, book, quiet):
     book("good", OPEN, "open(output + '/seen', 'w').write(f'{config}')", CLAIM, FINISH)
     options = {"root": tmp_path / "runs", "console": quiet, "sweep": {"beta": [0.1, 0.5], "name": ["a", "b"]}}
     jobs = reproduce.reproduce(["good"], overrides={"flag": False}, workers=4, **options)
-    assert [job.setting for job in jobs] == [
-        "beta=0.1, name=a",
-        "beta=0.1, name=b",
-        "beta=0.5, name=a",
-        "beta=0.5, name=b",
-    ]
+    assert [job.setting for job in jobs] == [f"beta={beta}, name={name}" for beta in (0.1, 0.5) for name in "ab"]
     assert {job.status for job in jobs} == {"done"}
     assert len({job.run.folder for job in jobs}) == 4
     for job, beta, name in zip(jobs, (0.1, 0.1, 0.5, 0.5), "abab", strict=True):
         assert f"{{'beta': {beta}, 'name': '{name}', 'flag': False" in (job.run.folder / "seen").read_text()
     assert "good beta=0.5, name=b" in text_of(quiet)
-    (one,) = reproduce.reproduce(
-        ["good"], root=tmp_path / "runs", console=quiet, overrides={"flag": False, "beta": 0.5, "name": "b"}
-    )
+    fixed = {"flag": False, "beta": 0.5, "name": "b"}
+    (one,) = reproduce.reproduce(["good"], root=tmp_path / "runs", console=quiet, overrides=fixed)
     assert (one.status, one.run.folder) == ("reused", jobs[3].run.folder)
 
 
@@ -252,14 +247,9 @@ def test_force_computes_again(tmp_path, book, quiet):
 @pytest.mark.slow
 def test_notebook_over_its_time_is_stopped_with_its_kernel(tmp_path, book, quiet, monkeypatch):
     """The clock jumps as soon as the notebook is in its slow cell, however busy the machine is."""
-    book(
-        "slow",
-        OPEN,
-        "import os, pathlib, time\npathlib.Path(output, 'pid').write_text(str(os.getpid()))\ntime.sleep(600)",
-    )
-    monkeypatch.setattr(
-        reproduce.Job, "elapsed_s", property(lambda job: 99.0 * (job.run.folder / "pid").is_file()), raising=True
-    )
+    book("slow", OPEN, SLEEP)
+    jumps = property(lambda job: 99.0 * (job.run.folder / "pid").is_file())
+    monkeypatch.setattr(reproduce.Job, "elapsed_s", jumps)
     (job,) = reproduce.reproduce(root=tmp_path / "runs", console=quiet, timeout_s=60)
     assert (job.status, job.reason) == ("failed", "stopped after 60 s, the limit of --timeout")
     assert (job.run.manifest["status"], job.run.manifest["reason"]) == ("failed", job.reason)
@@ -286,11 +276,8 @@ if not os.path.exists({str(tmp_path / "tried")!r}):
     open({str(tmp_path / "tried")!r}, "w").close()
     sys.exit(1)
 os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", *sys.argv[1:]])"""
-    spec = {
-        "argv": [sys.executable, "-c", script, "-f", "{connection_file}"],
-        "display_name": "shy",
-        "language": "python",
-    }
+    words = [sys.executable, "-c", script, "-f", "{connection_file}"]
+    spec = {"argv": words, "display_name": "shy", "language": "python"}
     (tmp_path / "jupyter" / "kernels" / "shy").mkdir(parents=True)
     (tmp_path / "jupyter" / "kernels" / "shy" / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
@@ -302,12 +289,7 @@ os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", *sys.argv[
 
 @pytest.mark.slow
 def test_ctrl_c_stops_children_and_keeps_what_is_finished(tmp_path):
-    notebook = write_notebook(
-        tmp_path / "toy.ipynb",
-        OPEN,
-        "run.cached('first', lambda: 1)",
-        "import os, pathlib, time\npathlib.Path(output, 'pid').write_text(str(os.getpid()))\ntime.sleep(600)",
-    )
+    notebook = write_notebook(tmp_path / "toy.ipynb", OPEN, "run.cached('first', lambda: 1)", SLEEP)
     driver = f"""import pathlib, sys
 from toy_notebooks import toy
 from workbench import methods
@@ -319,15 +301,9 @@ except KeyboardInterrupt:
     sys.exit(130)"""
     search = [str(Path(__file__).parents[1]), str(runs.PACKAGE.parent)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
-    batch = subprocess.Popen(
-        [sys.executable, "-c", driver],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a background job starts with Ctrl-C switched off
-    )
+    # a background job starts with Ctrl-C switched off
+    options = {"text": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    batch = subprocess.Popen([sys.executable, "-c", driver], env=environment, stdout=subprocess.PIPE, **options)
     deadline = time.monotonic() + 60
     while not (found := list(tmp_path.glob("runs/toy/*/pid"))) and time.monotonic() < deadline:
         time.sleep(0.1)

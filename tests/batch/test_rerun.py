@@ -25,6 +25,12 @@ def quiet() -> Console:
     return Console(file=StringIO(), width=200)
 
 
+def edit(book, cell, old, new):
+    edited = nbformat.read(book, 4)
+    edited.cells[cell].source = edited.cells[cell].source.replace(old, new, 1)
+    nbformat.write(edited, book)
+
+
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """The registry with one toy method, whose notebook is the file that comes back."""
@@ -62,9 +68,7 @@ def test_rerun_repeats_the_recorded_run_and_compares(runs_root, book, quiet, cap
     assert quiet.file.getvalue().rstrip().splitlines()[-1].startswith("identical: 1 claims and 4 numbers of 2 seeds")
     assert "note:" not in quiet.file.getvalue()
 
-    edited = nbformat.read(book, 4)
-    edited.cells[3].source = edited.cells[3].source.replace("random.Random(seed)", "random.Random(seed + 1)")
-    nbformat.write(edited, book)
+    edit(book, 3, "random.Random(seed)", "random.Random(seed + 1)")
     assert cli.main(["rerun", f"toy/{run.folder.name}"]) == 0  # again-1 is finished: this one is another
     out = capsys.readouterr().out
     assert "note: the notebook differs from that of the original" in out
@@ -77,9 +81,7 @@ def test_rerun_repeats_the_recorded_run_and_compares(runs_root, book, quiet, cap
 def test_a_rerun_that_fails_is_exit_code_1_and_goes_on_in_its_folder(runs_root, book, quiet):
     run = made(runs_root, quiet)
     stop = book.parent / "stop"
-    edited = nbformat.read(book, 4)
-    edited.cells[4].source = "import os\nassert not os.path.exists('stop'), 'not yet'\n" + edited.cells[4].source
-    nbformat.write(edited, book)
+    edit(book, 4, "", "import os\nassert not os.path.exists('stop'), 'not yet'\n")
     stop.touch()
     assert cli.main(["rerun", str(run.folder)]) == 1
     stop.unlink()
@@ -94,25 +96,19 @@ def test_a_rerun_that_fails_is_exit_code_1_and_goes_on_in_its_folder(runs_root, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"status": "running"},
-            "toy/tiny-0123 is not finished (status running): `workbench reproduce toy` with the same",
-        ),
-        ({"status": "failed"}, "toy/tiny-0123 is not finished (status failed)"),
-        ({"system": "gone"}, "toy/tiny-0123 is a run of 'gone', which this version does not know; known: toy"),
-        ({"system": ["toy"]}, "toy/tiny-0123 is a run of ['toy'], which this version does not know"),
-        (
-            {"parameters": {"seeds": [0]}},
-            "toy/tiny-0123: its manifest lacks parameters that a rerun needs (config, seeds",
-        ),
-        ({"parameters": None}, "toy/tiny-0123: its manifest lacks parameters that a rerun needs (config, seeds"),
+        ({"status": "running"}, " is not finished (status running): `workbench reproduce toy` with the same"),
+        ({"status": "failed"}, " is not finished (status failed)"),
+        ({"system": "gone"}, " is a run of 'gone', which this version does not know; known: toy"),
+        ({"system": ["toy"]}, " is a run of ['toy'], which this version does not know"),
+        ({"parameters": {"seeds": [0]}}, ": its manifest lacks parameters that a rerun needs (config, seeds"),
+        ({"parameters": None}, ": its manifest lacks parameters that a rerun needs (config, seeds"),
     ],
 )
 def test_what_cannot_be_repeated_says_why_in_one_line(runs_root, book, capsys, changes, message):
     recorded(runs_root, **changes)
     assert cli.main(["rerun", "0123"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"error: {message}")
+    assert err.startswith(f"error: toy/tiny-0123{message}")
     assert err.count("\n") == 1
     assert [path.name for path in (runs_root / "toy").iterdir()] == ["tiny-0123"]
 
@@ -143,9 +139,8 @@ def test_a_changed_input_is_refused_and_named(runs_root, tmp_path, book, monkeyp
     run.update_manifest(parameters=given)
     assert changed_inputs(run.manifest) == []
     rows.write_text("[]")
-    with pytest.raises(
-        ValueError, match=r"toy/tiny-0123: the dataset .*rows\.jsonl has changed since; --anyway runs it"
-    ):
+    said = r"toy/tiny-0123: the dataset .*rows\.jsonl has changed since; --anyway runs it"
+    with pytest.raises(ValueError, match=said):
         rerun(run)
     rows.unlink()
     assert changed_inputs(run.manifest) == [f"the dataset {rows} is not there any more"]
@@ -171,19 +166,16 @@ def test_anyway_and_other_code_go_on_and_say_so(runs_root, tmp_path, book, quiet
     monkeypatch.setattr("workbench.batch.rerun.run_jobs", lambda jobs, root, **_: planned.extend(jobs))
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}")
-    run = recorded(
-        runs_root, code={"hash": "h", "commit": "abc123", "changed": ["workbench/x.py"], "diff": "code.diff"}
-    )
+    code = {"hash": "h", "commit": "abc123", "changed": ["workbench/x.py"], "diff": "code.diff"}
+    run = recorded(runs_root, code=code)
     run.update_manifest(parameters={**run.manifest["parameters"], "dataset": str(rows), "inputs": ["", "other"]})
     monkeypatch.setattr("workbench.batch.rerun.comparison.show", lambda *_: None)
     monkeypatch.setattr("workbench.batch.rerun.comparison.compare", lambda *_: None)
     rerun(run, anyway=True, console=quiet)
     text = quiet.file.getvalue()
     assert "rows.jsonl has changed since" in text
-    assert (
-        "note: the code differs from that of the original (commit abc123; code.diff in its folder holds what was"
-        " changed" in text
-    )
+    at = "commit abc123; code.diff in its folder holds what was changed"
+    assert f"note: the code differs from that of the original ({at}" in text
     (job,) = planned
     assert job.parameters["overrides"] == run.manifest["parameters"]["config"]
     assert job.parameters["output"] == str(run.folder.with_name("tiny-0123-again-1"))

@@ -119,30 +119,9 @@ def test_any_printed_text_comes_back_unchanged(tmp_path_factory, text):
 @given(formula=st.text(alphabet="abx{}_^&\\<>\"'$ 12", max_size=20))
 def test_any_formula_becomes_well_formed_and_inert(formula):
     element = ElementTree.fromstring(pages.mathml(f"${formula}$"))
-    assert {node.tag.rpartition("}")[2] for node in element.iter()} <= {
-        "math",
-        "code",
-        "mrow",
-        "mi",
-        "mo",
-        "mn",
-        "mtext",
-        "mspace",
-        "mfrac",
-        "msub",
-        "msup",
-        "msubsup",
-        "mtable",
-        "mtr",
-        "mtd",
-        "mover",
-        "munder",
-        "munderover",
-        "msqrt",
-        "mroot",
-        "mstyle",
-        "mpadded",
-    }
+    known = {"math", "code", "mrow", "mi", "mo", "mn", "mtext", "mspace", "mfrac", "msub", "msup", "msubsup", "mtable"}
+    known |= {"mtr", "mtd", "mover", "munder", "munderover", "msqrt", "mroot", "mstyle", "mpadded"}
+    assert {node.tag.rpartition("}")[2] for node in element.iter()} <= known
 
 
 def test_aligned_equations_become_a_table_and_broken_ones_stay_code():
@@ -229,23 +208,10 @@ def test_a_page_holds_no_folder_of_this_machine_and_no_key(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------- provenance
 NEW_MANIFEST = {
-    "provenance": {
-        "python": "3.12.1",
-        "machine": "x86_64",
-        "system": "Linux",
-        "cores": "8",
-        "processor": "A <b>chip</b>",
-        "memory_gib": "31.2",
-        "gpu": "",
-        "torch": "2.13.0",
-        "workbench": "0.2.0",
-    },
-    "code": {
-        "hash": "abc123",
-        "commit": "0123456789abcdef",
-        "changed": ["workbench/dpo.py", "<x>"],
-        "diff": "code.diff",
-    },
+    "provenance": {"python": "3.12.1", "torch": "2.13.0", "workbench": "0.2.0", "system": "Linux", "machine": "x86_64"}
+    | {"cores": "8", "processor": "A <b>chip</b>", "memory_gib": "31.2", "gpu": ""},
+    "code": {"hash": "abc123", "commit": "0123456789abcdef", "diff": "code.diff"}
+    | {"changed": ["workbench/dpo.py", "<x>"]},
     "inputs": [
         {"kind": "dataset", "source": "/home/me/pairs.jsonl", "fingerprint": "f00", "revision": ""},
         {"kind": "model", "source": "org/name", "fingerprint": "org/name", "revision": "9e1c"},

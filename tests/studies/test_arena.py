@@ -1,5 +1,7 @@
 """The arena: everyone pays the same, a planted order comes out, and verdicts follow the numbers."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,15 +11,8 @@ from workbench.runs.run import Run
 from workbench.studies import arena
 from workbench.studies import arena_view as view
 
-SMALL = {
-    "responses": 240,
-    "steps": 40,
-    "batch_size": 8,
-    "learning_rates": [2e-4],
-    "test_size": 24,
-    "world": arena.SMALL_WORLD,
-    "arms": [arm for arm in arena.COMPETITORS if arm != "mpo"],
-}  # so few pairs make no reward model; MPO refuses then
+ARMS = [arm for arm in arena.COMPETITORS if arm != "mpo"]  # so few pairs make no reward model; MPO refuses then
+SMALL = {**arena.SMALL_PRICE, "responses": 240, "test_size": 24, "world": arena.SMALL_WORLD, "arms": ARMS}
 
 
 class Told:
@@ -31,27 +26,22 @@ class Told:
 
 def told(gains, rng):
     """Results in which each arm gains what it is told to, with a little noise."""
-    return [
-        {
-            "arms": {
-                arm: [{"quality": 0.2}, {"quality": 0.2 + gain + 0.01 * rng.standard_normal()}]
-                for arm, gain in gains.items()
-            }
-        }
-        for _ in Told.seeds
-    ]
+
+    def rows(gain):
+        return [{"quality": 0.2}, {"quality": 0.2 + gain + 0.01 * rng.standard_normal()}]
+
+    return [{"arms": {arm: rows(gain) for arm, gain in gains.items()}} for _ in Told.seeds]
+
+
+def verdicts(gains):
+    return arena.claims(Told(list(gains)), told(gains, np.random.default_rng(0))).verdicts()
 
 
 def test_verdicts_follow_the_numbers():
-    gains = {"dpo": 0.2, "step_dpo": 0.3, "sppo": 0.2, "dpo_shuffled": 0.0, "orpo": 0.0}
-    verdicts = arena.claims(Told(list(gains)), told(gains, np.random.default_rng(0))).verdicts()
-    assert verdicts["dpo"] == verdicts["step_dpo"] == verdicts["steps: step_dpo > dpo"] == "shown in small"
-    assert verdicts["orpo"] == verdicts["rounds: sppo > dpo"] == "not shown"
-
-
-def test_nothing_is_shown_where_shuffled_labels_gain_as_much():
-    gains = {"dpo": 0.2, "dpo_shuffled": 0.2}
-    assert arena.claims(Told(list(gains)), told(gains, np.random.default_rng(0))).verdicts() == {"dpo": "not shown"}
+    found = verdicts({"dpo": 0.2, "step_dpo": 0.3, "sppo": 0.2, "dpo_shuffled": 0.0, "orpo": 0.0})
+    assert found["dpo"] == found["step_dpo"] == found["steps: step_dpo > dpo"] == "shown in small"
+    assert found["orpo"] == found["rounds: sppo > dpo"] == "not shown"
+    assert verdicts({"dpo": 0.2, "dpo_shuffled": 0.2}) == {"dpo": "not shown"}  # shuffled labels gain as much
 
 
 @pytest.fixture
@@ -62,10 +52,8 @@ def tournament(tmp_path):
         base = rng.random(90)
         for name, lead in (("dpo/start", -0.2), ("dpo", 0.2), ("sppo", 0.0)):
             scores = np.where(np.arange(90) % 3, base + lead + 0.3 * rng.standard_normal(90), 1.0)
-            part = experiment.run.child(f"seed-{seed}").child(name)
-            part.table(
-                "answers", lambda scores=scores: pd.DataFrame({"prompt": "p", "answer": "<script>", "score": scores})
-            )
+            answers = pd.DataFrame({"prompt": "p", "answer": "<script>", "score": scores})
+            experiment.run.child(f"seed-{seed}").child(name).table("answers", lambda answers=answers: answers)
     return experiment
 
 
@@ -82,9 +70,7 @@ def test_the_planted_order_comes_out(tournament):
 
 
 def test_equal_samples_have_equal_strengths(tournament):
-    names = ["dpo", "dpo", "dpo"]
-    names[0] = "sppo"
-    strengths = arena.tournament(tournament, 0, names)
+    strengths = arena.tournament(tournament, 0, ["sppo", "dpo", "dpo"])
     assert strengths[1] == pytest.approx(strengths[2])
     assert strengths[1] > strengths[0]
 
@@ -116,7 +102,7 @@ def test_needs_its_world_and_its_control():
     with pytest.raises(ValueError, match="leave both empty, and run single methods on your data"):
         arena.open_task(arena.Config.at("tiny"), model="x", dataset="y.jsonl")
     with pytest.raises(ValueError, match="need the control 'dpo_shuffled'"):
-        arena.claims(Told(["dpo"]), told({"dpo": 0.1}, np.random.default_rng(0)))
+        verdicts({"dpo": 0.1})
 
 
 @pytest.fixture(scope="module")
@@ -130,27 +116,16 @@ def played(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_everyone_takes_the_same_steps(played):
+def test_everyone_takes_the_same_steps_from_the_same_start_and_generates_about_the_same(played):
+    """Samples differ in length, and who makes pairs behind the first error cannot know where it will be."""
     _, config, _, arms = played
     assert {arm: end["optimizer_steps"] for arm, (_, end) in arms.items()} == dict.fromkeys(config.arms, 40)
-
-
-@pytest.mark.slow
-def test_everyone_generates_about_the_same(played):
-    """Samples differ in length, and who makes pairs behind the first error cannot know where it will be."""
-    arms = played[3]
+    assert len({begin["quality"] for begin, _ in arms.values()}) == 1
+    assert all(begin["kl_nats"] == 0 != end["kl_nats"] for begin, end in arms.values())
     spent = {arm: end["generated_tokens"] for arm, (_, end) in arms.items()}
     assert spent.pop("sft") == 0
     assert spent.pop("spin") > 0  # limited by its steps at this size
     assert max(spent.values()) < 2 * min(spent.values())
-
-
-@pytest.mark.slow
-def test_everyone_moved_from_the_same_start(played):
-    arms = played[3]
-    assert len({begin["quality"] for begin, _ in arms.values()}) == 1
-    assert all(begin["kl_nats"] == 0 for begin, _ in arms.values())
-    assert all(end["kl_nats"] != 0 for _, end in arms.values())
 
 
 @pytest.mark.slow
@@ -160,9 +135,8 @@ def test_an_attempt_that_was_killed_starts_over(played, tmp_path, monkeypatch):
     run = Run(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(arena, "last_weights", lambda folder: pytest.fail("killed"))
-        patch.setattr(
-            arena.dpo, "train_arm", lambda *a: (arena.sample(task.start(0), ["1 2"], n=50, max_new_tokens=4), 1 / 0)
-        )
+        draw = partial(arena.sample, task.start(0), ["1 2"], n=50, max_new_tokens=4)
+        patch.setattr(arena.dpo, "train_arm", lambda *_: (draw(), 1 / 0))
         with pytest.raises(ZeroDivisionError):
             run_arm(arena, task, config, "dpo", 0, run)
     (tmp_path / "dpo" / "rate-0.0002" / "run").mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ def test_spin_runs_on_text(made, runs_root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["spin", "dpo"])
+@pytest.mark.parametrize("name", ["dpo", pytest.param("spin", marks=pytest.mark.exhaustive)])
 def test_the_notebook_runs_on_text_to_its_last_cell(made, tmp_path, monkeypatch, name):
     """Every view must cope with a task that has no planted truth."""
     import papermill

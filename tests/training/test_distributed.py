@@ -62,7 +62,7 @@ def test_a_nan_is_refused_by_all_with_the_same_words(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [2, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_killed_on_some_and_resumed_on_others(tmp_path, n):
     """SIGKILL of every process in step 5, after the checkpoint of step 4; 2 go on as 1, 1 goes on as 2."""
     done = launch("killed", tmp_path / "broken", 5, n=n)

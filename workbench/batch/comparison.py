@@ -123,8 +123,9 @@ def compare(a: runs.Run, b: runs.Run, root: Path | None = None) -> Comparison:
     both = sorted(ours.keys() & theirs.keys(), key=_number)
     only = [(part, "a" if part in ours else "b") for part in sorted(ours.keys() ^ theirs.keys(), key=_number)]
     seeds = [_numbers(part, runs.read_json(ours[part]), runs.read_json(theirs[part])) for part in both]
-    names = (run_names.name_of(run, root) for run in (a, b))
-    return Comparison(*names, differences(*asked), differences(*made), _claims(a.claims(), b.claims()), seeds, only)
+    names: Any = [run_names.name_of(run, root) for run in (a, b)]
+    found: Any = [differences(*asked), differences(*made), _claims(a.claims(), b.claims()), seeds, only]
+    return Comparison(*names, *found)
 
 
 def differences(a: Any, b: Any) -> list[Difference]:
@@ -159,10 +160,10 @@ def _claims(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> l
     pairs = []
     for name in left | right:
         both = left.get(name, {}), right.get(name, {})
-        means = (_mean(record.get("measured")) for record in both)
-        verdicts = (str(record.get("verdict", "")) for record in both)
+        means = [_mean(record.get("measured")) for record in both]
+        verdicts = [str(record.get("verdict", "")) for record in both]
         statement = str((both[0] or both[1]).get("statement", ""))
-        pairs.append(ClaimPair(name, statement, *means, *verdicts, _same(*both)))
+        pairs.append(ClaimPair(name, statement, means[0], means[1], verdicts[0], verdicts[1], _same(*both)))
     return pairs
 
 

@@ -61,8 +61,8 @@ def examine() -> Iterator[Check]:
     python = ".".join(map(str, sys.version_info[:3]))
     yield Check("python", sys.version_info >= (3, 11), python, "make the environment with Python 3.11 or newer")
     wrong, lists = wrong_pins(ROOT / "constraints.txt"), (ROOT / "constraints.txt").is_file()
-    pins = "; ".join(wrong) or ("as pinned" if lists else "no constraints.txt beside the package: versions not compared")
-    yield Check("packages", not wrong, pins, "pip install -c constraints.txt -e '.[dev]'")
+    fine = "as pinned" if lists else "no constraints.txt beside the package: versions not compared"
+    yield Check("packages", not wrong, "; ".join(wrong) or fine, "pip install -c constraints.txt -e '.[dev]'")
     yield from _extras()
     yield _kernelspec()
     yield _views()
@@ -217,9 +217,9 @@ def small_llama() -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    size = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    size: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     size |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
-    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    special: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(LlamaConfig(**size, **special, initializer_range=0.3)).eval()

@@ -57,8 +57,8 @@ def spawn(job_file: Path, log: Path, variables: Mapping[str, str]) -> subprocess
     """The child process. It is told who its parent is, so that it ends even if that is gone before it can ask."""
     words = [sys.executable, "-m", "workbench.batch.notebook_job", str(job_file), str(os.getpid())]
     with open(log, "ab") as file:
-        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(words, env=variables, start_new_session=True, **pipes)
+        pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        return subprocess.Popen[bytes](words, env=variables, start_new_session=True, **pipes)
 
 
 def end_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

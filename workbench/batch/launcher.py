@@ -60,7 +60,7 @@ class Launcher:
         self._states = {name: launches.state(name, self.root) for name in methods.REGISTRY}
         self._entries = {name: self._entry(method) for name, method in methods.REGISTRY.items()}
         going = [name for name, state in self._states.items() if state.goes_on]
-        self.chosen = next(iter([chosen] if chosen else [*going, *self._states]), "")
+        self.chosen = chosen or next(iter([*going, *self._states]), "")
 
     # -- faces
     def widget(self) -> Any:
@@ -293,7 +293,7 @@ def _news(state: State) -> list[Any]:
 
 # ------------------------------------------------------------------------------------------------- what a server shows
 def _served(root: Path) -> dict[str, Any]:
-    """Where the Jupyter server of this kernel shows runs and notebooks, relative to its root; None where it does not."""
+    """Where the Jupyter server of this kernel shows runs and notebooks, below its root; None where it does not."""
     shown, base = None, "/"
     if pid := os.environ.get("JPY_PARENT_PID"):  # the server's own process number, by which it names its file of facts
         from jupyter_core.paths import jupyter_runtime_dir

@@ -1,5 +1,4 @@
-"""Launches: one system run by `workbench reproduce` in a process of its own, started, watched and stopped from
-anywhere.
+"""Launches: one system run by `workbench reproduce` in its own process, started, watched and stopped from anywhere.
 
 A launch outlives the kernel that started it. What is known of it lies in `<root>/<system>/`: `.launch.json` (what was
 asked), `.launch.txt` (what the command said) and `.launch.lock`, which the process holds as long as it lives: so it is
@@ -31,16 +30,8 @@ MOST_SEEDS = 1000
 GRACE_S = 10.0  # a launch that was asked to stop is ended by force after this time
 _CLOCK_S = 0.1  # a file system's clock may be this much behind
 # what a kernel's environment says for its own cells: colours where there is no terminal, and whose child it is
-_OF_A_KERNEL = (
-    "FORCE_COLOR",
-    "CLICOLOR",
-    "CLICOLOR_FORCE",
-    "TTY_COMPATIBLE",
-    "TTY_INTERACTIVE",
-    "MPLBACKEND",
-    "JPY_PARENT_PID",
-    "JPY_SESSION_NAME",
-)
+_COLOURS = {"FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "MPLBACKEND"}
+_OF_A_KERNEL = {*_COLOURS, "JPY_PARENT_PID", "JPY_SESSION_NAME"}
 
 Status = Literal["none", "starting", "running", "stopping", "done", "failed", "stopped"]
 GOING_ON = ("starting", "running", "stopping")
@@ -123,17 +114,11 @@ def start(name: str, root: Path, *, scale: str = "tiny", seeds: int = 0) -> bool
             return False
         asked = {"system": name, "scale": scale, "seeds": seeds, "started": time.time(), "pid": 0}
         runs.write_json(folder / ".launch.json", asked)  # first, so that a full disk is found out before anything runs
+        words = [*COMMAND, "reproduce", name, "--scale", scale, "--seeds", str(seeds)]
+        options: dict[str, Any] = {"cwd": runs.PACKAGE.parent, "start_new_session": True, "pass_fds": (lock,)}
         with open(folder / ".launch.txt", "wb") as log:
-            process = subprocess.Popen(
-                [*COMMAND, "reproduce", name, "--scale", scale, "--seeds", str(seeds)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(root),
-                cwd=runs.PACKAGE.parent,
-                start_new_session=True,
-                pass_fds=(lock,),
-            )
+            options |= {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen[bytes](words, env=_environment(root), **options)
         _CHILDREN.append(process)
         try:
             runs.write_json(folder / ".launch.json", {**asked, "pid": process.pid})
@@ -207,13 +192,11 @@ def _lock(folder: Path) -> Iterator[int | None]:
 
 def _is_held(folder: Path) -> bool:
     try:
-        with open(folder / ".launch.lock", encoding="utf-8") as file:
+        with suppress(FileNotFoundError), open(folder / ".launch.lock", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
     except BlockingIOError:
         return True
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _locked_runs(folder: Path) -> list[Path]:
@@ -241,20 +224,11 @@ def _going_on(name: str, own: Path | None, asked: dict[str, Any], is_alive: bool
 def _elsewhere(name: str, folder: Path) -> State:
     """A run that a terminal or another machine's batch started: its job file says what was asked, and when."""
     job = folder / "job.json"
-    started = job.stat().st_mtime if job.is_file() else (folder / ".lock").stat().st_mtime
+    started = (job if job.is_file() else folder / ".lock").stat().st_mtime
     parameters = _read(job).get("parameters", {})
-    seeds = parameters.get("seeds", [])
-    facts = _progress(name, folder, started)
-    return State(
-        name,
-        "running",
-        str(parameters.get("scale", "")),
-        len(seeds),
-        folder=folder,
-        elapsed_s=_since(started),
-        ours=False,
-        **facts,
-    )
+    asked = {"scale": str(parameters.get("scale", "")), "seeds": len(parameters.get("seeds", []))}
+    facts = {"folder": folder, "elapsed_s": _since(started), "ours": False, **_progress(name, folder, started)}
+    return State(name, "running", **asked, **facts)
 
 
 def _ended(name: str, folder: Path, asked: dict[str, Any], own: Path | None) -> State:
@@ -267,8 +241,7 @@ def _ended(name: str, folder: Path, asked: dict[str, Any], own: Path | None) -> 
     reused = "1 reused" in said
     own = _same_code(name, folder, asked) if reused else own
     common: dict[str, Any] = {**_asked(asked), "folder": own, "elapsed_s": elapsed, "reused": reused}
-    failed = [line for line in said if line.startswith((f"{name} failed: ", "error: "))]
-    if failed:
+    if failed := [line for line in said if line.startswith((f"{name} failed: ", "error: "))]:
         reason = failed[-1].removeprefix(f"{name} failed: ").removeprefix("error: ").strip()
         return State(name, "failed", reason=reason, **common)
     manifest = _read(own / "manifest.json") if own else {}
@@ -276,11 +249,10 @@ def _ended(name: str, folder: Path, asked: dict[str, Any], own: Path | None) -> 
         return State(name, "done", **common, **{**_progress(name, own, 0.0 if reused else started), "share": 1.0})
     if "stopped" in asked:
         return State(name, "stopped", **common)
-    last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")[:300]
-    has_raised = any(line.startswith("Traceback (most recent call last)") for line in said)
-    return State(
-        name, "failed", reason=last if has_raised else f"killed (out of memory?); its last words: {last}", **common
-    )
+    reason = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")[:300]
+    if not any(line.startswith("Traceback (most recent call last)") for line in said):
+        reason = f"killed (out of memory?); its last words: {reason}"
+    return State(name, "failed", reason=reason, **common)
 
 
 def _asked(asked: dict[str, Any]) -> dict[str, Any]:
@@ -296,11 +268,10 @@ def _written_since(folder: Path, asked: dict[str, Any]) -> Path | None:
 
 
 def _same_code(name: str, folder: Path, asked: dict[str, Any]) -> Path | None:
-    """The finished run folder with these parameters that today's code made, which is what the command has found
-    again."""
-    module = methods.REGISTRY[name].module
+    """The finished run folder with these parameters that today's code made: what the command has found again."""
+    module, scale = methods.REGISTRY[name].module, str(asked.get("scale"))
     for job in sorted(_jobs(folder, asked), key=lambda path: -path.stat().st_mtime):
-        manifest, scale = _read(job.parent / "manifest.json"), str(asked.get("scale"))
+        manifest = _read(job.parent / "manifest.json")
         given = manifest.get("parameters") if manifest.get("status") == "done" else None
         if given is not None and runs.run_folder(name, module, scale, given, folder.parent) == job.parent:
             return job.parent
@@ -309,13 +280,11 @@ def _same_code(name: str, folder: Path, asked: dict[str, Any]) -> Path | None:
 
 def _jobs(folder: Path, asked: dict[str, Any]) -> list[Path]:
     """Job files of runs with the same scale and seeds, nothing else changed."""
-    found = []
+    found, seeds = [], list(range(int(_number(asked.get("seeds")))))
     for job in folder.glob(f"{re.sub(r'[^a-z]', '', str(asked.get('scale')))}-*/job.json"):
         given = _read(job).get("parameters", {})
-        changed = any(
-            given.get(key) not in ("", "auto", {}, None) for key in ("model", "dataset", "device", "overrides")
-        )
-        if not changed and given.get("seeds") == list(range(int(_number(asked.get("seeds"))))):
+        own = [given.get(key) for key in ("model", "dataset", "device", "overrides")]
+        if given.get("seeds") == seeds and all(value in ("", "auto", {}, None) for value in own):
             found.append(job)
     return found
 
@@ -330,27 +299,16 @@ def _progress(name: str, folder: Path, started: float) -> dict[str, Any]:
                 return runs.read_json(path)
         return None
 
-    cells = fresh("cell.json") or {}
-    parts = fresh("progress.json") or {}
-    claims = fresh("claims.json") or []
-    cell, n_cells, done, total = (
-        int(_number(source.get(key)))
-        for source, key in ((cells, "cell"), (cells, "cells"), (parts, "done"), (parts, "total"))
-    )
-    through_cells = max(0, cell - 1) / n_cells if n_cells else 0.0
+    claims, parts = fresh("claims.json") or [], fresh("progress.json") or {}
+    told = {**parts, **(fresh("cell.json") or {})}
+    counts = {key: int(_number(told.get(key))) for key in ("cell", "cells", "done", "total")}
+    through_cells = max(0, counts["cell"] - 1) / counts["cells"] if counts["cells"] else 0.0
+    through_parts = counts["done"] / counts["total"] if counts["total"] else 0.0
     # nearly all the time goes into the one cell that computes the parts; a study may count none
-    counts_parts = total > 0 or bool(methods.REGISTRY[name].group)
-    share = 0.1 * through_cells + 0.9 * (done / total if total else 0.0) if counts_parts else through_cells
+    counts_parts = counts["total"] > 0 or bool(methods.REGISTRY[name].group)
+    share = 0.1 * through_cells + 0.9 * through_parts if counts_parts else through_cells
     verdicts = Counter(str(claim["verdict"]) for claim in claims if isinstance(claim, dict) and "verdict" in claim)
-    return {
-        "cell": cell,
-        "cells": n_cells,
-        "done": done,
-        "total": total,
-        "stage": str(parts.get("stage", "")),
-        "share": min(1.0, share),
-        "verdicts": dict(verdicts),
-    }
+    return {**counts, "stage": str(parts.get("stage", "")), "share": min(1.0, share), "verdicts": dict(verdicts)}
 
 
 def _number(value: Any) -> float:

@@ -74,7 +74,7 @@ def run_job(path: Path) -> int:
                     file.write((run.folder / PART).read_bytes())
                 (run.folder / PART).unlink()
                 pages.render(run.folder / "notebook.ipynb", run.folder / "page.html", root=root)
-                run.update_manifest(notebook=source)
+                run.update_manifest(notebook=source, judged_by=job["judged_by"])
             except BaseException as error:
                 _keep(run, root, explain(error))
                 raise

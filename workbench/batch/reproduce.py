@@ -33,21 +33,16 @@ _NOISE = re.compile(r"TCP without encryption|^\s*$")
 
 @dataclass
 class Job:
-    """One notebook of a batch: what it is, where it stands.
-
-    Attributes:
-        setting: what this job of a sweep changes, "beta=0.1"; "" outside a sweep.
-        status: "reused" means that a finished run with the same parameters, code and notebook was there already.
-        reason: why it failed, in one line.
-    """
+    """One notebook of a batch: what it is, where it stands; "reused" where the same run was finished already."""
 
     name: str
     notebook: Path
     run: runs.Run
     parameters: dict[str, Any]
-    setting: str = ""
+    setting: str = ""  # what this job of a sweep changes, "beta=0.1"
+    judged_by: str = ""  # hash of the code that judges, see `Method.judged_by`
     status: Literal["waiting", "running", "done", "reused", "failed"] = "waiting"
-    reason: str = ""
+    reason: str = ""  # why it failed, in one line
     started: float = 0.0
     ended: float = 0.0
     log_start: int = 0  # what earlier tries wrote to the log ends here
@@ -93,8 +88,7 @@ def reproduce(
         names: systems or groups; none takes the quick set.
         seeds: one run of the method each; None takes the number in the registry.
         overrides: fields of the methods' `Config`.
-        sweep: fields of the methods' `Config` with the values that each of them takes in turn; one run for each
-            combination.
+        sweep: such fields with the values that each of them takes in turn; one run for each combination.
         workers: notebooks at once; each of them runs its seeds side by side as well.
         executor: "local", or "ray" for the machines of a Ray cluster that share the runs folder.
         root: folder of all runs; None takes `$WORKBENCH_RUNS` or `runs/`.
@@ -109,7 +103,6 @@ def reproduce(
         RuntimeError: a node of the cluster cannot take part, and why.
         KeyboardInterrupt: after Ctrl-C, when all children have ended.
     """
-
     root = (root or runs.default_root()).expanduser().resolve()
     fixed = dict(overrides or {})
     given = {"scale": scale, "seeds": list(seeds or ()), "device": device, "overrides": fixed}
@@ -119,7 +112,8 @@ def reproduce(
     for method in methods.find(names):
         for point in points:
             jobs.append(plan(method, root, **{**given, "overrides": {**fixed, **point}}))
-            jobs[-1].setting = ", ".join(f"{key}={_shown(value)}" for key, value in point.items())
+            shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in point.items()}
+            jobs[-1].setting = ", ".join(f"{key}={value}" for key, value in shown.items())
     for job in jobs:  # two ways to write one value (1 and 1.0) would share a run folder
         same = [other.title for other in jobs if other.run.folder == job.run.folder]
         if len(same) > 1:
@@ -130,12 +124,11 @@ def reproduce(
 def run_jobs(
     jobs: list[Job],
     root: Path,
-    *,
-    workers: int = 2,
-    executor: str = "local",
-    force: bool = False,
-    timeout_s: float = 6 * 3600,
-    console: Console | None = None,
+    workers: int,
+    executor: str,
+    force: bool,
+    timeout_s: float,
+    console: Console | None,
 ) -> list[Job]:
     """Runs planned jobs as `reproduce` does, with its options and its errors, and returns them."""
     from rich.console import Console
@@ -143,8 +136,8 @@ def run_jobs(
     if workers < 1 or timeout_s <= 0:
         raise ValueError(f"workers and timeout must be positive; got {workers} workers and {timeout_s} s")
     executors.check(executor)
-    for job in jobs if not force else ():
-        job.status = "reused" if _is_whole(job) else "waiting"
+    for job in jobs:
+        job.status = "reused" if not force and _is_whole(job) else "waiting"
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=max(console.width, 140), force_terminal=False)
@@ -178,10 +171,6 @@ def _points(sweep: Mapping[str, Sequence[Any]], fixed: Mapping[str, Any]) -> lis
     return [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
 
 
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def plan(method: methods.Method, root: Path, output: str = "", **given: Any) -> Job:
     """Checks the parameters against the method's own `Config` and says where the run lives; starts nothing.
 
@@ -203,13 +192,16 @@ def plan(method: methods.Method, root: Path, output: str = "", **given: Any) -> 
     folder = Path(output) if output else experiment.computed_folder(root)
     sources = {"model": experiment.model, "dataset": experiment.dataset, "overrides": experiment.overrides}
     parameters = {**given, **sources, "seeds": experiment.seeds, "output": str(folder)}
-    return Job(method.name, notebook, runs.Run(folder), parameters)
+    return Job(method.name, notebook, runs.Run(folder), parameters, judged_by=method.judged_by)
 
 
 def _is_whole(job: Job) -> bool:
-    """True when the run is finished and its notebook and page were made from the notebook as it is now."""
+    """True when the run is finished, its notebook and page were made from the notebook as it is now, and its verdicts
+    by the code that judges now."""
     files = all((job.run.folder / name).is_file() for name in ("notebook.ipynb", "page.html"))
-    return files and job.run.is_done and job.run.manifest.get("notebook") == source_hash(job.notebook)
+    manifest = job.run.manifest
+    made = (manifest.get("notebook"), manifest.get("judged_by"))
+    return files and job.run.is_done and made == (source_hash(job.notebook), job.judged_by)
 
 
 def _start(job: Job, root: Path, timeout_s: float, force: bool, executor: executors.Executor) -> None:
@@ -217,17 +209,8 @@ def _start(job: Job, root: Path, timeout_s: float, force: bool, executor: execut
     job.started, job.status = time.monotonic(), "running"
     try:
         path = job.run.folder / "job.json"
-        runs.write_json(
-            path,
-            {
-                "notebook": job.notebook,
-                "folder": job.run.folder,
-                "parameters": job.parameters,
-                "timeout_s": timeout_s,
-                "force": force,
-                "root": root,
-            },
-        )
+        facts = {"notebook": job.notebook, "judged_by": job.judged_by, "folder": job.run.folder, "root": root}
+        runs.write_json(path, {**facts, "parameters": job.parameters, "timeout_s": timeout_s, "force": force})
         (job.run.folder / "cell.json").unlink(missing_ok=True)  # of an earlier try
         job.log_start = job.log.stat().st_size if job.log.is_file() else 0
         job.handle = executor.start(path, job.log, root)
@@ -236,45 +219,41 @@ def _start(job: Job, root: Path, timeout_s: float, force: bool, executor: execut
 
 
 def _watch(
-    jobs: list[Job],
-    root: Path,
-    workers: int,
-    timeout_s: float,
-    force: bool,
-    console: Console,
-    executor: executors.Executor,
+    jobs: list[Job], root: Path, workers: int, timeout_s: float, force: bool, console: Console, executor: Any
 ) -> None:
-    """Keeps `workers` notebooks running until all have ended."""
+    """Keeps `workers` notebooks running until all have ended: a live table on a terminal, elsewhere plain lines."""
     from rich.live import Live
 
     live = Live(_table(jobs), console=console, auto_refresh=False) if console.is_terminal else None
+
+    def say(job: Job, what: str) -> None:
+        if live is None:
+            _say(console, job, what)
+
     next_start = next_line = 0.0
     with live or nullcontext():
         while any(job.status in ("waiting", "running") for job in jobs):
             now = time.monotonic()
-            running = [job for job in jobs if job.status == "running"]
-            waiting = [job for job in jobs if job.status == "waiting"]
+            running, waiting = ([job for job in jobs if job.status == status] for status in ("running", "waiting"))
             if waiting and len(running) < workers and now >= next_start:
                 _start(waiting[0], root, timeout_s, force, executor)
                 next_start = now + STAGGER_S
-                if live is None:
-                    _say(console, waiting[0], "started" if waiting[0].status == "running" else _state(waiting[0]))
+                say(waiting[0], "started" if waiting[0].status == "running" else _state(waiting[0]))
             for job in running:
                 if job.elapsed_s > timeout_s:
                     _stop([job], executor)
                     job.reason = f"stopped after {timeout_s:g} s, the limit of --timeout"
                 if _collect(job, root, executor):
                     _index(root)
-                    if live is None:
-                        _say(console, job, f"{_state(job)} after {job.elapsed_s:.0f} s")
+                    say(job, f"{_state(job)} after {job.elapsed_s:.0f} s")
             if now >= next_line:
-                next_line = now + (LINE_S if live is None else 1.0)
-                if live is not None:
+                next_line = now + (1.0 if live else LINE_S)
+                if live:
                     live.update(_table(jobs), refresh=True)
-                for job in running if live is None else []:
-                    _say(console, job, f"{_state(job)}, {job.elapsed_s:.0f} s")
+                for job in running:
+                    say(job, f"{_state(job)}, {job.elapsed_s:.0f} s")
             time.sleep(0.2)
-        if live is not None:
+        if live:
             live.update(_table(jobs), refresh=True)
 
 
@@ -295,16 +274,14 @@ def _collect(job: Job, root: Path, executor: executors.Executor) -> bool:
 
 
 def _why(job: Job, code: int) -> str:
-    said = [line for line in _log_lines(job) if line.startswith("failed: ")]
     if code in KILLED:
         return "killed (out of memory?)"
-    if said:
+    if said := [line for line in _log_lines(job) if line.startswith("failed: ")]:
         return said[-1].removeprefix("failed: ")
     if code == DISK_FULL:
         return NO_SPACE
-    return (
-        f"exit code {code}" if code else "the notebook was edited while it ran; the same command runs it as it is now"
-    )
+    edited = "the notebook was edited while it ran; the same command runs it as it is now"
+    return f"exit code {code}" if code else edited
 
 
 def _stop(jobs: Sequence[Job], executor: executors.Executor) -> None:

@@ -65,7 +65,7 @@ def rerun(
     console = console or Console()
     for note in [*changed, *_changed_code(method, manifest)]:
         console.print(Text(f"note: {comparison.printable(note, widest=1000)}"), soft_wrap=True)
-    run_jobs([job], root, workers=1, executor=executor, timeout_s=timeout_s, console=console)
+    run_jobs([job], root, workers=1, executor=executor, force=False, timeout_s=timeout_s, console=console)
     if job.status == "failed":
         return Again(job, None)
     job.run.update_manifest(rerun_of=name)
@@ -119,9 +119,9 @@ def _changed_code(method: methods.Method, manifest: dict[str, Any]) -> list[str]
     rest = f"; {code['diff']} in its folder holds what was changed on top" if code.get("diff") else ""
     folder = runs.run_folder(method.name, method.module, manifest["scale"], manifest["parameters"])
     book = source_hash(runs.PACKAGE.parent / method.notebook)
-    # the key stands for parameters and code: old manifests have it too
-    changed = {"code": runs.key_of(folder) != manifest.get("key"), "notebook": manifest.get("notebook") not in (None, book)}
-    return [f"the {what} differs from that of the original ({at}{rest})" for what, differs in changed.items() if differs]
+    is_new = {"code": runs.key_of(folder) != manifest.get("key")}  # parameters and code: old manifests have it too
+    is_new["notebook"] = manifest.get("notebook") not in (None, book)
+    return [f"the {what} differs from that of the original ({at}{rest})" for what in is_new if is_new[what]]
 
 
 def _beside(run: runs.Run, key: str) -> Path:

@@ -50,6 +50,14 @@ class Method:
         """The module whose code, with all that it stands on, is part of a run's key."""
         return f"{self.module}.method" if self.group else self.module
 
+    @property
+    def judged_by(self) -> str:
+        """Hash of the code that judges results: where it changed, finished runs are judged again without training."""
+        from workbench.runs.code import OUTSIDE, code_hash
+
+        judge = f"{self.module}.experiment" if self.group else self.module
+        return code_hash(judge, OUTSIDE - {"workbench.claims"})
+
     def load(self) -> Any:
         return import_module(self.module)
 

@@ -133,8 +133,6 @@ class Experiment:
         arms: dict[str, Any] = {}
         if hasattr(sys.modules[code], "train_arm"):
             arms = {"run_arm": partial(run_arm, code), "arms": self.config.arms}
-        elif hasattr(sys.modules[code], "run_arm"):  # not converted yet
-            arms = {"run_arm": sys.modules[code].run_arm, "arms": self.config.arms}
         seed = partial(run_seed, code)
         stored = over_seeds(
             seed, self.task, self.config, self.seeds, self.run, workers=workers, all_threads=bool(self.model), **arms

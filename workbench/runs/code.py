@@ -17,20 +17,23 @@ OUTSIDE = frozenset(
 )
 
 
-def code_hash(module: str) -> str:
+def code_hash(module: str, outside: frozenset[str] = OUTSIDE) -> str:
     """Hash of what `module` and every workbench module it imports, directly or not, say to the computer.
 
     A run is used again only while this stays the same: an edit to a kernel runs again what stands on it; one to a page
     template, a comment or a docstring runs nothing. A name that is taken from a package counts for the module that
     defines it, so that a new objective leaves the methods of the others alone. Imports under TYPE_CHECKING do not
     count.
+
+    Args:
+        outside: modules that do not count.
     """
     seen: dict[str, str] = {}
     queue = [module]
     while queue:
         name = queue.pop()
         path = _source_of(name)
-        if name in seen or path is None or name in OUTSIDE - {module}:
+        if name in seen or path is None or name in outside - {module}:
             continue
         source = path.read_text(encoding="utf-8")
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]

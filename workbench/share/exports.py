@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 IMAGES = ("svg", "png", "pdf")
-FORMATS = (*IMAGES, "csv")
+FORMATS, USUAL = (*IMAGES, "csv"), ("svg", "png", "csv")
 _LARGE = 200_000  # bytes of one fallback image; a figure with more keeps its interactive form alone
 
 
@@ -49,11 +49,7 @@ def file_name(run: runs.Run) -> str:
 
 
 def write(
-    chosen: Sequence[runs.Run],
-    to: str,
-    output: Path | None,
-    root: Path,
-    formats: Collection[str] = ("svg", "png", "csv"),
+    chosen: Sequence[runs.Run], to: str, output: Path | None, root: Path, formats: Collection[str] = USUAL
 ) -> list[Path]:
     """Writes what these runs are sent as, and returns what was written outside of the run folders.
 
@@ -101,17 +97,14 @@ def notebook(run: runs.Run, target: Path) -> Path:
     import nbformat
 
     book = sendable.cleaned(read_notebook(executed(run)), run.folder, run.folder.parent.parent)
-    for cell in book.cells:
-        for output in cell.get("outputs", []):
-            view = output.get("data", {}).pop(scripted.VIEW_MIME, None)
-            output.get("data", {}).pop(WIDGET_MIME, None)
-            if view is not None:
-                output.data.setdefault("text/plain", "")
-                output.data["text/plain"] += (
-                    "\n(an interactive view; it is alive in the page of this run, and after running the cell)"
-                )
+    for data in _shown(book):
+        view = data.pop(scripted.VIEW_MIME, None)
+        data.pop(WIDGET_MIME, None)
+        if view is not None:
+            told = "(an interactive view; it is alive in the page of this run, and after running the cell)"
+            data["text/plain"] = data.get("text/plain", "") + f"\n{told}"
     if figure_images.browser():
-        holders = [output.data for output in _outputs(book) if PLOTLY_MIME in output.get("data", {})]
+        holders = [data for data in _shown(book) if PLOTLY_MIME in data]
         drawn = figure_images.draw([(data[PLOTLY_MIME], "png") for data in holders], scale=1)
         for data, image in zip(holders, drawn, strict=True):
             if len(image) <= _LARGE:
@@ -122,13 +115,13 @@ def notebook(run: runs.Run, target: Path) -> Path:
     return target
 
 
-def _outputs(book: Any) -> Iterator[Any]:
-    for cell in book.cells:
-        yield from cell.get("outputs", [])
+def _shown(book: Any) -> Iterator[Any]:
+    """Mime type -> data of every output that is shown as such."""
+    return (output.data for cell in book.cells for output in cell.get("outputs", []) if "data" in output)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
-def figures(run: runs.Run, folder: Path, formats: Collection[str] = ("svg", "png", "csv")) -> list[Path]:
+def figures(run: runs.Run, folder: Path, formats: Collection[str] = USUAL) -> list[Path]:
     """Writes every plotly figure of the run's executed notebook, as images and its data as a table.
 
     Args:
@@ -186,30 +179,19 @@ def table(spec: dict[str, Any]) -> pd.DataFrame:
     for number, trace in enumerate(spec.get("data") or []):
         about = {"trace": number, "name": trace.get("name", ""), "type": trace.get("type", "scatter")}
         columns = {key: _values(value) for key, value in _arrays(trace)}
-        grids = {
-            key: value for key, value in columns.items() if value and isinstance(value[0], list) and key != "customdata"
-        }
-        for key, grid in grids.items():  # a heat map: rows go with y, columns with x
-            x, y = columns.get("x") or [], columns.get("y") or []
-            rows += [
-                {**about, "x": x[j] if j < len(x) else j, "y": y[i] if i < len(y) else i, key: value}
-                for i, line in enumerate(grid)
-                for j, value in enumerate(line)
-            ]
-        if not grids:
-            length = max(map(len, columns.values()), default=0)
-            rows += [
-                {**about, **{key: values[i] for key, values in columns.items() if i < len(values)}}
-                for i in range(length)
-            ]
+        grids = [key for key, value in columns.items() if value and isinstance(value[0], list) and key != "customdata"]
+        x, y = (dict(enumerate(columns.get(axis) or ())) for axis in "xy")
+        for key in grids:  # a heat map: rows go with y, columns with x
+            for i, line in enumerate(columns[key]):
+                rows += [{**about, "x": x.get(j, j), "y": y.get(i, i), key: value} for j, value in enumerate(line)]
+        for i in range(0 if grids else max(map(len, columns.values()), default=0)):
+            rows.append(about | {key: values[i] for key, values in columns.items() if i < len(values)})
     frame = pd.DataFrame([{key: _cell(value) for key, value in row.items()} for row in rows])
     return frame if len(frame) else pd.DataFrame(columns=["trace", "name", "type"])
 
 
 _DRAWN = (
-    "x",
-    "y",
-    "z",
+    *"xyz",
     "text",
     "customdata",
     "labels",

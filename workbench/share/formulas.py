@@ -24,8 +24,7 @@ def mathml(formula: str) -> str:
 
 
 def tree(formula: str) -> list[Any] | None:
-    """The same as plain lists `[tag, attributes, text, children]`, for views that build their nodes; None for
-    unreadable TeX."""
+    """The same as lists `[tag, attributes, text, children]`, for views that build nodes; None for unreadable TeX."""
     element = _element(formula)
     return None if element is None else _listed(element)
 

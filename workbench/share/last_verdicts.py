@@ -41,9 +41,8 @@ class Verdicts:
         shown = []
         for record in self.records:
             told = {"here": claims.describe(record), "control": claims.describe_control(record)}
-            shown.append(
-                {key: str(record[key]) for key in _NEEDED} | told | {"kind": claims.kind_of(str(record["verdict"]))}
-            )
+            told["kind"] = claims.kind_of(str(record["verdict"]))
+            shown.append({key: str(record[key]) for key in _NEEDED} | told)
         return shown
 
 
@@ -72,11 +71,8 @@ def _finished(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """When a run was finished, its folder and its manifest; one that cannot be read is as good as none."""
     for path in folder.glob("[!.]*/manifest.json"):
         manifest = _json(path)
-        if (
-            isinstance(manifest, dict)
-            and manifest.get("status") == "done"
-            and isinstance(manifest.get("parameters"), dict)
-        ):
+        is_done = isinstance(manifest, dict) and manifest.get("status") == "done"
+        if is_done and isinstance(manifest.get("parameters"), dict):
             yield str(manifest.get("finished", "")), path.parent, manifest
 
 

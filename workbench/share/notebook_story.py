@@ -1,8 +1,7 @@
 """What a notebook says before it is run: its question, what it is about, the method in one equation.
 
 A piece is `[kind, content]` with kind "text", "strong", "em", "code", "math" or "display"; a formula's content is
-`formulas.tree`'s lists, or the TeX itself where that cannot be drawn (kind "code"). So a view inserts every word as
-text.
+`formulas.tree`'s lists, or the TeX itself as "code" where that cannot be drawn. So a view inserts every word as text.
 """
 
 from __future__ import annotations
@@ -25,17 +24,11 @@ _INLINE = re.compile(
 
 @dataclass(frozen=True)
 class Story:
-    """The first words of a notebook.
+    """The first words of a notebook."""
 
-    Attributes:
-        question: its first heading, as plain text.
-        about: the paragraph behind it, in pieces.
-        method: paragraphs of the cell with the formula, in pieces; [] where no cell has one.
-    """
-
-    question: str
-    about: list[Piece] = field(default_factory=list)
-    method: list[list[Piece]] = field(default_factory=list)
+    question: str  # its first heading, as plain text
+    about: list[Piece] = field(default_factory=list)  # the paragraph behind it
+    method: list[list[Piece]] = field(default_factory=list)  # of the cell with the formula; [] where no cell has one
 
 
 def read(notebook: Path) -> Story:
@@ -45,20 +38,16 @@ def read(notebook: Path) -> Story:
         FileNotFoundError: there is no such notebook.
         ValueError: the file is not a notebook.
     """
-    try:
-        cells = [_source(cell) for cell in runs.read_json(notebook)["cells"] if cell["cell_type"] == "markdown"]
+    try:  # a source is one text or a list of lines
+        cells = ["".join(c["source"]) for c in runs.read_json(notebook)["cells"] if c["cell_type"] == "markdown"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{notebook} is not a notebook: {type(error).__name__}") from error
     first = _blocks(cells[0]) if cells else []
     heading = next((block for block in first if block.startswith("#")), "")
     rest = first[first.index(heading) + 1 :] if heading else first
     about = next((block for block in rest if not block.startswith("#")), "")
-    return Story(_words(heading.lstrip("# ")), _pieces(about), [_pieces(block) for block in _method(cells)])
-
-
-def _source(cell: dict[str, Any]) -> str:
-    source = cell["source"]
-    return source if isinstance(source, str) else "".join(source)
+    question = re.sub(r"[*_`$]", "", heading.lstrip("# ")).strip()
+    return Story(question, _pieces(about), [_pieces(block) for block in _method(cells)])
 
 
 def _blocks(source: str) -> list[str]:
@@ -69,8 +58,7 @@ def _blocks(source: str) -> list[str]:
 
 
 def _method(cells: list[str]) -> list[str]:
-    """The blocks up to the last display formula of the first cell that has one, and the end of its sentence; where no
-    cell has one, the first blocks with formulas in the text."""
+    """Up to the last display formula of the first cell with one, to the end of its sentence; or what has one."""
     for cell in cells:
         if "$$" in cell:
             blocks = [block for block in _blocks(cell) if not block.startswith("#")]
@@ -101,7 +89,3 @@ def _pieces(block: str) -> list[Piece]:
             found.append(["text" if kind == "link" else kind, content])
         at = match.end()
     return [*found, ["text", block[at:]]] if at < len(block) else found
-
-
-def _words(text: str) -> str:
-    return re.sub(r"[*_`$]", "", text).strip()

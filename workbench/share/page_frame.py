@@ -1,8 +1,7 @@
 """The frame of every page: head with the security policy, style, header line, footer, and the page's own scripts.
 
 The policy lets a page ask for nothing and run nothing but scripts that carry the page's own random nonce. What it
-cannot stop, such as a page that sends its reader elsewhere by itself, `defused` takes out of the markup; the two stand
-alone.
+cannot stop, such as a page that sends its reader elsewhere by itself, `defused` takes out of the markup.
 """
 
 from __future__ import annotations
@@ -47,16 +46,13 @@ def frame(*, kind: str, body: str, title: str, views: Collection[str] = (), plot
         scripts += [source("figures.js"), scripted.page_script(names), source("notebook.js")]
     else:
         scripts.append(source("scoreboard.js"))
-    return template("shell.html.j2").render(
-        kind=kind,
-        body=body,
-        title=title,
-        css=css,
-        plotly=_plotly() if plotly else "",
-        scripts=scripts,
-        nonce=secrets.token_urlsafe(16),
-        **parts,
-    )
+    parts |= {"kind": kind, "body": body, "title": title, "css": css, "scripts": scripts}
+    parts |= {"plotly": "", "nonce": secrets.token_urlsafe(16)}
+    if plotly:  # which is slow to import
+        from plotly.offline import get_plotlyjs
+
+        parts["plotly"] = get_plotlyjs()
+    return template("shell.html.j2").render(parts)
 
 
 def defused(markup: str) -> str:
@@ -85,11 +81,8 @@ def _is_harmless(tag: str, name: str, value: str) -> bool:
     if value.startswith(("#", "data:image/")):
         return True
     # where a reader may go by a click; the scheme of a link without one is that of the page
-    return (
-        tag == "a"
-        and name == "href"
-        and (":" not in value.partition("/")[0] or bool(re.match(r"https?:|mailto:", value)))
-    )
+    is_safe = ":" not in value.partition("/")[0] or bool(re.match(r"https?:|mailto:", value))
+    return (tag, name) == ("a", "href") and is_safe
 
 
 @cache
@@ -100,13 +93,5 @@ def source(name: str) -> str:
 def template(name: str) -> Any:
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(name)
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
+    options: Any = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), **options).get_template(name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,17 +27,8 @@ __all__ = ["collect", "index", "mathml", "newest", "read_notebook", "render"]
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 # the widget mime is left out on purpose: without a kernel it draws nothing, its static face comes with the same output
-_MIME_ORDER = [
-    PLOTLY_MIME,
-    scripted.VIEW_MIME,
-    "text/html",
-    "text/latex",
-    "image/svg+xml",
-    "image/png",
-    "image/jpeg",
-    "text/markdown",
-    "text/plain",
-]
+_MIME_ORDER = [PLOTLY_MIME, scripted.VIEW_MIME, "text/html", "text/latex", "image/svg+xml", "image/png", "image/jpeg"]
+_MIME_ORDER += ["text/markdown", "text/plain"]
 
 
 def render(notebook: Path, page: Path, *, title: str = "", root: Path | None = None) -> Path:
@@ -66,14 +57,13 @@ def render(notebook: Path, page: Path, *, title: str = "", root: Path | None = N
     if manifest:
         known = run_facts.provenance(run, manifest, root, asked)
         body += sendable.cleaner(run.folder, root)(page_frame.template("provenance.html.j2").render(known))
-    index_page = root / "index.html"
-    inside = root in page.resolve().parents
+    home = os.path.relpath(root / "index.html", page.resolve().parent) if root in page.resolve().parents else ""
     text = page_frame.frame(
         kind="notebook",
         title=title or _first_heading(node) or notebook.stem,
         name=run_facts.title(manifest["system"]) if manifest else "",
         facts=run_facts.facts(manifest) if manifest else [],
-        home=quote(os.path.relpath(index_page, page.resolve().parent)) if inside else "",
+        home=quote(home),
         body=body,
         plotly=any(PLOTLY_MIME in data for data in outputs),
         views={data[scripted.VIEW_MIME]["view"] for data in outputs if _is_known_view(data.get(scripted.VIEW_MIME))},
@@ -129,16 +119,14 @@ def _exporter() -> Any:
         return MarkdownWithMath(renderer=renderer).render(source)
 
     config = Config({"NbConvertBase": {"display_data_priority": _MIME_ORDER}})
-    exporter = HTMLExporter(
-        config=config, template_name="workbench", extra_template_basedirs=[str(page_frame.TEMPLATES)]
-    )
-    exporter.register_filter("markdown2html", markdown)
-    exporter.register_filter("untrusted_markdown", lambda source: markdown(source, trusted=False))
-    exporter.register_filter("mathml", mathml)
-    exporter.register_filter("defused", page_frame.defused)
-    exporter.register_filter("is_known_view", _is_known_view)
+    folders = [str(page_frame.TEMPLATES)]
+    exporter = HTMLExporter(config=config, template_name="workbench", extra_template_basedirs=folders)
+    filters: dict[str, Any] = {"markdown2html": markdown, "mathml": mathml, "defused": page_frame.defused}
+    filters |= {"is_known_view": _is_known_view, "untrusted_markdown": partial(markdown, trusted=False)}
     # "<" never appears, so no text inside a figure can end the block that holds it
-    exporter.register_filter("inert_json", lambda value: json.dumps(value).replace("<", "\\u003c"))
+    filters["inert_json"] = lambda value: json.dumps(value).replace("<", "\\u003c")
+    for name, changed in filters.items():
+        exporter.register_filter(name, changed)
     return exporter
 
 

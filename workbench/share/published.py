@@ -22,9 +22,7 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 
 def publish(folder: Path, root: Path | None = None) -> list[str]:
     """Writes the newest finished tiny run of each system, with default settings, to a file of its own: the results of
-    every seed and the claims that were judged from them.
-
-    Systems without such a run keep what is published of them already.
+    every seed and the claims that were judged from them. Systems without such a run keep what is published already.
 
     Returns:
         One line for each system of the registry that was not written from a run.
@@ -40,12 +38,9 @@ def publish(folder: Path, root: Path | None = None) -> list[str]:
         whole = all(path.is_file() for path in stored) and sum(path.stat().st_size for path in stored) < LIMIT
         results = {"results": [runs.read_json(path) for path in stored]} if stored and whole else {}
         runs.write_json(folder / f"{name}.json", {**facts, "seeds": seeds, "claims": run.claims(), **results})
-    return [
-        f"{name}: no finished tiny run with default settings; "
-        + ("kept what was published" if (folder / f"{name}.json").is_file() else "not in the table")
-        for name in methods.REGISTRY
-        if name not in found
-    ]
+    left = {name: (folder / f"{name}.json").is_file() for name in methods.REGISTRY if name not in found}
+    told = {True: "kept what was published", False: "not in the table"}
+    return [f"{name}: no finished tiny run with default settings; {told[kept]}" for name, kept in left.items()]
 
 
 def judged(entry: Mapping[str, Any]) -> Any:
@@ -82,10 +77,7 @@ def readme_table(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def update_readme(readme: Path, folder: Path) -> bool:
-    """Puts the table of the published systems between README's `<!-- scoreboard -->` and `<!-- /scoreboard -->`.
-
-    Returns:
-        Whether the text changed.
+    """Puts the table between README's `<!-- scoreboard -->` and `<!-- /scoreboard -->`; returns whether it changed.
 
     Raises:
         ValueError: a marker is missing.
@@ -96,10 +88,8 @@ def update_readme(readme: Path, folder: Path) -> bool:
     markers = re.compile(r"(<!-- scoreboard -->\n).*?(<!-- /scoreboard -->)", re.DOTALL)
     new, count = markers.subn(lambda match: f"{match[1]}{table}\n{match[2]}", text)
     if count != 1:
-        raise ValueError(
-            f"{readme} has {count} pairs of markers, one is needed: put <!-- scoreboard --> and <!-- /scoreboard --> "
-            "on lines of their own where the table belongs"
-        )
+        remedy = "put <!-- scoreboard --> and <!-- /scoreboard --> on lines of their own where the table belongs"
+        raise ValueError(f"{readme} has {count} pairs of markers, one is needed: {remedy}")
     if new != text:
         with runs.atomic(readme) as file:
             file.write(new.encode())

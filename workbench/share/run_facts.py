@@ -17,14 +17,8 @@ from workbench.share import sendable
 
 DIFF_LINES, DIFF_CHARACTERS = 400, 40_000  # of a diff, on a page
 _VALUE_CHARACTERS = 1_000
-_HARDWARE = {
-    "system": "operating system",
-    "machine": "machine",
-    "processor": "processor",
-    "cores": "cores",
-    "memory_gib": "memory (GiB)",
-    "gpu": "GPU",
-}
+_HARDWARE = {"system": "operating system", "machine": "machine", "processor": "processor", "cores": "cores"}
+_HARDWARE |= {"memory_gib": "memory (GiB)", "gpu": "GPU"}
 
 
 # ------------------------------------------------------------------------------------------------------- header line
@@ -86,18 +80,11 @@ def provenance(run: runs.Run, manifest: Mapping[str, Any], root: Path, asked: Co
     config = given.get("config", {})
     name = names.name_of(run, root)
     others = {key: value for key, value in given.items() if key not in ("config", "inputs", "model", "dataset")}
+    times = {when: moment(manifest.get(when)) for when in ("started", "finished")} | {"took": took(manifest)}
     return {
         "command": "" if Path(name).is_absolute() else f"workbench rerun {name}",
         "name": run.folder.name if Path(name).is_absolute() else name,
-        "times": [
-            (label, text)
-            for label, text in (
-                ("started", moment(manifest.get("started"))),
-                ("finished", moment(manifest.get("finished"))),
-                ("took", took(manifest)),
-            )
-            if text
-        ],
+        "times": [(label, text) for label, text in times.items() if text],
         "settings": [(key, _shown(value), key in asked) for key, value in config.items()],
         "asked": sorted(set(asked) & set(config)),
         "others": [(key, _shown(value)) for key, value in others.items()],
@@ -112,20 +99,15 @@ def _input_rows(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
     given = manifest.get("parameters", {})
     rows = manifest.get("inputs")
     if rows is None:  # an older manifest: the fingerprints of model and data set stand among the parameters
-        prints = [*given.get("inputs", []), "", ""]
-        rows = [
-            {"kind": kind, "source": given.get(kind, ""), "fingerprint": print_}
-            for kind, print_ in zip(("model", "dataset"), prints, strict=False)
-        ]
-    return [
-        {
-            "kind": str(row.get("kind", "")),
-            "source": _name(str(row.get("source") or "")),
-            "fingerprint": "" if row.get("fingerprint") == row.get("source") else str(row.get("fingerprint") or ""),
-            "revision": str(row.get("revision") or ""),
-        }
-        for row in rows
-    ]
+        prints = zip(("model", "dataset"), [*given.get("inputs", []), "", ""], strict=False)
+        rows = [{"kind": kind, "source": given.get(kind, ""), "fingerprint": found} for kind, found in prints]
+    shown = []
+    for row in rows:
+        source, found = row.get("source"), row.get("fingerprint")
+        about = {"kind": str(row.get("kind", "")), "source": _name(str(source or ""))}
+        about["fingerprint"] = "" if found == source else str(found or "")
+        shown.append(about | {"revision": str(row.get("revision") or "")})
+    return shown
 
 
 def _code(run: runs.Run, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,22 +116,14 @@ def _code(run: runs.Run, manifest: Mapping[str, Any]) -> dict[str, Any]:
     # only a file of the run folder itself, whatever the manifest says
     path = run.folder / Path(str(code.get("diff") or "")).name
     if code.get("diff") and path.is_file():
-        text = path.read_text(encoding="utf-8", errors="replace")
-        lines = text.splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         diff = "\n".join(lines[:DIFF_LINES])[:DIFF_CHARACTERS]
         if len(diff) < len("\n".join(lines)):
-            cut = (
-                f"Shown are the first {diff.count(chr(10)) + 1} of {len(lines)} lines; all of it is {path.name} of the"
-                " run folder."
-            )
-    return {
-        "hash": str(code.get("hash") or manifest.get("key") or ""),
-        "is_key": not code.get("hash"),
-        "commit": str(code.get("commit") or ""),
-        "changed": [str(name) for name in code.get("changed") or ()],
-        "diff": diff,
-        "cut": cut,
-    }
+            some = f"the first {diff.count(chr(10)) + 1} of {len(lines)} lines"
+            cut = f"Shown are {some}; all of it is {path.name} of the run folder."
+    known = {"hash": str(code.get("hash") or manifest.get("key") or ""), "is_key": not code.get("hash")}
+    known |= {"commit": str(code.get("commit") or ""), "changed": [str(name) for name in code.get("changed") or ()]}
+    return {**known, "diff": diff, "cut": cut}
 
 
 def _shown(value: Any) -> str:

@@ -12,13 +12,10 @@ from workbench import claims, methods, runs
 from workbench.share import page_frame, run_facts
 
 _SCALES = ("full", "tiny", "smoke")
-VERDICTS = (
-    *dict.fromkeys(verdict for group in claims.VERDICTS.values() for verdict in group),
-    claims.FOLLOWS,
-    claims.DIFFERS,
-)
+_JUDGED = dict.fromkeys(verdict for group in claims.VERDICTS.values() for verdict in group)
+VERDICTS = (*_JUDGED, claims.FOLLOWS, claims.DIFFERS)
 MARKS = 12  # verdicts of earlier runs beside a claim; what is older is counted
-EMBEDDED = "embedded world"
+Found = tuple[runs.Run, dict[str, Any]]  # a run and its manifest
 
 
 class Key(NamedTuple):
@@ -35,30 +32,26 @@ def key_of(manifest: Mapping[str, Any]) -> Key:
     return Key(manifest["system"], manifest["scale"], given.get("model", ""), given.get("dataset", ""))
 
 
-def collect(root: Path) -> list[tuple[runs.Run, dict[str, Any]]]:
+def collect(root: Path) -> list[Found]:
     """Every run under `root` with its manifest, newest first."""
-    found = []
-    for path in root.glob("[!.]*/[!.]*/manifest.json"):
-        run = runs.Run(path.parent)
-        if manifest := run.manifest:
-            found.append((run, manifest))
+    every = (runs.Run(path.parent) for path in root.glob("[!.]*/[!.]*/manifest.json"))
+    found = [(run, manifest) for run in every if (manifest := run.manifest)]
     return sorted(found, key=lambda item: item[1].get("finished") or item[1]["started"], reverse=True)
 
 
-def newest(root: Path) -> list[tuple[runs.Run, dict[str, Any]]]:
+def newest(root: Path) -> list[Found]:
     """The newest finished run of each system, scale and input, in the order of the registry."""
     return _newest(collect(root))
 
 
-def _newest(found: Sequence[tuple[runs.Run, dict[str, Any]]]) -> list[tuple[runs.Run, dict[str, Any]]]:
-    chosen: dict[Key, tuple[runs.Run, dict[str, Any]]] = {}
+def _newest(found: Sequence[Found]) -> list[Found]:
+    chosen: dict[Key, Found] = {}
     for run, manifest in found:
         if manifest["status"] == "done":
             chosen.setdefault(key_of(manifest), (run, manifest))
     order = {name: position for position, name in enumerate(methods.REGISTRY)}
-    return sorted(
-        chosen.values(), key=lambda item: (order.get(item[1]["system"], len(order)), run_facts.inputs(item[1]))
-    )
+    place = [(order.get(one[1]["system"], len(order)), run_facts.inputs(one[1]), one) for one in chosen.values()]
+    return [one for *_, one in sorted(place, key=lambda item: item[:2])]
 
 
 def index(root: Path | None = None) -> Path:
@@ -76,41 +69,23 @@ def index(root: Path | None = None) -> Path:
             tally = [(verdict, counts.pop(verdict)) for verdict in VERDICTS if verdict in counts]
             sections.append({"scale": scale, "tally": [*tally, *counts.items()], "rows": here})
     shown = {run.folder for run, _ in best}
-    tables = [
-        ("Where these numbers come from", [_run_row(run, manifest, root) for run, manifest in best]),
-        (
-            "Older and unfinished runs",
-            [_run_row(run, manifest, root) for run, manifest in found if run.folder not in shown],
-        ),
-    ]
-    body = page_frame.template("scoreboard.html.j2").render(
-        sections=sections,
-        tables=tables,
-        total=len(rows),
-        choices=_choices(rows, [row for _, table in tables for row in table]),
-    )
-    text = page_frame.frame(
-        kind="scoreboard",
-        title="workbench: scoreboard",
-        name="workbench",
-        body=body,
-        footer=(
-            "At scale tiny a small model lives in an embedded world: no verdict there says that a paper is reproduced."
-        ),
-    )
+    others = [(run, manifest) for run, manifest in found if run.folder not in shown]
+    kinds = {"Where these numbers come from": best, "Older and unfinished runs": others}
+    tables = [(title, [_run_row(*one, root) for one in some]) for title, some in kinds.items()]
+    told = [row for _, table in tables for row in table]
+    parts = {"sections": sections, "tables": tables, "total": len(rows), "choices": _choices(rows, told)}
+    body = page_frame.template("scoreboard.html.j2").render(parts)
+    footer = "At scale tiny a small model lives in an embedded world: no verdict there says that a paper is reproduced."
+    title = "workbench: scoreboard"
+    text = page_frame.frame(kind="scoreboard", title=title, name="workbench", body=body, footer=footer)
     with runs.atomic(root / "index.html") as file:
         file.write(text.encode(errors="replace"))
-    data = {
-        "claims": [{k: v for k, v in row.items() if k != "kind"} for row in rows],
-        "runs": [r for _, t in tables for r in t],
-    }
-    runs.write_json(root / "index.json", data)
+    claimed = [{name: value for name, value in row.items() if name != "kind"} for row in rows]
+    runs.write_json(root / "index.json", {"claims": claimed, "runs": told})
     return root / "index.html"
 
 
-def _history(
-    found: Sequence[tuple[runs.Run, dict[str, Any]]], root: Path
-) -> dict[Key, dict[str, list[dict[str, Any]]]]:
+def _history(found: Sequence[Found], root: Path) -> dict[Key, dict[str, list[dict[str, Any]]]]:
     """For each experiment and claim, what every finished run of it said, oldest first."""
     history: dict[Key, dict[str, list[dict[str, Any]]]] = {}
     settings: dict[Key, Any] = {}  # of the newest run
@@ -119,20 +94,16 @@ def _history(
             continue
         key, config = key_of(manifest), manifest["parameters"].get("config")
         settings.setdefault(key, config)
+        by_claim = history.setdefault(key, {})
+        about = {"run": str(run.folder.relative_to(root)), "page": _page(run, root)}
+        about |= {"finished": run_facts.moment(manifest.get("finished")), "same_settings": config == settings[key]}
         for record in run.claims():
-            history.setdefault(key, {}).setdefault(str(record["id"]), []).insert(
-                0,
-                {
-                    "run": str(run.folder.relative_to(root)),
-                    "page": _page(run, root),
-                    "finished": run_facts.moment(manifest.get("finished")),
-                    "measured": measured(record),
-                    "verdict": record["verdict"],
-                    "kind": claims.kind_of(record["verdict"]),
-                    "same_settings": config == settings[key],
-                },
-            )
-        history.setdefault(key, {})
+            said = {
+                "measured": measured(record),
+                "verdict": record["verdict"],
+                "kind": claims.kind_of(record["verdict"]),
+            }
+            by_claim.setdefault(str(record["id"]), []).insert(0, about | said)
     for said in (marks for by_claim in history.values() for marks in by_claim.values()):
         for before, mark in zip([None, *said], said, strict=False):
             mark["changed_from"] = before["verdict"] if before and before["verdict"] != mark["verdict"] else ""
@@ -149,45 +120,35 @@ def measured(record: Mapping[str, Any]) -> str:
 def _claim_rows(
     run: runs.Run, manifest: Mapping[str, Any], history: Mapping[str, list[dict[str, Any]]], root: Path
 ) -> list[dict[str, Any]]:
+    about = _about(run, manifest, root) | {"page": _page(run, root)}
+    rows = []
+    for record in run.claims():
+        said, marks = {"claim": str(record["id"])}, history[str(record["id"])]
+        said |= {name: record[name] for name in ("statement", "paper", "verdict")}
+        said |= {"here": claims.describe(record), "control": claims.describe_control(record)}
+        said["kind"] = claims.kind_of(record["verdict"])
+        rows.append({**about, **said, "history": marks[-MARKS:], "older": max(0, len(marks) - MARKS)})
+    return rows
+
+
+def _about(run: runs.Run, manifest: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """What filters look at, and the folder."""
     system = manifest["system"]
     group = methods.REGISTRY[system].group or "studies" if system in methods.REGISTRY else "others"
-    return [
-        {
-            "system": system,
-            "group": group,
-            "scale": manifest["scale"],
-            "input": run_facts.inputs(manifest),
-            "run": str(run.folder.relative_to(root)),
-            "page": _page(run, root),
-            "claim": str(record["id"]),
-            "statement": record["statement"],
-            "paper": record["paper"],
-            "here": claims.describe(record),
-            "control": claims.describe_control(record),
-            "verdict": record["verdict"],
-            "kind": claims.kind_of(record["verdict"]),
-            "history": history[str(record["id"])][-MARKS:],
-            "older": max(0, len(history[str(record["id"])]) - MARKS),
-        }
-        for record in run.claims()
-    ]
+    where = {"scale": manifest["scale"], "input": run_facts.inputs(manifest), "run": str(run.folder.relative_to(root))}
+    return {"system": system, "group": group, **where}
 
 
 def _run_row(run: runs.Run, manifest: Mapping[str, Any], root: Path) -> dict[str, str]:
     done, failed = manifest["status"] == "done", manifest["status"] == "failed"
-    system = manifest["system"]
     return {
-        "title": run_facts.title(system),
-        "system": system,
-        "group": methods.REGISTRY[system].group or "studies" if system in methods.REGISTRY else "others",
-        "run": str(run.folder.relative_to(root)),
+        **_about(run, manifest, root),
+        "title": run_facts.title(manifest["system"]),
         # the page of a run that is being done again is not its page
         "page": _page(run, root) if done else _page(run, root, "failed.html") if failed else "",
         "status": "done" if done else "failed" if failed else "not finished",
         "reason": str(manifest.get("reason") or "") if failed else "",
-        "scale": manifest["scale"],
         "seeds": run_facts.seeds(manifest),
-        "input": run_facts.inputs(manifest),
         "finished": run_facts.moment(manifest.get("finished")) if done else "",
         "took": run_facts.took(manifest) if done else "",
         "made_with": run_facts.made_with(manifest),

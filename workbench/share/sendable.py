@@ -34,28 +34,14 @@ def cleaner(*folders: Path | None) -> Callable[[str], str]:
     """A function that takes this machine's folders, those given too, and keys out of a text."""
     import sysconfig
 
-    places = {
-        *(str(folder) for folder in folders if folder is not None),
-        *(str(folder.resolve()) for folder in folders if folder is not None),
-        str(runs.PACKAGE.parent),
-        str(runs.default_root()),
-        str(Path.home()),
-        os.getcwd(),
-        tempfile.gettempdir(),
-        sysconfig.get_path("purelib"),
-        sysconfig.get_path("stdlib"),
-        sys.prefix,
-        sys.base_prefix,
-    }
+    places = {str(place) for folder in filter(None, folders) for place in (folder, folder.resolve())}
+    places |= {str(place) for place in (runs.PACKAGE.parent, runs.default_root(), Path.home(), Path.cwd())}
+    places |= {sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), sys.prefix, sys.base_prefix}
+    places.add(tempfile.gettempdir())
     longest_first = sorted((place for place in places if len(place) > 3), key=len, reverse=True)
     names = re.compile(rf"{_BEFORE}(?:{'|'.join(map(re.escape, longest_first))})(?=[^\w.-]|\.?(?:\s|$))")
-
     secrets = _secrets()
-
-    def clean(text: str) -> str:
-        return without_keys(names.sub(r"\1…", text), secrets)
-
-    return clean
+    return lambda text: without_keys(names.sub(r"\1…", text), secrets)
 
 
 def without_keys(text: str, secrets: Iterable[str] | None = None) -> str:
@@ -73,9 +59,8 @@ def cleaned(node: Any, *folders: Path | None) -> Any:
     """A copy of an executed notebook in which no cell, output or note holds a folder of this machine or a key."""
     clean = cleaner(*folders, *_inputs(node))
     book = deepcopy(node)
-    book.metadata = {
-        key: _deep(book.metadata[key], clean) for key in ("kernelspec", "language_info") if key in book.metadata
-    }
+    kept = [key for key in ("kernelspec", "language_info") if key in book.metadata]
+    book.metadata = {key: _deep(book.metadata[key], clean) for key in kept}
     for cell in book.cells:
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}

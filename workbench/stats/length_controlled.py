@@ -89,10 +89,11 @@ def held_out_losses(
     """Loss [pair of penalties, instruction] in nats, summed over models; cells are dealt into folds, each predicted
     by a fit to the others."""
     seen, fold = ~np.isnan(preference), np.random.default_rng(seed).integers(folds, size=preference.shape)
-    everyone, losses = np.ones(preference.shape[1]), np.zeros((len(pairs), *preference.shape))
-    for (loss, pair), number in product(zip(losses, pairs, strict=True), range(folds)):
+    everyone: np.ndarray = np.ones(preference.shape[1])
+    losses: np.ndarray = np.zeros((len(pairs), *preference.shape))
+    for (place, pair), number in product(enumerate(pairs), range(folds)):
         level, effect, difficulty = fit(np.where(fold != number, preference, np.nan), length, *pair, everyone)
         logit = level[:, None] + effect[:, None] * length + difficulty
         held_out = seen & (fold == number)
-        loss[held_out] = (np.logaddexp(0, logit) - preference * logit)[held_out]
+        losses[place][held_out] = (np.logaddexp(0, logit) - preference * logit)[held_out]
     return losses.sum(1)

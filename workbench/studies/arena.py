@@ -233,7 +233,7 @@ def train_arm(task: AnyOrderSum, config: Config, arm: str, seed: int, run: Run) 
     folder = tried[best["rate"]].folder
     load_weights(policy.model, last_weights(folder))
     price = {name: best[name] for name in ("generated_tokens", "optimizer_steps", "cpu_seconds", "rate")}
-    price["generated_tokens"] += given
+    price["generated_tokens"] += float(given)
     free = dict.fromkeys((*price, "validation"), 0.0) | {"validation": best["validation_start"]}
     begin = run.cached("start", lambda: measure(task, start, start, seed, run.child("start")))
     end = measure(task, policy, start, seed, run)
@@ -363,7 +363,7 @@ def claims(experiment: Any, results: Sequence[Mapping[str, Any]]) -> Claims:
             found.test(name, statement, paper=paper, unit="greedy accuracy", **given)
     for id, (better, worse, statement) in CONTRASTS.items():
         if {better, worse} <= set(arms):
-            given = {"measured": gain(better) - gain(worse), "control": control - gain(worse)}
+            given: dict[str, Any] = {"measured": gain(better) - gain(worse), "control": control - gain(worse)}
             given |= {"control_is": f"{shuffled} {worse}", "paper": PAPERS[id], "unit": "greedy accuracy"}
             found.test(f"{id}: {better} > {worse}", statement, **given)
     return found

@@ -65,6 +65,7 @@ def price_table(table: pd.DataFrame) -> pd.DataFrame:
     names |= {"generated_tokens": "generated tokens", "optimizer_steps": "optimiser steps"}
     columns = ["competitor", "kind", "quality", "sampled", "valid_steps", "kl_nats"]
     columns += ["generated_tokens", "optimizer_steps", "cpu_seconds"]
-    digits = {"quality": 3, "sampled": 3, "valid_steps": 3, "kl_nats": 2, "generated_tokens": 0, "cpu_seconds": 1}
-    whole = {"generated_tokens": int, "optimizer_steps": int}
-    return table[columns].round(digits).astype(whole).rename(columns=names)
+    digits: Any = {"quality": 3, "sampled": 3, "valid_steps": 3, "kl_nats": 2, "generated_tokens": 0, "cpu_seconds": 1}
+    whole: Any = {"generated_tokens": int, "optimizer_steps": int}
+    rounded: Any = table[columns].round(digits).astype(whole)
+    return rounded.rename(columns=names)

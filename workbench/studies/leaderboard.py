@@ -197,9 +197,9 @@ def length_controlled_win_rate(
         weight 1 for all models, one sd, penalties chosen on held-out annotations. The rate is an extrapolation for a
         model that has hardly any answer near the baseline's length; the interval does not know that.
     """
-    models, *numbers = _wide(annotations)
+    models, preference, gap = _wide(annotations)
     options = {"rounds": rounds, "confidence": confidence, "seed": seed}
-    rate, lower, upper, effect = length_controlled.rates(*numbers, (l2_length, l2_difficulty), **options)
+    rate, lower, upper, effect = length_controlled.rates(preference, gap, (l2_length, l2_difficulty), **options)
     columns = {"model": models, "length_controlled": rate, "lower": lower, "upper": upper, "length_effect": effect}
     return pd.DataFrame(columns).iloc[np.argsort(-rate, kind="stable")].reset_index(drop=True)
 
@@ -342,7 +342,7 @@ def agreement_figure(table: pd.DataFrame, reference: pd.DataFrame, name: str = "
 def _wide(annotations: pd.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Models, and preferences and bounded length differences [model, instruction], NaN and 0 where not judged."""
     table = check_annotations(annotations)
-    gap = (table["model_chars"] - table["baseline_chars"]).astype(float)
+    gap = (table["model_chars"] - table["baseline_chars"]).to_numpy(dtype=float)
     table = table.assign(length=length_controlled.bounded_length(gap))
     wide = table.pivot(index="model", columns="instruction", values=["preference", "length"])
     preference, length = (wide[name].to_numpy(dtype=float) for name in ("preference", "length"))

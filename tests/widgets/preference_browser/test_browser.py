@@ -10,17 +10,9 @@ import torch
 
 from workbench.models import Policy, add_lora, bpe_tokenizer, new_llama
 from workbench.widgets import scripted
-from workbench.widgets.preference_browser import (
-    PreferenceBrowser,
-    labels,
-    token_ratios,
-)
-from workbench.widgets.preference_browser import (
-    browser as preference_browser,
-)
-from workbench.widgets.preference_browser import (
-    rows as preference_rows,
-)
+from workbench.widgets.preference_browser import PreferenceBrowser, labels, token_ratios
+from workbench.widgets.preference_browser import browser as preference_browser
+from workbench.widgets.preference_browser import rows as preference_rows
 from workbench.worlds.language import word_tokenizer
 
 

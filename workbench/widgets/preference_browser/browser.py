@@ -137,7 +137,7 @@ class PreferenceBrowser:
         for i in map(int, self.order):
             row, label = self.rows.raw[i], ""
             if i in values:
-                row, label = (make(row, values[i]) for make in (labelling.relabelled, labelling.preferred))
+                row, label = labelling.relabelled(row, values[i]), labelling.preferred(row, values[i])
             rows.append({"row": i, "label": label, **row})
         return pd.DataFrame(rows, columns=None if rows else ["row", "label"])
 

@@ -284,7 +284,7 @@ def _checked(given: Mapping[str, Any], index: int) -> Row:
     for column, names in data.ALIASES.items():
         if row.get(column) is None and (alias := next((name for name in names if row.get(name) is not None), "")):
             row[column] = row.pop(alias)
-    rejected = row.get("rejected")
+    rejected: Any = row.get("rejected")
     are_texts = isinstance(rejected, list) and all(isinstance(text, str) for text in rejected)
     if are_texts and isinstance(row.get("chosen"), str):
         if "scores" in row:  # of something else, such as the chunks that LOGO answers from

@@ -1,10 +1,8 @@
 """Two diagnoses of preference training: is the falling chosen reward harmful, and is length drifting?
 
-Verdicts are decided by 95 % intervals, never by point values.
-
-Intervals are of the bootstrap: prompts are drawn with replacement, each with all its rows, so that rows of one prompt
-count as what they are. The percentiles are expanded for few prompts as Hesterberg (2015, "What teachers should know
-about the bootstrap", section 5.3) does; with one prompt there is no interval and no verdict.
+Verdicts are decided by 95 % intervals, never by point values: bootstraps that draw prompts with all their rows, so that
+rows of one prompt count as what they are. Percentiles are expanded for few prompts as in Hesterberg (2015, "What
+teachers should know about the bootstrap", section 5.3); with one prompt there is no interval and no verdict.
 """
 
 from __future__ import annotations
@@ -31,10 +29,8 @@ _TEXT = 10_000  # characters of a response that are compared; the distance takes
 # verdicts of the first question
 NONE, BENIGN, HARMFUL = "no displacement", "displacement, no sign of harm", "displacement, harmful"
 NO_QUALITY, UNDECIDED = "cannot be told: no quality measured", "cannot be told: the intervals do not decide"
-TOO_FEW, NO_CHANGE = (
-    "cannot be told: fewer than two prompts",
-    "cannot be told: these rewards are no changes since the start",
-)
+TOO_FEW = "cannot be told: fewer than two prompts"
+NO_CHANGE = "cannot be told: these rewards are no changes since the start"
 # and of the second
 STEADY, DRIFTS = "no length drift", "length drift, and the reward favours length"
 REWARDED = "the reward favours length; own samples are not longer"
@@ -43,25 +39,25 @@ NO_LENGTHS = "cannot be told: lengths do not vary and nothing was sampled"
 REWARDED_ONLY = "the reward favours length; own samples not measured"
 REWARD_ONLY = "the reward does not favour length; own samples not measured"
 
-FILTER = (
-    "filter near-identical pairs, which cause it (Razin et al. 2024, arXiv 2410.08847; Pal et al. 2024, arXiv "
-    "2402.13228): the list of most alike rows shows them"
-)
+FILTER = "filter near-identical pairs, which cause it (Razin et al. 2024, arXiv 2410.08847; Pal et al. 2024, arXiv "
+FILTER += "2402.13228): the list of most alike rows shows them"
 ANCHOR = (
-    "hold the chosen response up: DPO-Positive (Pal et al. 2024, arXiv 2402.13228), anchored preference "
-    "optimisation (D'Oosterlinck et al. 2024, arXiv 2408.06266; loss_type='apo_zero' here), or a log-"
-    "likelihood term on chosen (Pang et al. 2024, arXiv 2404.19733)"
+    "hold the chosen response up: DPO-Positive (Pal et al. 2024, arXiv 2402.13228), anchored preference optimisation "
 )
+ANCHOR += (
+    "(D'Oosterlinck et al. 2024, arXiv 2408.06266; loss_type='apo_zero' here), or a log-likelihood term on chosen "
+)
+ANCHOR += "(Pang et al. 2024, arXiv 2404.19733)"
 GENTLER = "move less: a larger beta, fewer epochs, a lower learning rate"
 MEASURE = (
     "measure the quality of own samples: give the probe a scorer (a reward model as judge), or read the samples below"
 )
 MORE = "measure more: more held-out prompts in the probe narrow the intervals"
+SAMPLE = "sample while training: give the probe prompts"
 NORMALISE = (
-    "take length out of the objective: rewards per token as SimPO has them (Meng et al. 2024, arXiv "
-    "2405.14734), IPO's averages, or a length penalty in the margin, R-DPO (Park et al. 2024, arXiv "
-    "2403.19159)"
+    "take length out of the objective: rewards per token as SimPO has them (Meng et al. 2024, arXiv 2405.14734), "
 )
+NORMALISE += "IPO's averages, or a length penalty in the margin, R-DPO (Park et al. 2024, arXiv 2403.19159)"
 BALANCE = "balance the data: pairs in which the chosen response is the longer one teach length beside the preference"
 REMEDIES = {
     NONE: [],
@@ -74,11 +70,11 @@ REMEDIES = {
     STEADY: [],
     DRIFTS: [NORMALISE, BALANCE, GENTLER],
     REWARDED: [NORMALISE, BALANCE],
-    REWARDED_ONLY: [NORMALISE, BALANCE, "sample while training: give the probe prompts"],
+    REWARDED_ONLY: [NORMALISE, BALANCE, SAMPLE],
     LONGER: ["read the samples: text that does not end or repeats itself is longer too", BALANCE],
     SHORTER: ["read the samples, and look at the share that ended: an end that comes too early looks the same"],
-    NO_LENGTHS: ["sample while training: give the probe prompts"],
-    REWARD_ONLY: ["sample while training: give the probe prompts"],
+    NO_LENGTHS: [SAMPLE],
+    REWARD_ONLY: [SAMPLE],
 }
 
 
@@ -123,8 +119,7 @@ class Diagnosis:
     """Both verdicts, the measures behind them, and the rows to look at.
 
     Attributes:
-        table: `COLUMNS`, one row a measure; `lower`, `upper` are the 95 % interval of the difference (or of `after`
-            where there is no `before`).
+        table: `COLUMNS`, one row a measure; `lower`, `upper`: 95 % interval of the difference (or of a lone `after`).
         falls: held-out rows whose chosen response lost most.
         alike: held-out rows whose two responses are most alike, with `similarity`, 1 for the same text.
         notes: what could not be measured, or was left out.
@@ -150,14 +145,7 @@ class Diagnosis:
 
 
 # ---------------------------------------------------------------------------------------------------------- intervals
-def bootstrap(
-    columns: np.ndarray,
-    clusters: Any,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    rounds: int = ROUNDS,
-    seed: int = 0,
-) -> Interval:
+def bootstrap(columns: np.ndarray, clusters: Any, statistic: Callable[[np.ndarray], np.ndarray]) -> Interval:
     """Interval of a function of sums of columns, such as a mean (sum over count) or a slope.
 
     Args:
@@ -177,10 +165,10 @@ def bootstrap(
         value = float(statistic(sums.sum(0, keepdims=True))[0])
         if groups < 2:
             return Interval(value, n=n, prompts=groups)
-        counts = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), rounds)
+        counts = np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), ROUNDS)
         drawn = statistic(counts @ sums)
     drawn = drawn[np.isfinite(drawn)]
-    if not math.isfinite(value) or len(drawn) < rounds // 2:
+    if not math.isfinite(value) or len(drawn) < ROUNDS // 2:
         return Interval(value, n=n, prompts=groups)
     tail = stats.norm.cdf(-math.sqrt(groups / (groups - 1)) * stats.t.ppf(0.975, groups - 1))
     low, high = np.quantile(drawn, (tail, 1 - tail))
@@ -219,12 +207,10 @@ def of_probe(
     """
     steps = sorted({int(s) for table in (scores, samples) for s in table["step"].unique()})
     last = steps[-1] if step < 0 and steps else step
-    if len(steps) < 2 or last not in steps[1:]:
-        raise ValueError(
-            f"a diagnosis needs a step behind the first one; measured are {', '.join(map(str, steps)) or 'none'}"
-        )
-    first = steps[0]
-    table: Any = rows.copy()
+    if last not in steps[1:]:
+        measured = ", ".join(map(str, steps)) or "none"
+        raise ValueError(f"a diagnosis needs a step behind the first one; measured are {measured}")
+    first, table = steps[0], rows.copy()
     for when, at in (("before", first), ("after", last)):
         part = scores[scores["step"] == at].set_index("row")
         for side in SIDES:
@@ -232,9 +218,8 @@ def of_probe(
     old, new = (samples[samples["step"] == at] for at in (first, last))
     both = old.merge(new, on=["prompt", "k"], suffixes=("_before", "_after"))
     notes = [f"compared: step {first} and step {last}"]
-    if bad := int(
-        table[["chosen_before", "chosen_after", "rejected_before", "rejected_after"]].isna().any(axis=1).sum()
-    ):
+    numbers: Any = table[[f"{side}_{when}" for side in SIDES for when in WHEN]]
+    if bad := int(numbers.isna().any(axis=1).sum()):
         notes.append(f"{bad} of {len(table)} held-out rows have a log-prob that is NaN and are left out")
     return _diagnose(table, both, unit="nats", beta=beta, notes=notes)
 
@@ -243,8 +228,7 @@ def of_rewards(table: pd.DataFrame, *, beta: float = 0.0, is_change: bool = True
     """Diagnosis of held-out rewards after training, as finished runs leave them; less can be told than with a probe.
 
     Args:
-        table: `prompt`, `chosen`, `rejected`, `chosen_rewards`, `rejected_rewards`, beta times the log-ratio to the
-            reference.
+        table: `prompt`, `chosen`, `rejected`, `chosen_rewards`, `rejected_rewards`: beta × log-ratio to the reference.
         beta: that they were multiplied with; 0 where unknown, and nats become "reward".
         is_change: False where the objective has no reference, so that its rewards are no changes since the start.
 
@@ -254,9 +238,8 @@ def of_rewards(table: pd.DataFrame, *, beta: float = 0.0, is_change: bool = True
     needed = ["prompt", "chosen", "rejected", "chosen_rewards", "rejected_rewards"]
     if missing := [name for name in needed if name not in table]:
         raise ValueError(f"held-out rewards lack the columns {', '.join(missing)}; needed are {', '.join(needed)}")
-    rows: Any = pd.DataFrame(
-        {"row": range(len(table)), **{name: table[name].map(str).to_numpy() for name in needed[:3]}}
-    )
+    texts = {name: table[name].map(str).to_numpy() for name in needed[:3]}
+    rows: Any = pd.DataFrame({"row": range(len(table)), **texts})
     for side in SIDES:
         rows[f"{side}_length"] = rows[side].str.len()
         rows[f"{side}_before"] = 0.0 if is_change else math.nan
@@ -265,8 +248,7 @@ def of_rewards(table: pd.DataFrame, *, beta: float = 0.0, is_change: bool = True
     notes = ["no probe watched this training: changes are read from held-out rewards after it, lengths are characters"]
     if bad := int(table[needed[3:]].isna().to_numpy().any(1).sum()):
         notes.append(f"{bad} of {len(table)} held-out rows have a reward that is NaN and are left out")
-    unit = "nats" if beta else "reward"
-    found = _diagnose(rows, None, unit=unit, beta=beta, notes=notes, per_token=False)
+    found = _diagnose(rows, None, unit="nats" if beta else "reward", beta=beta, notes=notes, per_token=False)
     if not is_change:
         found.verdicts[0] = Verdict(HARM, NO_CHANGE, "the objective has no reference", REMEDIES[NO_CHANGE])
         found.table.loc[found.table["question"] == HARM, "verdict"] = NO_CHANGE
@@ -299,16 +281,13 @@ class _Measures:
         return table.iloc[np.argsort(table["question"] != HARM, kind="stable")].reset_index(drop=True)
 
 
-def _diagnose(
-    rows: Any, samples: Any, *, unit: str, beta: float, notes: list[str], per_token: bool = True
-) -> Diagnosis:
+def _diagnose(rows: Any, samples: Any, *, unit: str, beta: float, notes: Any, per_token: bool = True) -> Diagnosis:
     who, measures = rows["prompt"].to_numpy(), _Measures()
     before, after = (rows[[f"chosen_{when}", f"rejected_{when}"]].to_numpy(dtype=float) for when in WHEN)
     lengths, change = rows[["chosen_length", "rejected_length"]].to_numpy(dtype=float), after - before
     kind = "log-prob a response" if per_token else "log-ratio to the reference"
-    sides = [
-        measures.change(HARM, f"{side}, {kind}", unit, who, before[:, k], after[:, k]) for k, side in enumerate(SIDES)
-    ]
+    both = [(before[:, k], after[:, k]) for k in range(2)]
+    sides = [measures.change(HARM, f"{side}, {kind}", unit, who, *both[k]) for k, side in enumerate(SIDES)]
     margins = before[:, 0] - before[:, 1], after[:, 0] - after[:, 1]
     margin = measures.change(HARM, "margin, chosen minus rejected", unit, who, *margins)
     for k, side in enumerate(SIDES):
@@ -316,13 +295,13 @@ def _diagnose(
         measures.level(HARM, f"rows whose {side} response fell", "share", mean(fell, who))
     if per_token:
         for k, side in enumerate(SIDES):
-            both = [x[:, k] / lengths[:, k].clip(min=1) for x in (before, after)]
-            measures.change(HARM, f"{side}, log-prob a token", "nats/token", who, *both)
+            tokens = [x / lengths[:, k].clip(min=1) for x in both[k]]
+            measures.change(HARM, f"{side}, log-prob a token", "nats/token", who, *tokens)
         measures.change(HARM, "accuracy by likelihood", "share", who, *map(_right, margins))
     gained = change[:, 0] - change[:, 1]
     right = "accuracy by implicit reward (a tie counts half)"
     accuracy = measures.change(HARM, right, "share", who, _right(0 * gained), _right(gained))
-    quality, own = _own_samples(samples, measures, notes, before, after, lengths, who)
+    quality, own = _own_samples(samples, measures, notes, [x / lengths[:, 0].clip(min=1) for x in both[0]])
 
     size = "tokens" if per_token else "characters"
     reward = (beta or 1.0) * change
@@ -343,24 +322,14 @@ def _diagnose(
     falls = listed[listed["change"] < 0].nsmallest(LISTED, "change").reset_index(drop=True)
     alike = listed.assign(similarity=similarity(rows["chosen"], rows["rejected"]))
     if near := int((alike["similarity"] >= ALIKE).sum()):
-        notes.append(
-            f"{near} of {len(rows)} held-out pairs are nearly the same text (edit similarity of {ALIKE} and more)"
-        )
+        many = f"{near} of {len(rows)} held-out pairs"
+        notes.append(f"{many} are nearly the same text (edit similarity of {ALIKE} and more)")
     alike = alike.nlargest(LISTED, "similarity").reset_index(drop=True)
     return Diagnosis(verdicts, measures.table(verdicts), falls, alike, notes)
 
 
-def _own_samples(
-    samples: Any,
-    measures: _Measures,
-    notes: list[str],
-    before: np.ndarray,
-    after: np.ndarray,
-    lengths: np.ndarray,
-    rows: Any,
-) -> tuple[Interval, Interval]:
-    """Where the probability went, as far as the policy's own samples show it: changes of their quality and of their
-    length."""
+def _own_samples(samples: Any, measures: _Measures, notes: list[str], chosen: Any) -> tuple[Interval, Interval]:
+    """Changes of the quality and of the length of own samples; `chosen`: [row] nats a token before and after."""
     if samples is None or not len(samples):
         notes.append("nothing was sampled: where the probability went, and whether answers grow, cannot be told")
         return Interval(), Interval()
@@ -375,14 +344,10 @@ def _own_samples(
     own = [samples[f"logp_{when}"] / samples[f"length_{when}"].clip(lower=1) for when in WHEN]
     measures.change(HARM, "own samples, log-prob a token", "nats/token", who, *own)
     # rows and samples are different things: the gap of their means has no interval of pairs, so none is given
-    gaps = [
-        float(np.nanmean(x[:, 0] / lengths[:, 0].clip(min=1)) - mine.mean())
-        if len(x) and np.isfinite(x[:, 0]).any()
-        else math.nan
-        for x, mine in zip((before, after), own, strict=True)
-    ]
+    both = zip(chosen, own, strict=True)
+    gaps = [float(np.nanmean(x) - mine.mean()) if np.isfinite(x).any() else math.nan for x, mine in both]
     name = "chosen minus own samples, log-prob a token"
-    measures.rows.append([HARM, name, "nats/token", *gaps, gaps[1] - gaps[0], math.nan, math.nan, len(before), ""])
+    measures.rows.append([HARM, name, "nats/token", *gaps, gaps[1] - gaps[0], math.nan, math.nan, len(chosen[0]), ""])
     sizes = (samples[f"length_{when}"] for when in WHEN)
     return quality, measures.change(LENGTH, "own samples, length", "tokens", who, *sizes)
 
@@ -400,13 +365,7 @@ def similarity(chosen: Any, rejected: Any) -> list[float]:
 def _harm(
     chosen: Interval, rejected: Interval, margin: Interval, accuracy: Interval, quality: Interval, unit: str
 ) -> Verdict:
-    """The rule of the first question, in order; each line needs a whole interval on one side of 0.
-
-    1. chosen not below 0: no displacement; 2. quality fell: harmful; 3. both fell, accuracy did not rise, quality did
-       not
-    rise: harmful; 4. quality rose, or rejected fell more and quality was measured or accuracy rose: no sign of harm; 5.
-    it cannot be told.
-    """
+    """The rule of the first question, in order; "fell" and "rose" need a whole interval on one side of 0."""
     fell = f"chosen changed by {chosen} {unit}"
     if not chosen.is_known:
         found, why = TOO_FEW, f"{chosen.n} rows in {chosen.prompts} prompts give no interval"
@@ -421,10 +380,8 @@ def _harm(
     elif margin.rose and quality.is_known:
         found, why = BENIGN, f"{fell}, rejected fell more, and the quality of own samples is not lower ({quality})"
     elif margin.rose and accuracy.rose:
-        found = BENIGN
-        why = (
-            f"{fell}, rejected fell more, and accuracy rose by {accuracy}; the quality of own samples was not measured"
-        )
+        risen = f"rejected fell more, and accuracy rose by {accuracy}"
+        found, why = BENIGN, f"{fell}, {risen}; the quality of own samples was not measured"
     elif not quality.is_known:
         found, why = NO_QUALITY, f"{fell}, and held-out pairs alone do not decide"
     else:
@@ -433,8 +390,7 @@ def _harm(
 
 
 def _drift(steep: Interval, own: Interval, unit: str) -> Verdict:
-    """The rule of the second question: do own samples get longer, and does the reward rise with length? Both by
-    intervals."""
+    """The rule of the second question: do own samples get longer, and does the reward rise with length?"""
     sloped = f"the slope is {steep} {unit}" if steep.is_known else "held-out lengths do not vary enough for a slope"
     grown = f"own samples changed by {own} tokens" if own.is_known else "own samples were not measured"
     if own.fell:

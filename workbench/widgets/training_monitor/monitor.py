@@ -1,8 +1,7 @@
 """TrainingMonitor: curves of running and finished trainings, what the policy writes meanwhile, and two diagnoses.
 
-Three faces: alive in JupyterLab (`follow()` keeps it up to date while something trains, in this kernel or anywhere
-else), the same view in a rendered page (`js/monitor.js` draws both), and `frame()`, `figure()`, `diagnosis()` for
-scripts.
+Alive in JupyterLab (`follow()` keeps it up to date while something trains, in this kernel or anywhere else), the same
+view in a page (`js/monitor.js` draws both), and `frame()`, `figure()`, `diagnosis()` for scripts.
 """
 
 from __future__ import annotations
@@ -25,17 +24,8 @@ from workbench.objectives import AVERAGED, REFERENCE_FREE
 from workbench.runs.run import is_locked
 from workbench.training import probes
 from workbench.widgets import scripted
-from workbench.widgets.training_monitor import diagnosis
-from workbench.widgets.training_monitor.curves import (
-    Panel,
-    mean_line,
-    panels_of,
-    probe_lines,
-    records,
-    sample_records,
-    seconds_at,
-    short,
-)
+from workbench.widgets.training_monitor import curves, diagnosis
+from workbench.widgets.training_monitor.curves import Panel
 from workbench.widgets.training_monitor.metric_files import CLOCKS, Files, Part, folders, manifest, thinned
 
 log = logging.getLogger(__name__)
@@ -83,8 +73,7 @@ class TrainingMonitor:
 
     # -- faces
     def widget(self) -> Any:
-        """Live face: `.step`, `.run`, `.prompt`, `.look` (place of a probed step) and `.smoothing` follow the
-        reader."""
+        """Live face: `.step`, `.run`, `.prompt`, `.look` (a probed step) and `.smoothing` follow the reader."""
         with self._lock:  # so that no news fall between what it is made from and its place among those that are told
             self.refresh()
             shown = scripted.live("monitor", self.data(), **_STATE)
@@ -103,8 +92,7 @@ class TrainingMonitor:
         return f"TrainingMonitor of {len(steps)} trainings ({', '.join(arms)}), to step {max(steps)}"
 
     def frame(self) -> pd.DataFrame:
-        """Every value that was logged or probed: `arm`, `seed`, `step` (rounds one behind the other), `series`,
-        `value`.
+        """Every value logged or probed: `arm`, `seed`, `step` (rounds one behind the other), `series`, `value`.
 
         Raises:
             ValueError: no metrics were found.
@@ -126,34 +114,20 @@ class TrainingMonitor:
         from plotly.subplots import make_subplots
 
         self._need_metrics()
-        panels, colours = self._panels(series), self._colours()
+        panels, inks = self._panels(series), self._colours()
         rows = math.ceil(len(panels) / 3)
         titles = [f"{plain(panel.title)}<br><sup>{plain(panel.unit)}</sup>" for panel in panels]
         spacing = 0.3 / rows  # of the height, between two rows of charts
         figure = make_subplots(rows=rows, cols=min(3, len(panels)), subplot_titles=titles, vertical_spacing=spacing)
         told = set()
         for line in self._lines(panels):
-            arm = line["arm"]
-            figure.add_trace(
-                go.Scatter(
-                    x=line["x"],
-                    y=line["y"],
-                    name=plain(arm),
-                    legendgroup=arm,
-                    mode="lines",
-                    showlegend=line["bold"] and arm not in told,
-                    opacity=1 if line["bold"] else 0.35,
-                    connectgaps=False,
-                    line={
-                        "color": colours[arm],
-                        "width": 2 if line["bold"] else 1,
-                        "dash": "dash" if line["side"] else "solid",
-                    },
-                ),
-                row=line["panel"] // 3 + 1,
-                col=line["panel"] % 3 + 1,
-            )
-            told |= {arm} if line["bold"] else set()
+            arm, is_bold = line["arm"], line["bold"]
+            dash = "dash" if line["side"] else "solid"
+            look: Any = {"line": {"color": inks[arm], "width": 2 if is_bold else 1, "dash": dash}, "mode": "lines"}
+            look |= {"opacity": 1 if is_bold else 0.35, "showlegend": is_bold and arm not in told}
+            trace = go.Scatter(x=line["x"], y=line["y"], name=plain(arm), legendgroup=arm, connectgaps=False, **look)
+            figure.add_trace(trace, row=line["panel"] // 3 + 1, col=line["panel"] % 3 + 1)
+            told |= {arm} if is_bold else set()
         legend = {"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"}
         figure.update_layout(template=TEMPLATE, height=120 + 240 * rows, margin={"t": 100}, legend=legend)
         figure.update_annotations(font_size=13)
@@ -162,8 +136,7 @@ class TrainingMonitor:
         return figure
 
     def diagnosis(self, arm: str = "", seed: int | None = None) -> diagnosis.Diagnosis:
-        """Is the falling chosen reward harmful, is length drifting? Of one training: by default the first that can
-        tell.
+        """Is the falling chosen reward harmful, is length drifting? Of one training: the first that can tell.
 
         Raises:
             ValueError: no metrics, no such arm or seed, or neither a probe nor held-out rewards to tell from.
@@ -171,12 +144,10 @@ class TrainingMonitor:
         self._need_metrics()
         fitting = [part for part in self._parts if arm in ("", part.arm) and seed in (None, part.seed)]
         if not fitting:
-            raise ValueError(
-                f"no training of arm {arm!r}, seed {seed}; there are {', '.join(p.name for p in self._parts)}"
-            )
-        for part in fitting:
-            if (found := self._diagnosis_of(part)) is not None:
-                return found
+            there = ", ".join(part.name for part in self._parts)
+            raise ValueError(f"no training of arm {arm!r}, seed {seed}; there are {there}")
+        if found := next(filter(None, map(self._diagnosis_of, fitting)), None):
+            return found
         raise ValueError(
             f"nothing to diagnose {', '.join(p.name for p in fitting)} from: neither two steps of a probe nor "
             "held_out_rewards.parquet; pass workbench.training.probes.Probe as watch to train (dpo: probe_every)"
@@ -195,15 +166,12 @@ class TrainingMonitor:
         if not every_s > 0 or not idle_s > 0:
             raise ValueError(f"every_s and idle_s are seconds above 0; got {every_s} and {idle_s}")
         if runs.in_batch():
-            return Note(
-                "In JupyterLab the curves grow here while the cells below train; the finished ones stand further down."
-            )
+            told = "In JupyterLab the curves grow here while the cells below train"
+            return Note(f"{told}; the finished ones stand further down.")
         self.refresh()
         if not self.is_following and not self._is_done():
             self._stop.clear()
-            self._thread = threading.Thread(
-                target=self._watch, args=(every_s, idle_s), daemon=True, name="training monitor"
-            )
+            self._thread = threading.Thread(None, self._watch, "training monitor", (every_s, idle_s), daemon=True)
             self._thread.start()
         return self
 
@@ -245,46 +213,32 @@ class TrainingMonitor:
                     widget.data = data
 
     def _is_done(self) -> bool:
-        found = [manifest(folder) for folder in self.files.sources.values()]
-        return all(one.get("status") == "done" for one in found)
+        return all(manifest(folder).get("status") == "done" for folder in self.files.sources.values())
 
     # -- what the view draws
     def data(self) -> dict[str, Any]:
         """What the view draws, JSON types only."""
         with self._lock:
-            parts, panels, colours = self._parts, self._panels() if self._parts else [], self._colours()
+            parts, panels, inks = self._parts, self._panels() if self._parts else [], self._colours()
             whole = self._lines(panels)
-            lines, numbers = _fewer(whole), {arm: k for k, arm in enumerate(colours)}
-            notes = []
+            lines, numbers = _fewer(whole), {arm: k for k, arm in enumerate(inks)}
+            loud = {line["panel"] for line in whole if np.nan_to_num(line["y"]).any()}
+            notes, room = [], [TEXT_LIMIT]
             if sum(len(line["x"]) for line in lines) < sum(len(line["x"]) for line in whole):
                 notes.append(f"a line has at most {POINTS} points: the lowest and highest of each stretch are kept")
-            told, room = [], [TEXT_LIMIT]
-            for part in parts:
-                told.append({"name": part.name, "arm": numbers[part.arm], **self._told(part, room)})
+            seeds = {arm: sum(part.arm == arm for part in parts) for arm in inks}
+            told = [{"name": part.name, "arm": numbers[part.arm], **self._told(part, room)} for part in parts]
+            for line in lines:
+                line["arm"] = numbers[line["arm"]]
+                line |= {axis: scripted.short(line[axis], 6) for axis in ("x", "y")}
+                line["t"] = None if line["t"] is None else scripted.short(line["t"] / 60, 6)
             return {
-                "arms": [
-                    {"name": arm, "colour": colours[arm], "seeds": sum(p.arm == arm for p in parts)} for arm in colours
-                ],
+                "arms": [{"name": arm, "colour": ink, "seeds": seeds[arm]} for arm, ink in inks.items()],
                 "panels": [
-                    {
-                        "title": p.title,
-                        "unit": p.unit,
-                        "names": list(p.names),
-                        "log": p.log,
-                        "quiet": not any(np.nan_to_num(line["y"]).any() for line in whole if line["panel"] == k),
-                    }
+                    {"title": p.title, "unit": p.unit, "names": list(p.names), "log": p.log, "quiet": k not in loud}
                     for k, p in enumerate(panels)
                 ],
-                "lines": [
-                    {
-                        **line,
-                        "arm": numbers[line["arm"]],
-                        "x": short(line["x"]),
-                        "y": short(line["y"]),
-                        "t": None if line["t"] is None else short(line["t"] / 60),
-                    }
-                    for line in lines
-                ],
+                "lines": lines,
                 "borders": sorted({border for part in parts for border in part.borders}),
                 "runs": told,
                 "notes": notes + self._notes(room),
@@ -297,23 +251,17 @@ class TrainingMonitor:
         found, probe = self._diagnosis_of(part), self._probes.get(part.folders[-1], (None, None))[1]
         told: dict[str, Any] = {"diagnosis": None, "samples": None}
         if found is not None:
-            lists = [records(table, room) for table in (found.falls, found.alike)]
-            told["diagnosis"] = {
-                "verdicts": [vars(verdict) for verdict in found.verdicts],
-                "notes": found.notes,
-                "measures": records(found.table.drop(columns="verdict"), room),
-                "falls": lists[0],
-                "alike": lists[1],
-            }
+            told["diagnosis"] = {"verdicts": [vars(verdict) for verdict in found.verdicts], "notes": found.notes}
+            lists = {"falls": found.falls, "alike": found.alike, "measures": found.table.drop(columns="verdict")}
+            told["diagnosis"] |= {name: curves.records(table, room) for name, table in lists.items()}
         if probe is not None and len(probe[2]):
-            told["samples"] = sample_records(probe[2], room)
+            told["samples"] = curves.sample_records(probe[2], room)
         return told
 
     def _notes(self, room: list[int]) -> list[str]:
         notes, empty = [], sum(part.n_rows == 0 for part in self.files.parts)
         for part in self._parts:
-            bad = part.columns()[2]
-            if bad:
+            if bad := part.columns()[2]:
                 notes.append(f"{part.name}: {bad} logged values are not finite and drawn as gaps")
             if broken := sum(tail.broken for tail in part.tails):
                 notes.append(f"{part.name}: {broken} broken lines of metrics.jsonl left out")
@@ -321,15 +269,12 @@ class TrainingMonitor:
             notes.append("no diagnosis: no probe watched these trainings, and they left no held-out rewards")
         if empty:
             notes.append(f"{empty} metrics files are empty so far")
-        shares = [
-            p[1][3]["share"] for p in self._probes.values() if p[1] is not None and math.isfinite(p[1][3]["share"])
-        ]
-        if shares:
+        shares = [probe[3]["share"] for _, probe in self._probes.values() if probe is not None]
+        if shares := [share for share in shares if math.isfinite(share)]:
             notes.append(f"probing took {np.mean(shares):.0%} of the time of training and probing together")
         if room[0] <= 0:
-            notes.append(
-                f"texts beyond {TEXT_LIMIT:,} characters are left out here; a script has all, in the run's probe folder"
-            )
+            cut = f"texts beyond {TEXT_LIMIT:,} characters are left out here"
+            notes.append(f"{cut}; a script has all, in the run's probe folder")
         return notes
 
     # -- lines
@@ -349,19 +294,17 @@ class TrainingMonitor:
         found: dict[str, str] = {}
         for arm in dict.fromkeys(part.arm for part in self._parts):
             wanted = colour(arm.rpartition(" · ")[2])
-            found[arm] = next(
-                (c for c in (wanted, *PALETTE) if all(_apart(c, other) for other in found.values())), wanted
-            )
+            apart = (ink for ink in (wanted, *PALETTE) if all(_apart(ink, other) for other in found.values()))
+            found[arm] = next(apart, wanted)
         return found
 
     def _lines_of(self, part: Part) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Steps and values of every series of one training; those of the probe under `held_out_...` and
-        `sample_...`."""
+        """Steps and values of every series of one training; the probe's are `held_out_...` and `sample_...`."""
         steps, columns, _ = part.columns()
         lines = {name: (steps, y) for name, y in columns.items() if name not in CLOCKS}
         for offset, folder in zip(part.offsets(), part.folders, strict=True):
             probe = self._probes.get(folder, (None, None))[1]
-            for name, (x, y) in probe_lines(probe).items() if probe else ():
+            for name, (x, y) in curves.probe_lines(probe).items() if probe else ():
                 old = lines.get(name, (np.empty(0), np.empty(0)))
                 lines[name] = np.concatenate([old[0], x + offset]), np.concatenate([old[1], y])
         return lines
@@ -374,33 +317,27 @@ class TrainingMonitor:
                 return steps, columns[name]
         probe = self._probes.get(part.folders[0], (None, None))[1]
         if probe and len(part.folders) == 1 and len(probe[3]["seconds_at"]) > 1:
-            clock = sorted((int(step), seconds) for step, seconds in probe[3]["seconds_at"].items())
-            return np.array([c[0] for c in clock], dtype=float), np.array([c[1] for c in clock])
+            return tuple(np.array(sorted((float(s), t) for s, t in probe[3]["seconds_at"].items()), dtype=float).T)
         return None
 
     def _panels(self, series: Sequence[str] = ()) -> list[Panel]:
         known = list(dict.fromkeys(name for part in self._parts for name in self._lines_of(part)))
-        return panels_of(known, list(series) or self.series)
+        return curves.panels_of(known, list(series) or self.series)
 
     def _lines(self, panels: Sequence[Panel]) -> list[dict[str, Any]]:
-        """Lines of all panels: seeds, and where an arm has several the mean over those that reached a step, as far as
-        all did."""
+        """Lines of all panels: seeds, and the mean of an arm with several, as far as all of them came."""
         found: list[dict[str, Any]] = []
         by_part = [(part, self._lines_of(part), self._seconds(part)) for part in self._parts]
         for number, panel in enumerate(panels):
             for side, name in enumerate(panel.series):
                 for arm in dict.fromkeys(part.arm for part, _, _ in by_part):
-                    own = [
-                        (p.seed, *lines[name], clock) for p, lines, clock in by_part if p.arm == arm and name in lines
-                    ]
-                    if not own:
-                        continue
                     place = {"arm": arm, "panel": number, "side": side}
-                    timed = [(x, y, seconds_at(clock, x)) for _, x, y, clock in own]
+                    own = [(p.seed, lines, clock) for p, lines, clock in by_part if p.arm == arm and name in lines]
+                    timed = [(*lines[name], curves.seconds_at(clock, lines[name][0])) for _, lines, clock in own]
                     for (seed, *_), (x, y, t) in zip(own, timed, strict=True):
                         found.append({**place, "seed": seed, "bold": len(own) == 1, "n": 1, "x": x, "y": y, "t": t})
                     if len(own) > 1:
-                        found.append({**place, "seed": None, "bold": True, "n": len(own), **mean_line(timed)})
+                        found.append({**place, "seed": None, "bold": True, "n": len(own), **curves.mean_line(timed)})
         return found
 
     # -- probes and diagnoses

@@ -162,7 +162,8 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
     found.test(
         "C5",
         "Text alone suffices: without log-probs or weights the confidence tells right from wrong",
-        **asked | {"paper": "by construction"},
+        paper="by construction",
+        test="wilcoxon",
         measured=auroc("logistic") - 0.5,
         control=auroc("labels_shuffled") - 0.5,
         control_is="labels shuffled",

@@ -151,13 +151,14 @@ def run(task: Incidents | CaseFile, config: Config, seed: int, run: Run) -> dict
     facts |= {"replies": len(transcript), "labelled": labelled, "enough_labels": enough}
 
     # steps 4 and 5; complete rows have a label, a proposal and every score
-    complete = {name: scores.complete(table[table["predictor"] == first]) for name, table in scored.items()}
+    own: dict[str, Any] = {name: table[table["predictor"] == first] for name, table in scored.items()}
+    complete = {name: scores.complete(rows) for name, rows in own.items()}
     chosen, ranked = fit(complete[MAIN], config, seed, enough=enough) if labelled else (None, {})
     run.table("scores", lambda: scores.score_table(scored[MAIN], chosen))
     facts |= ranked
     if chosen is None or not enough or "test" not in set(complete[MAIN]["split"]):
         return {"arms": {}, **facts}
-    others = {name: scores.complete(rows) for name, rows in scored[MAIN].groupby("predictor", sort=False)}
+    others = {str(name): scores.complete(rows) for name, rows in scored[MAIN].groupby("predictor", sort=False)}
     del others[first]
     return facts | scores.report(complete, others, chosen, run, bins=config.bins, rounds=config.bootstrap, seed=seed)
 

@@ -120,7 +120,7 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
 
     everyone = min(part["rounds"] for result in results for part in result["arms"][main].values())
     steps = [few for few in sorted(experiment.config.budgets) if few < everyone]
-    c5 = {
+    c5: dict[str, Any] = {
         "statement": f"More opponents help, with saturation: {everyone} against {min(steps, default='fewer')}",
         "paper": "gain at 5, 10, 15: 0.9, 1.8, 1.8 % (GPT-4o), 2.2, 3.2, 4.9 % (Llama)",
     }
