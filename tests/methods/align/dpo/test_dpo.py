@@ -93,6 +93,7 @@ def test_verdicts_follow_the_numbers():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_swapped_labels_are_not_shown(shared_starts, monkeypatch):
     """Sabotage: chosen and rejected swapped where the rows are read; the held-out pairs stay as they are."""
     overrides = {"arms": ["dpo", "shuffled"], "n_pairs": 300, "test_size": 100, "probe_every": 0}

@@ -68,6 +68,7 @@ def test_a_foreign_prompt_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_each_step_of_the_start_is_right_as_often_as_planted(runs_root):
     world = LateRewardChain(test_draws=300)
     policy = world.start(7)

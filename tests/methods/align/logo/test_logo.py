@@ -451,6 +451,7 @@ def test_verdicts_of_a_broken_method(broken, lost):
 
 # -------------------------------------------------------------------------------------------------- what it must show
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_misaligned_start_learns_to_tell_what_it_finds(tmp_path, runs_root, monkeypatch):
     """One seed of Part B, shortened. Sabotage of the running method, roles swapped where rows are read: recall
     falls."""

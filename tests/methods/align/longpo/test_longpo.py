@@ -521,6 +521,7 @@ def test_verdicts_of_a_broken_method(broken, lost):
 
 # -------------------------------------------------------------------------------------------------- what it must show
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_long_text_gets_better_and_lam_on_the_wrong_term_is_seen(tmp_path, runs_root, monkeypatch):
     """One seed, shortened. Sabotage of the running method: lam 0.01 on the NLL and 1 on the preference term."""
     world = {"steps": 350, "n_documents": 60, "n_test": 60, "lengths": (6, 24), "n_values": 8}

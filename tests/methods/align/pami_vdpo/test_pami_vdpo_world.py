@@ -81,6 +81,7 @@ def test_pictures_tell_all_objects_apart_and_are_seen_once(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_start_sees_and_leans_on_its_habit(runs_root):
     world = Clips(n_test=200)
     found = world.evaluate(world.start(100), 0)

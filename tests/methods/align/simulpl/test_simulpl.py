@@ -555,6 +555,7 @@ def test_nothing_to_train_on(policy):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_world_teaches_the_policy_to_wait(tmp_path, monkeypatch):
     """MSFT on preferred translations reaches nearly the lowest possible AL; wait-k needs more."""
     monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))

@@ -185,6 +185,7 @@ def test_arms_that_need_the_planted_truth_are_refused_on_real_text():
 
 # ---------------------------------------------------------------------------------------------------------- sabotage
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_rounds_gain_with_true_labels_alone(shared_starts):
     """Quality after two rounds minus that of the start, in every seed.
 

@@ -347,6 +347,7 @@ def test_the_complement_is_another_target(played):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_dpo_under_the_name_of_sppo_loses_c4_and_sppo_shows_it(root):
     """Three seeds, one round. C4 with the right loss and with a loss on the gap alone."""
     verdicts = {}

@@ -376,6 +376,7 @@ def test_the_planted_truth_comes_back(base):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_outcomes_credited_to_the_host_are_noticed(base, tmp_path, monkeypatch):
     def by_host(table, qids):
         other = np.where(table["host"] == table["left"], table["right"], table["left"])
@@ -399,6 +400,7 @@ def test_a_flipped_sign_is_noticed(base, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ties_broken_by_the_file_are_noticed(base, tmp_path, monkeypatch):
     """A file with its right answers first and a stable sort: the coarse stated numbers look as good as a ranking."""
 
@@ -411,6 +413,7 @@ def test_ties_broken_by_the_file_are_noticed(base, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_leaked_correctness_is_noticed(base, tmp_path, monkeypatch):
     """Judgments that know the truth beat everything, in the regime without signal too: the control says so."""
     truth = {}
