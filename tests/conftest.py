@@ -15,7 +15,7 @@ GOLDEN = ROOT / "tests" / "golden" / "data"
 NOT_COPIED = ("real_", "published_", "judge_scores_", "preference_dissection_coefs", "preference_dissection_expected")
 
 
-DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each group; `make durations` measures them again
+DURATIONS = Path(__file__).with_name("durations.json")  # seconds of each file; `make durations` measures them again
 
 
 def pytest_addoption(parser):
@@ -24,28 +24,22 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A file goes to one worker, so that what its tests share is made once; the longest files first."""
+    """The longest files first: a file goes to one worker, so that what its tests share is made once."""
     known = json.loads(DURATIONS.read_text())
-    group = {}
-    for item in items:
-        mark = item.get_closest_marker("xdist_group")
-        group[item] = mark.args[0] if mark else item.nodeid.partition("::")[0]
-        if not mark:
-            item.add_marker(pytest.mark.xdist_group(group[item]))
-    items.sort(key=lambda item: -known.get(group[item], 0.0))
+    items.sort(key=lambda item: -known.get(item.nodeid.partition("::")[0], 0.0))
 
 
 _seconds: dict[str, float] = {}
 
 
 def pytest_runtest_logreport(report):
-    group = report.nodeid.rpartition("@")[2] if "@" in report.nodeid else report.nodeid.partition("::")[0]
-    _seconds[group] = _seconds.get(group, 0.0) + report.duration
+    name = report.nodeid.partition("::")[0]
+    _seconds[name] = _seconds.get(name, 0.0) + report.duration
 
 
 def pytest_sessionfinish(session):
     if session.config.getoption("--store-durations") and not hasattr(session.config, "workerinput"):
-        rounded = {group: round(seconds, 1) for group, seconds in sorted(_seconds.items()) if seconds >= 0.5}
+        rounded = {name: round(seconds, 1) for name, seconds in sorted(_seconds.items()) if seconds >= 0.5}
         DURATIONS.write_text(json.dumps(rounded, indent=1) + "\n")
 
 

@@ -29,33 +29,20 @@ def opened(name, **options):
     return Experiment(name, scale="smoke", seeds=[0], overrides=micro, **options)
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(f"contract-{name}")) for name in SYSTEMS]
-)
+@pytest.fixture(scope="module", params=SYSTEMS)
 def trained(request, starts):
     """A finished run: its name, experiment, results, folder, and how many files with results it wrote on the way."""
-    if request.param not in _TRAINED:  # pytest-xdist may take the fixture down between two tests of one system
-        _TRAINED[request.param] = _train(request.param, starts("contract"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(_TRAINED[request.param].root))
-        patch.setenv("WORKBENCH_BATCH", "1")
-        yield _TRAINED[request.param]
-
-
-_TRAINED = {}
-
-
-def _train(name, root):
+    root, writes = starts("contract"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_RUNS", str(root))
         patch.setenv("WORKBENCH_BATCH", "1")
-        writes = []
-        patch.setattr("workbench.runs.run.write_json", lambda *a: (writes.append(a[0]), runs.write_json(*a)))
-        experiment = opened(name)
-        results, folder = experiment.results(workers=1), experiment.run.folder
-    return SimpleNamespace(
-        name=name, root=root, experiment=experiment, results=results, folder=folder, writes=len(writes)
-    )
+        with pytest.MonkeyPatch.context() as count:
+            count.setattr("workbench.runs.run.write_json", lambda *a: (writes.append(a[0]), runs.write_json(*a)))
+            experiment = opened(request.param)
+            results, folder = experiment.results(workers=1), experiment.run.folder
+        yield SimpleNamespace(
+            name=request.param, experiment=experiment, results=results, folder=folder, writes=len(writes)
+        )
 
 
 @pytest.mark.slow
