@@ -44,7 +44,7 @@ def page(page_file, visit):
 
 def test_every_system_is_listed_by_group_with_its_verdicts(page):
     assert page.locator(".wb-launcher .system").count() == len(methods.REGISTRY)
-    assert page.locator(".wb-launcher .group").all_inner_texts() == ["align", "confidence", "study"]
+    assert page.locator(".wb-launcher .group").all_inner_texts() == ["align", "reward", "confidence", "study"]
     first = page.locator(".wb-launcher .system").first
     assert first.inner_text().startswith("SPIN: self-play fine-tuning\nspin · arXiv 2401.01335 · 8 min")
     assert first.locator(".sums .yes").inner_text().startswith("✓")

@@ -55,7 +55,7 @@ def test_killed_run_resumes_to_the_same_numbers(tmp_path, victim, unbroken):
 def test_run_without_its_notebook_or_page_is_not_whole(tmp_path):
     notebook = write_notebook(tmp_path / "toy.ipynb", OPEN)
     run = runs.open_run("toy", "toy", "tiny", {}, str(tmp_path / "run"))
-    run.update_manifest(status="done", notebook=notebook_job.source_hash(notebook))
+    run.update_manifest(status="done", notebook=notebook_job.source_hash(notebook), judged_by="")
     job = reproduce.Job("toy", notebook, run, {})
     states = []
     for name in ("notebook.ipynb", "page.html"):
