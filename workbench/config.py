@@ -87,8 +87,10 @@ class Presets:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             known = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+            neutral_of = _neutral_values(cls)
             at = f"{name} = {first['input']!r}: " if name else ""
-            raise ValueError(f"{at}{first['msg']}. Fields: {known}") from None
+            said = f"only {neutral_of[name]!r} is built so far" if name in neutral_of else first["msg"]
+            raise ValueError(f"{at}{said}. Fields: {known}") from None
 
 
 # ------------------------------------------------------------------------------------- blocks of fields that are shared
@@ -149,12 +151,14 @@ def keyed(config: Any) -> dict[str, Any]:
     """Every field's value but those at their neutral one, and the arms that are named, as far as they differ from the
     method: what a run key holds of a configuration."""
     values = dataclasses.asdict(config)
-    for field in dataclasses.fields(config):
-        extra = getattr(field.default, "json_schema_extra", None) or {}
-        if "neutral" in extra and values[field.name] == extra["neutral"]:
-            del values[field.name]
+    values = {name: value for name, value in values.items() if (name, value) not in _neutral_values(config).items()}
     arms = {name: config.ARMS[name] for name in values.get("arms", ()) if name in config.ARMS}
     return values | ({"arms": {name: _arm_values(arm) for name, arm in arms.items()}} if arms else {})
+
+
+def _neutral_values(config: Any) -> dict[str, Any]:
+    extras = {f.name: getattr(f.default, "json_schema_extra", None) or {} for f in dataclasses.fields(config)}
+    return {name: extra["neutral"] for name, extra in extras.items() if "neutral" in extra}
 
 
 def _arm_values(arm: Any) -> Any:
