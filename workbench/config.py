@@ -156,8 +156,8 @@ def keyed(config: Any) -> dict[str, Any]:
     return values | ({"arms": {name: _arm_values(arm) for name, arm in arms.items()}} if arms else {})
 
 
-def _neutral_values(config: Any) -> dict[str, Any]:
-    extras = {f.name: getattr(f.default, "json_schema_extra", None) or {} for f in dataclasses.fields(config)}
+def _neutral_values(of: Any) -> dict[str, Any]:
+    extras = {f.name: getattr(f.default, "json_schema_extra", None) or {} for f in dataclasses.fields(of)}
     return {name: extra["neutral"] for name, extra in extras.items() if "neutral" in extra}
 
 
