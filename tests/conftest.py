@@ -105,6 +105,27 @@ def runs_root(tmp_path, monkeypatch) -> Path:
     return tmp_path / "runs"
 
 
+def _named_model(name: str) -> str:
+    """A named model that was fetched before; tests fetch nothing."""
+    from workbench.runs.named_models import where
+
+    try:
+        where(name)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    return name
+
+
+@pytest.fixture(scope="session")
+def real_chat_model() -> str:
+    return _named_model("smollm2-135m-instruct-q4")
+
+
+@pytest.fixture(scope="session")
+def real_encoder() -> str:
+    return _named_model("all-minilm-l6-v2")
+
+
 @pytest.fixture(scope="session")
 def starts(tmp_path_factory) -> Callable[[str], Path]:
     """`starts(name)` makes an empty runs folder that shares the starting checkpoints of all tests and their workers,

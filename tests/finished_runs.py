@@ -20,16 +20,10 @@ def finished(
     """A run folder as a finished run leaves it."""
     given = {"config": {}, "model": "", "dataset": "", "device": "auto", "seeds": [0, 1, 2], "inputs": ["", ""]}
     run = runs.Run(root / system / f"{scale}-{name}")
-    run.update_manifest(
-        system=system,
-        scale=scale,
-        parameters=given | parameters,
-        key="0123456789ab",
-        status="done",
-        started=f"2026-01-0{day}T10:00:00+00:00",
-        finished=f"2026-01-0{day}T10:02:05+00:00",
-        provenance={"python": "3.12.1", "cores": "2", "workbench": "0.1.0", "torch": "2.13.0"},
-    )
+    times = {"started": f"2026-01-0{day}T10:00:00+00:00", "finished": f"2026-01-0{day}T10:02:05+00:00"}
+    provenance = {"python": "3.12.1", "cores": "2", "workbench": "0.1.0", "torch": "2.13.0"}
+    facts = {"scale": scale, "parameters": given | parameters, "key": "0123456789ab", "provenance": provenance}
+    run.update_manifest(system=system, status="done", **facts, **times)
     runs.write_json(run.folder / "claims.json", claim_records(scale=scale) if records is None else records)
     return run
 

@@ -63,11 +63,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def completion(text):
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
-    }
+    return (
+        {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+        | {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}
+        | {"usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}}
+    )

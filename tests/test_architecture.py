@@ -55,13 +55,7 @@ STILL_WITH_FILES = {"kernels.engines"}  # vLLM loads a policy from a folder and 
 
 FILE_MODULES = {"glob", "io", "pathlib", "shutil", "tempfile"}
 FILE_CALLS = {
-    "open",
-    "read_bytes",
-    "read_text",
-    "write_bytes",
-    "write_text",
-    "from_pretrained",
-    "save_pretrained",
+    *["open", "read_bytes", "read_text", "write_bytes", "write_text", "from_pretrained", "save_pretrained"],
     *(f"{library}.{verb}" for library in ("torch", "np", "json") for verb in ("load", "save")),
     *("np.loadtxt", "np.savetxt", "np.savez", "json.dump"),
     *(f"pd.read_{form}" for form in ("csv", "json", "parquet")),

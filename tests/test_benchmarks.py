@@ -86,8 +86,9 @@ def test_a_failing_side_ends_the_contest_and_a_hanging_one_is_reported():
     with harness.Contest({"fine": ones, "broken": broken}) as contest, pytest.raises(SystemExit, match="no such file"):
         contest.run({"name": "a"}, rounds=1)
     with harness.Contest({"fine": ones, "slow": slow}) as contest:
-        result = contest.run({"name": "a", "sleep_s": 120}, rounds=2, limit_s=20)
-    assert result.missing == {"slow": "did not finish in 20 s"}
+        contest.run({"name": "start", "sleep_s": 0}, rounds=1)  # the limit is not for the start of the processes
+        result = contest.run({"name": "a", "sleep_s": 120}, rounds=2, limit_s=3)
+    assert result.missing == {"slow": "did not finish in 3 s"}
     assert result.sides == ["fine"]
     assert len(result.seconds["fine"]) == 2
 
@@ -158,16 +159,8 @@ def test_overlapping_intervals_are_counted_once():
 @pytest.mark.slow
 def test_a_round_is_a_whole_optimiser_step_even_where_it_is_held_in_parts():
     """Three groups of 2,000 tokens are more than the 4,096 that the training loop holds at once."""
-    case = {
-        **CASE,
-        "prompt": (2_000, 2_000),
-        "k": 2,
-        "width": 16,
-        "layers": 1,
-        "rounds": 1,
-        "device": "cpu",
-        "memory": False,
-    }
+    case = {**CASE, "prompt": (2_000, 2_000), "k": 2, "width": 16, "layers": 1, "rounds": 1, "device": "cpu"}
+    case |= {"memory": False}
     call = training_step.workbench_side(case)
     first, second = call()(), call()()
     call.close()

@@ -23,9 +23,8 @@ def test_the_four_steps_work(runs_root, monkeypatch):
     assert list(found) == ["objective", "method", "experiment", "registry"]
     module = types.ModuleType("workbench.methods.align.toy")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(
-        found["objective"] + found["method"] + found["experiment"], module.__dict__
-    )  # our own page, not a model's text
+    # our own page, not a model's text
+    exec(found["objective"] + found["method"] + found["experiment"], module.__dict__)
     monkeypatch.setitem(methods.REGISTRY, "toy", eval(found["registry"], vars(methods)))
     monkeypatch.setattr("workbench.runs.run.code_hash", lambda name: "toy")
     small = {"pretrain_steps": 20, "sft_epochs": 1, "test_draws": 50}

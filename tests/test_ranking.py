@@ -302,15 +302,9 @@ def test_existence_rule_of_tie_models_matches_the_optimiser(ties, table):
     ],
 )
 def test_bad_matches_are_named(matches, n, message):
-    for system in (
-        ranking.bradley_terry,
-        ranking.elo,
-        ranking.trueskill,
-        ranking.win_rate_ranking,
-        ranking.transitivity,
-    ):
+    for system in ("bradley_terry", "elo", "trueskill", "win_rate_ranking", "transitivity"):
         with pytest.raises(ValueError, match=message):
-            system(matches, n)
+            getattr(ranking, system)(matches, n)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import gzip
 import re
 from pathlib import Path
 
+from small import save_policy
 from typer.testing import CliRunner
 
 from workbench import cli, methods, runs
@@ -30,19 +31,8 @@ def test_verdicts_follow_from_the_published_measurements():
         for record in entry["claims"]:
             if record["test"] == "none":
                 continue
-            names = (
-                "paper",
-                "measured",
-                "control",
-                "control_is",
-                "control_alpha",
-                "direction",
-                "margin",
-                "unit",
-                "note",
-                "seeds",
-            )
-            known = {name: record[name] for name in names} | {"control": record["control"] or None}
+            names = "paper measured control control_is control_alpha direction margin unit note seeds"
+            known = {name: record[name] for name in names.split()} | {"control": record["control"] or None}
             known |= {name: record.get(name, ()) for name in ("null", "control_null")}
             test = "paired_t" if record["direction"] == "equivalent" else record["test"]
             again.test(record["id"], record["statement"], **known, test=test, also=record["conditions"])
@@ -86,11 +76,7 @@ def test_links_lead_somewhere():
 
 def test_python_examples_run(tmp_path, monkeypatch):
     """The Python blocks of README, on a small random model, a small data set and a run folder that is written to."""
-    from workbench.models import Policy, bpe_tokenizer, new_llama
-
-    tokenizer = bpe_tokenizer(["Name a river in Peru. The Ucayali is one. 2+2? 4 5"] * 3, vocab_size=300)
-    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=128, seed=0)
-    Policy(model, tokenizer).save(tmp_path / "my-model")
+    save_policy(tmp_path / "my-model", "Name a river in Peru. The Ucayali is one. 2+2? 4 5", max_length=128)
     monkeypatch.chdir(tmp_path)
     with gzip.open("pairs.jsonl.gz", "wt") as file:
         file.write('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')

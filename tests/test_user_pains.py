@@ -138,8 +138,7 @@ def test_step_zero_difference_is_rounding_only(tmp_path, cutting):
 
 # ------------------------------------------------------------------------------ 8: end token doubled, missing or masked
 def test_end_token_is_there_once_and_is_scored():
-    """The template closes assistant turns itself, and the padding token is the end token: neither may double or
-    mask."""
+    """The template closes assistant turns, and padding is the end token: neither may double or mask."""
     policy = new_policy()
     end = policy.tokenizer.eos_token_id
     assert policy.tokenizer.pad_token_id == end
@@ -271,8 +270,7 @@ def test_loss_and_gradient_are_those_of_a_plain_loop():
 # -------------------------------------------------------------------- 19: the sampler's log-probs are not the trainer's
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_of_samples_are_those_of_training(temperature):
-    """Responses as drawn, prompts as texts and chats: summed log-probs of sampler, reference and training step
-    agree."""
+    """Responses as drawn, prompts as texts and chats: log-probs of sampler, reference and training agree."""
     policy = new_policy()
     prompts = [prompt for prompt, _, _ in PAIRS]
     drawn = sample(policy, prompts, n=2, max_new_tokens=12, temperature=temperature)

@@ -117,15 +117,9 @@ def stdout(text: str) -> dict[str, Any]:
 
 def claim_records(statement: str = "one is more than nothing", scale: str = "tiny") -> list[dict[str, Any]]:
     claims = Claims("toy", scale, [0, 1, 2])
-    claims.test(
-        "C1",
-        statement,
-        paper="Table 1",
-        measured=[1.0, 1.1, 1.2],
-        control=[0.1, -0.2, 0.05],
-        control_is="labels shuffled",
-        unit="nat",
-    )
+    given = {"paper": "Table 1", "measured": [1.0, 1.1, 1.2], "control": [0.1, -0.2, 0.05]}
+    given |= {"control_is": "labels shuffled", "unit": "nat"}
+    claims.test("C1", statement, **given)
     claims.test("C2", "never", paper="Fig. 2", measured=[0.0, 0.1, -0.1], control=[0.0, 0.0, 0.1], control_is="off")
     claims.needs_full_scale("C3", "large models agree", paper="Table 9", why="needs 7B weights")
     return claims.records()
@@ -158,14 +152,9 @@ except KeyboardInterrupt:
     sys.exit(130)
 sys.exit(any(job.status == "failed" for job in jobs))"""
     path = os.pathsep.join([str(Path(__file__).parent), str(runs.PACKAGE.parent)])
-    return subprocess.Popen(
-        [sys.executable, "-c", driver],
-        env=os.environ | {"PYTHONPATH": path} | variables,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    given = {"env": os.environ | {"PYTHONPATH": path} | variables, "start_new_session": True}
+    given |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, "-c", driver], **given)
 
 
 def finish(process: subprocess.Popen, within_s: float = 120.0) -> str:

@@ -19,14 +19,8 @@ def launch(name, *arguments, n=2, timeout=240):
     """Runs a function of this file on `n` processes; returns the finished launcher with its output as text."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(n), "--standalone", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [*command, name, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    given = {"env": environment, "capture_output": True, "text": True, "timeout": timeout, "check": False}
+    return subprocess.run([*command, name, *map(str, arguments)], **given)
 
 
 # ----------------------------------------------------------------------------------------------------- training
@@ -63,7 +57,7 @@ def play(kind, folder, *, n_rows=21, step=None, **changes):
 
 
 def train_all(folder):
-    """Every kind of model; what each process held inside a step, and the whole weights afterwards."""
+    """Every kind of model; what each process held inside a step, and the whole weights afterwards. Then a NaN."""
     from safetensors.torch import save_file
     from test_loop import SPIN
     from torch.distributed.tensor import DTensor
@@ -89,6 +83,7 @@ def train_all(folder):
             (Path(folder) / kind / "held.json").write_text(json.dumps(everyone))
             weights = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
             save_file(weights, Path(folder) / kind / "end.safetensors")
+    refuse(folder)
 
 
 def refuse(folder):
@@ -165,11 +160,8 @@ def head(folder):
                     own, targets[rank], shards[0], shards[1] if biased else None, scale=scale, cap=cap, tile=tile
                 )
                 (found * slopes[rank]).sum().backward()
-                pairs = {
-                    "logps": (found, logps[rank]),
-                    "d_hidden": (own.grad, plain[rank].grad),
-                    "d_weight": (shards[0].grad.full_tensor(), plain[-2].grad),
-                }
+                pairs = {"logps": (found, logps[rank]), "d_hidden": (own.grad, plain[rank].grad)}
+                pairs |= {"d_weight": (shards[0].grad.full_tensor(), plain[-2].grad)}
                 if biased:
                     pairs["d_bias"] = (shards[1].grad.full_tensor(), plain[-1].grad)
                 assert shards[0].grad.placements == shards[0].placements

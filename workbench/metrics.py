@@ -49,10 +49,8 @@ class Reliability(NamedTuple):
 def _pairs(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     scores, labels = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if scores.ndim != 1 or scores.shape != labels.shape:
-        raise ValueError(
-            f"confidence and correct must be lists of the same length; got shapes {list(scores.shape)} and "
-            f"{list(labels.shape)}"
-        )
+        got = f"shapes {list(scores.shape)} and {list(labels.shape)}"
+        raise ValueError(f"confidence and correct must be lists of the same length; got {got}")
     if not len(scores):
         raise ValueError("confidence and correct are empty; a metric needs at least one answer")
     if np.isnan(scores).any():
@@ -70,11 +68,10 @@ def _probabilities(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarra
     outside = (scores < 0) | (scores > 1)
     if outside.any():
         row = int(np.argmax(outside))
-        raise ValueError(
-            f"calibration needs probabilities in [0, 1]; confidence row {row} is {scores[row]:g}. Ratings (Elo, "
-            "Bradley-Terry, TrueSkill) must first be normalised by a map fitted on labelled answers (isotonic, Platt); "
-            "squeezing them into [0, 1] does not make them probabilities"
-        )
+        found = f"calibration needs probabilities in [0, 1]; confidence row {row} is {scores[row]:g}"
+        remedy = "must first be normalised by a map fitted on labelled answers (isotonic, Platt)"
+        not_so = "squeezing them into [0, 1] does not make them probabilities"
+        raise ValueError(f"{found}. Ratings (Elo, Bradley-Terry, TrueSkill) {remedy}; {not_so}")
     return scores, labels
 
 
@@ -127,9 +124,8 @@ def auroc(confidence: ArrayLike, correct: ArrayLike) -> float:
     """P(a right answer's score > a wrong one's) + half P(equal); NaN with a warning when one class is missing."""
     scores, labels = _pairs(confidence, correct)
     if labels.min() == labels.max():
-        warnings.warn(
-            f"AUROC is undefined: all {len(labels)} answers are {'right' if labels[0] else 'wrong'}", stacklevel=2
-        )
+        all_are = "right" if labels[0] else "wrong"
+        warnings.warn(f"AUROC is undefined: all {len(labels)} answers are {all_are}", stacklevel=2)
         return math.nan
     return float(selective.auroc(1 - labels, scores)[0])
 
@@ -235,16 +231,14 @@ def win_rate(preference: ArrayLike) -> tuple[float, float]:
     bad = ~((values >= 0) & (values <= 1))
     if bad.any():
         row = int(np.argmax(bad))
-        raise ValueError(
-            f"preference row {row} must be a number in [0, 1]; got {values[row]:g}. Drop rows without a verdict"
-        )
+        got = f"got {values[row]:g}. Drop rows without a verdict"
+        raise ValueError(f"preference row {row} must be a number in [0, 1]; {got}")
     spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
     return 100 * float(values.mean()), 100 * spread / math.sqrt(len(values))
 
 
 class Agreement(NamedTuple):
-    """Two label vectors side by side. `confusion` counts [human label, judge label], in the order of the labels
-    given."""
+    """Two label vectors side by side; `confusion` counts [human label, judge label], in the order of the labels."""
 
     accuracy: float
     macro_f1: float
@@ -274,13 +268,8 @@ def agreement(
         for row, label in enumerate(side):
             if label not in labels:
                 raise ValueError(f"{name} row {row}: {label!r} is none of the labels {', '.join(labels)}")
-    one, two = sides
     never: Any = 0  # what a label counts that never occurs; the library's stubs expect text here
-    f1 = sk.f1_score(one, two, labels=labels, average="macro", zero_division=never)
-    return Agreement(
-        float(sk.accuracy_score(one, two)),
-        float(f1),
-        float(sk.cohen_kappa_score(one, two)),
-        float(sk.matthews_corrcoef(one, two)),
-        sk.confusion_matrix(one, two, labels=labels),
-    )
+    f1 = sk.f1_score(*sides, labels=labels, average="macro", zero_division=never)
+    accuracy, kappa, matthews = sk.accuracy_score(*sides), sk.cohen_kappa_score(*sides), sk.matthews_corrcoef(*sides)
+    confusion = sk.confusion_matrix(*sides, labels=labels)
+    return Agreement(float(accuracy), float(f1), float(kappa), float(matthews), confusion)

@@ -92,18 +92,10 @@ class Ratings:
 
         if names is not None and len(names) != len(self.scores):
             raise ValueError(f"names needs one entry per player, {len(self.scores)}; got {len(names)}")
-        columns: dict[str, Any] = {
-            "player": np.arange(len(self.scores)) if names is None else list(names),
-            "method": self.method,
-            "score": self.scores,
-            "rank": self.rank,
-            "lower": self.lower,
-            "upper": self.upper,
-            "n_matches": self.n_matches,
-            "display": self.display(),
-        }
-        if self.sigma is not None:
-            columns["sigma"] = self.sigma
+        players = np.arange(len(self.scores)) if names is None else list(names)
+        columns: dict[str, Any] = {"player": players, "method": self.method, "score": self.scores, "rank": self.rank}
+        columns |= {name: getattr(self, name) for name in ("lower", "upper", "n_matches")}
+        columns |= {"display": self.display()} | ({} if self.sigma is None else {"sigma": self.sigma})
         return pd.DataFrame(columns).iloc[self.order()].reset_index(drop=True)
 
 
@@ -172,17 +164,14 @@ def bradley_terry(
 
     Args:
         matches: [n, 3], see `validate_matches`.
-        n_players: number of players.
         l2: penalty, per squared nat; 0 is maximum likelihood, where it exists.
         position: also fit an unpenalised advantage of the left side.
         ties: "half" counts a tie as half a win; "rao_kupper" and "davidson" give it a probability of its own.
         intervals: "sandwich" (normal, robust; cubic in players), "bootstrap" over matches (percentiles) or "none".
         clusters: [n] labels of matches that stand or fall together (one question, one user); intervals then take
             clusters, not matches, as independent.
-        confidence: coverage of the intervals.
-        rounds: bootstrap rounds.
+        rounds, seed: of the bootstrap.
         max_iter: most Newton steps; a fit stopped by it warns (arXiv 2502.01126 stops after 5).
-        seed: of the bootstrap.
 
     Returns:
         `Ratings`; scores have mean 0, with l2 > 0 in every component of the match graph.
@@ -207,7 +196,10 @@ def bradley_terry(
         key, count = np.unique(key, return_counts=True)
     else:
         key, cell_of, count = np.unique(key, return_inverse=True, return_counts=True)
-        member = np.arange(units) if clusters is None else _cluster_ids(clusters, units)
+        labels = np.arange(units) if clusters is None else np.asarray(clusters)
+        if labels.shape != (units,):
+            raise ValueError(f"clusters must have one label per match, shape [{units}]; got {list(labels.shape)}")
+        member = np.unique(labels, return_inverse=True)[1]
         units = int(member.max()) + 1
     pair = key // 3
     cells = Cells(pair // n_players, pair % n_players, key % 3 / 2, count.astype(float), n_players, position)
@@ -219,11 +211,9 @@ def bradley_terry(
         start = np.append(start, math.log(odds if ties == "davidson" else 1 + odds))
     result = fit(cells, ties, l2, max_iter, start)
     if result.gradient > result.tolerance:
-        warnings.warn(
-            f"Bradley-Terry stopped after {result.iterations} Newton steps with a gradient of {result.gradient:.1e} "
-            f"(converged is {result.tolerance:.0e}); raise max_iter={max_iter}",
-            stacklevel=2,
-        )
+        at = f"with a gradient of {result.gradient:.1e} (converged is {result.tolerance:.0e})"
+        told = f"Bradley-Terry stopped after {result.iterations} Newton steps {at}; raise max_iter={max_iter}"
+        warnings.warn(told, stacklevel=2)
     scores = result.x[:n_players] - result.x[:n_players].mean()
     lower = upper = np.full(n_players, np.nan)
     if intervals == "sandwich":
@@ -236,28 +226,13 @@ def bradley_terry(
             again = cells._replace(count=np.bincount(cell_of, drawn[member], len(key)))
             row[:] = fit(again, ties, l2, max_iter, result.x).x[:n_players]
         lower, upper = middle(thetas, confidence)
-    lower[n_matches == 0] = upper[n_matches == 0] = (
-        np.nan
-    )  # nothing was seen; the penalty alone would say "certainly 0"
-    unit = "matches" if clusters is None else "clusters"
-    return Ratings(
-        "bradley_terry",
-        scores,
-        lower,
-        upper,
-        n_matches,
-        "none" if intervals == "none" else f"{100 * confidence:g} % {intervals}, {units} {unit}",
-        position=float(result.x[n_players]) if position else None,
-        tie=None if ties == "half" else float(result.x[-1]),
-        details={"objective": result.objective, "gradient": result.gradient, "iterations": result.iterations, "l2": l2},
-    )
-
-
-def _cluster_ids(clusters: ArrayLike, n_matches: int) -> np.ndarray:
-    labels = np.asarray(clusters)
-    if labels.shape != (n_matches,):
-        raise ValueError(f"clusters must have one label per match, shape [{n_matches}]; got {list(labels.shape)}")
-    return np.unique(labels, return_inverse=True)[1]
+    # nothing was seen; the penalty alone would say "certainly 0"
+    lower[n_matches == 0] = upper[n_matches == 0] = np.nan
+    how = f"{100 * confidence:g} % {intervals}, {units} {'matches' if clusters is None else 'clusters'}"
+    details = {"objective": result.objective, "gradient": result.gradient, "iterations": result.iterations, "l2": l2}
+    advantage, tie = float(result.x[n_players]) if position else None, None if ties == "half" else float(result.x[-1])
+    of = ("bradley_terry", scores, lower, upper, n_matches, "none" if intervals == "none" else how)
+    return Ratings(*of, position=advantage, tie=tie, details=details)
 
 
 def elo(
@@ -280,16 +255,11 @@ def elo(
 
     Args:
         matches: [n, 3], see `validate_matches`; the order matters, so shuffle unless it is a history.
-        n_players: number of players; one without matches keeps `initial`.
         k: size of an update, points.
         scale: points for odds of `base` to 1.
-        base: of the odds.
-        initial: points at the start.
-        passes: sweeps over the list.
+        initial: points at the start, and of a player without matches.
         intervals: "bootstrap" (percentiles over matches drawn with replacement, in random order) or "none".
-        confidence: coverage of the intervals.
-        rounds: bootstrap rounds.
-        seed: of the bootstrap.
+        rounds, seed: of the bootstrap.
 
     Notes:
         The interval holds both sampling and order; a score from an unusual order can lie outside of it.
@@ -319,15 +289,10 @@ def elo(
         lower, upper = middle(drawn.reshape(rounds, n_players), confidence)
     n_matches = _played(left, right, n_players)
     lower[n_matches == 0] = upper[n_matches == 0] = np.nan
-    return Ratings(
-        "elo",
-        np.array(points),
-        lower,
-        upper,
-        n_matches,
-        "none" if intervals == "none" else f"{100 * confidence:g} % bootstrap over matches and order, {rounds} rounds",
-        details={"k": k, "scale": scale, "base": base, "initial": initial, "passes": passes},
-    )
+    how = f"{100 * confidence:g} % bootstrap over matches and order, {rounds} rounds"
+    details = {"k": k, "scale": scale, "base": base, "initial": initial, "passes": passes}
+    of = ("elo", np.array(points), lower, upper, n_matches)
+    return Ratings(*of, "none" if intervals == "none" else how, details=details)
 
 
 def trueskill(
@@ -345,13 +310,11 @@ def trueskill(
 
     Args:
         matches: [n, 3], see `validate_matches`; the order matters.
-        n_players: number of players.
         mu, sigma: belief about a player without matches.
         beta: standard deviation of one performance around the skill.
         tau: drift of a skill before each match, standard deviation.
         draw_probability: chance of a tie between equals; it sets the margin within which performances tie. At 0 a
             tie means exactly equal performances, the limit of a shrinking margin.
-        confidence: coverage of the intervals.
 
     Notes:
         The interval is the filter's own belief, mu -+ z sigma: right only if its model is.
@@ -360,10 +323,8 @@ def trueskill(
     """
     left, right, outcome = validate_matches(matches, n_players)
     if not (sigma > 0 and beta > 0 and tau >= 0 and 0 <= draw_probability < 1):
-        raise ValueError(
-            "trueskill needs sigma > 0, beta > 0, tau >= 0 and draw_probability in [0, 1); "
-            f"got {sigma=}, {beta=}, {tau=}, {draw_probability=}"
-        )
+        needed = "sigma > 0, beta > 0, tau >= 0 and draw_probability in [0, 1)"
+        raise ValueError(f"trueskill needs {needed}; got {sigma=}, {beta=}, {tau=}, {draw_probability=}")
     margin = float(ndtri((draw_probability + 1) / 2)) * math.sqrt(2) * beta
     means, variances = [float(mu)] * n_players, [float(sigma) ** 2] * n_players
     for i, j, y in zip(left.tolist(), right.tolist(), outcome.tolist(), strict=True):
@@ -374,16 +335,9 @@ def trueskill(
         )
     scores, spread = np.array(means), np.sqrt(variances)
     half = float(ndtri((1 + confidence) / 2)) * spread
-    return Ratings(
-        "trueskill",
-        scores,
-        scores - half,
-        scores + half,
-        _played(left, right, n_players),
-        f"{100 * confidence:g} % of the filter's belief",
-        sigma=spread,
-        details={"mu": mu, "sigma": sigma, "beta": beta, "tau": tau, "draw_probability": draw_probability},
-    )
+    details = {"mu": mu, "sigma": sigma, "beta": beta, "tau": tau, "draw_probability": draw_probability}
+    of = ("trueskill", scores, scores - half, scores + half, _played(left, right, n_players))
+    return Ratings(*of, f"{100 * confidence:g} % of the filter's belief", sigma=spread, details=details)
 
 
 def _trueskill_update(
@@ -426,14 +380,11 @@ def win_rate_ranking(matches: ArrayLike, n_players: int, *, confidence: float = 
 def transitivity(matches: ArrayLike, n_players: int) -> float:
     """Share of triples without a cycle, among all triples whose three pairs each have a majority; NaN if none has.
 
-    Counted exactly: cycles of length three are the trace of A^3 / 3, triples the trace of (A + A')^3 / 6, with A the
-    majority relation.
+    Counted exactly: cycles are the trace of A^3 / 3, triples that of (A + A')^3 / 6, with A the majority relation.
     """
     left, right, outcome = validate_matches(matches, n_players)
-    shape = (n_players, n_players)
-    net = coo_array((2 * outcome - 1, (left, right)), shape=shape).tocsr()
-    net = net - net.T
-    beats = (net > 0).astype(np.int64)
+    net = coo_array((2 * outcome - 1, (left, right)), shape=(n_players, n_players)).tocsr()
+    beats = (net - net.T > 0).astype(np.int64)
     met = beats + beats.T
     triples = (met @ met).multiply(met).sum() / 6
     return float(1 - (beats @ beats).multiply(beats.T).sum() / 3 / triples) if triples else math.nan

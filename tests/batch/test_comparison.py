@@ -48,13 +48,10 @@ def test_parameters_and_what_a_run_was_made_with_are_named_by_dotted_keys(tmp_pa
     a = make(tmp_path / "a")
     config = {"beta": 0.5, "arms": ["a"], "inner": {"lr": 1e-2}, "new": None}
     other = {**a.manifest["parameters"], "config": config, "inputs": ["m", ""]}
-    b = make(
-        tmp_path / "b",
-        parameters=other,
-        provenance={"python": "3.11.7", "torch": "2.14.0", "gpu": "H200", "cores": "2"},
-        code={"hash": "h2", "commit": "c", "changed": ["workbench/x.py"], "diff": "code.diff"},
-        inputs=[{"kind": "model", "source": "m", "fingerprint": "m", "revision": "r"}],
-    )
+    given = {"parameters": other, "provenance": {"python": "3.11.7", "torch": "2.14.0", "gpu": "H200", "cores": "2"}}
+    given |= {"code": {"hash": "h2", "commit": "c", "changed": ["workbench/x.py"], "diff": "code.diff"}}
+    given |= {"inputs": [{"kind": "model", "source": "m", "fingerprint": "m", "revision": "r"}]}
+    b = make(tmp_path / "b", **given)
     found = comparison.compare(a, b)
     assert {row.name: (row.a, row.b) for row in found.parameters} == {
         "config.beta": (0.1, 0.5),

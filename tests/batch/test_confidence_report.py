@@ -50,16 +50,8 @@ def questions(tmp_path):
 
 def test_ranking_page_and_table(tmp_path, server, questions, capsys):
     out = tmp_path / "out"
-    arguments = [
-        "confidence",
-        str(questions),
-        "--model",
-        f"{server.address}?price=1,10#m",
-        "--output",
-        str(out),
-        "--budget",
-        str(14 * N),
-    ]
+    arguments = ["confidence", str(questions), "--model", f"{server.address}?price=1,10#m"]
+    arguments += ["--output", str(out), "--budget", str(14 * N)]
     assert cli.main(arguments) == 0
     shown = capsys.readouterr().out
     line = f"quiz: {N} answers ranked by {13 * N} judgments; right: 50% of all, 100% of the half that is trusted most"
@@ -82,12 +74,8 @@ def test_ranking_page_and_table(tmp_path, server, questions, capsys):
 @pytest.mark.parametrize(("how", "judgments"), [("both-orders", 2 * 2 * N), ("active", 5 * N)])
 def test_other_ways_to_choose_opponents(tmp_path, server, questions, how, judgments, capsys):
     out = tmp_path / "out"
-    assert (
-        cli.main(
-            ["confidence", str(questions), "--model", f"{server.address}#m", "--output", str(out), "--opponents", how]
-        )
-        == 0
-    )
+    words = ["confidence", str(questions), "--model", f"{server.address}#m", "--opponents", how]
+    assert cli.main([*words, "--output", str(out)]) == 0
     assert f"ranked by {judgments} judgments" in " ".join(capsys.readouterr().out.split())
     assert pd.read_parquet(out / "quiz" / "ranking.parquet")["qid"].tolist()[0] == "q0"
 
@@ -110,17 +98,15 @@ def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, server, questions,
 
 def test_a_folder_belongs_to_one_question_file_and_model(tmp_path, server, questions):
     confidence_report.write(str(questions), model=f"{server.address}#m", output=tmp_path / "out")
-    with pytest.raises(
-        ValueError, match="holds a ranking with another model; name another folder with --output or delete it"
-    ):
+    said = "holds a ranking with another model; name another folder with --output or delete it"
+    with pytest.raises(ValueError, match=said):
         confidence_report.write(str(questions), model=f"{server.address}#other", output=tmp_path / "out")
 
 
 def test_unread_judgments_are_counted_and_refused(tmp_path, server, questions):
     server.say = lambda prompt, given: say(prompt, given) if prompt.count("item") == 1 else "hard to say"
-    with pytest.raises(
-        ValueError, match=r"70 of 70 judgments of m at .* could not be read, more than max_unparsed = 0\.05"
-    ):
+    said = r"70 of 70 judgments of m at .* could not be read, more than max_unparsed = 0\.05"
+    with pytest.raises(ValueError, match=said):
         confidence_report.write(str(questions), model=f"{server.address}#m", output=tmp_path / "out")
     (report,) = confidence_report.write(
         str(questions), model=f"{server.address}#m", output=tmp_path / "again", max_unparsed=1.0
@@ -142,19 +128,8 @@ def test_questions_without_an_answer_are_named_and_left_out(tmp_path, server, qu
 @pytest.mark.slow
 def test_sigkill_half_way_and_on_without_asking_twice(tmp_path, server, questions):
     server.delay, out = 0.02, tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "workbench",
-        "confidence",
-        str(questions),
-        "--model",
-        f"{server.address}?concurrency=2#m",
-        "--output",
-        str(out),
-        "--budget",
-        str(10 * N),
-    ]
+    words = ["confidence", str(questions), "--model", f"{server.address}?concurrency=2#m", "--budget", str(10 * N)]
+    command = [sys.executable, "-m", "workbench", *words, "--output", str(out)]
     log = out / "transcript.jsonl"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not log.is_file() or log.read_bytes().count(b"\n") < 50:
@@ -171,6 +146,5 @@ def test_sigkill_half_way_and_on_without_asking_twice(tmp_path, server, question
     again = [content for content, _ in server.seen[seen:]]
     assert not asked & set(again[2:])
     assert len(set(again)) == len(again)
-    whole = [*command[:-3], str(tmp_path / "whole"), *command[-2:]]
-    assert subprocess.run(whole, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert cli.main([*words, "--output", str(tmp_path / "whole")]) == 0
     assert (out / "quiz" / "ranking.csv").read_bytes() == (tmp_path / "whole" / "quiz" / "ranking.csv").read_bytes()

@@ -1,5 +1,4 @@
-"""The launcher's faces for scripts, what it says of each system, what a press does. The view itself is driven in
-tests/browser."""
+"""The launcher's faces for scripts, its words on each system, a press. The view itself is driven in tests/browser."""
 
 import json
 import os

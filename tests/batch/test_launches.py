@@ -31,8 +31,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def register(tmp_path, monkeypatch, root):
-    """`register(*cells)` makes the toy the only system, here and in the processes that are started; what goes on is
-    stopped."""
+    """`register(*cells)` makes the toy the only system, here and in processes; what goes on at the end is stopped."""
 
     def make(*cells, name="toy"):
         path = write_notebook(tmp_path / f"{name}.ipynb", *cells)

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from small import save_judge, save_policy
 
 from workbench import runs
 from workbench.methods.experiment import Experiment
-from workbench.models import Policy, bpe_tokenizer, new_llama
 
 GIVEN = ["sppo", "--dataset", "prompts.jsonl", "--model", "my-model", "-p", "judge", "my-reward-model"]
 SETTINGS = ("samples=2", "n_prompts=6", "test_size=4", "max_new_tokens=6")
@@ -20,17 +20,10 @@ PLACES = {"scale": "smoke", "model": "my-model", "dataset": "prompts.jsonl"}
 @pytest.fixture
 def folder(tmp_path):
     """Prompts, a small random model and a small random reward model, as a user has them: in folders of their own."""
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
     prompts = [f"Name a river that begins with {letter}." for letter in "ABCDEFGHIJKLMNOPQRST"]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    tokenizer = bpe_tokenizer(prompts, vocab_size=300)
-    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=256, seed=0)
-    Policy(model, tokenizer).save(tmp_path / "my-model")
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **shape)
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "my-reward-model")
-    tokenizer.save_pretrained(tmp_path / "my-reward-model")
+    save_policy(tmp_path / "my-model", prompts, max_length=256)
+    save_judge(tmp_path / "my-reward-model", prompts)
     return tmp_path
 
 

@@ -41,6 +41,7 @@ def book(tmp_path, monkeypatch):
     """Writes toy notebooks and registers them: `book(name, *cells)`."""
     registry: dict[str, methods.Method] = {}
     monkeypatch.setattr(methods, "REGISTRY", registry)
+    monkeypatch.setattr(reproduce, "STAGGER_S", 0.5)
 
     def add(name: str, *cells: str, **options) -> Path:
         path = write_notebook(tmp_path / "books" / f"{name}.ipynb", *cells, **options)

@@ -71,8 +71,7 @@ def visit(chromium):
 
 @pytest.fixture(scope="session")
 def barriers() -> Callable[..., list[str]]:
-    """`barriers(page, selector)` lists what axe-core finds there against WCAG 2.1 A and AA: labels, contrast, focus,
-    roles."""
+    """`barriers(page, selector)` lists what axe-core finds there against WCAG 2.1 A and AA."""
     import axe_playwright_python
 
     axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
@@ -90,8 +89,7 @@ def barriers() -> Callable[..., list[str]]:
 # ------------------------------------------------------------------------------------------------------- JupyterLab
 @dataclass
 class Lab:
-    """A JupyterLab server of the tests' own: `folder` is what it shows, `open(name)` opens a notebook in the
-    browser."""
+    """A JupyterLab server of our own: `folder` is what it shows, `open(name)` opens a notebook in the browser."""
 
     folder: Path
     url: str
@@ -162,19 +160,9 @@ def lab(chromium, tmp_path_factory):
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "spaces"),
     }
     ours |= {"PYTHONPATH": str(ROOT), "WORKBENCH_RUNS": str(home / "runs")}
-    command = [
-        sys.executable,
-        "-m",
-        "jupyter",
-        "lab",
-        "--no-browser",
-        "--ip=127.0.0.1",
-        f"--port={port}",
-        "--allow-root",
-        f"--IdentityProvider.token={token}",
-        "--LabApp.extension_manager=readonly",
-        f"--ServerApp.root_dir={folder}",
-    ]
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--allow-root"]
+    command += [f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    command += ["--LabApp.extension_manager=readonly"]
     with open(home / "log.txt", "wb") as log:
         server = subprocess.Popen(command, env=os.environ | ours, stdout=log, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"

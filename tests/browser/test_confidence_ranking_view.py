@@ -3,18 +3,15 @@
 import csv
 import io
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from rendered import HOSTILE, harmless, page_of
 
-from workbench.share import pages
 from workbench.widgets.confidence_ranking import ConfidenceRanking
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-HOSTILE = "<img src=x onerror='window.pwned=1'></script><script>window.pwned=2</script>"
 N = 5_000
 
 
@@ -24,14 +21,8 @@ def page_file(tmp_path_factory):
     rng, place = np.random.default_rng(0), np.arange(N)
     score = 10.0 - (place - (place % 6 == 5)) / 500
     right = (rng.random(N) < 1 - 0.8 * place / N).astype(float)
-    answers = pd.DataFrame(
-        {
-            "qid": [f"q{i}" for i in place],
-            "question": [f"question number {i}" for i in place],
-            "answer": [f"answer {i}" for i in place],
-            "correct": right,
-        }
-    )
+    texts = {"question": [f"question number {i}" for i in place], "answer": [f"answer {i}" for i in place]}
+    answers = pd.DataFrame({"qid": [f"q{i}" for i in place], **texts, "correct": right})
     answers.loc[0, ["question", "answer"]] = [HOSTILE, "=1+2"]
     left = rng.integers(0, N, 20_000)
     matchups = pd.DataFrame(
@@ -39,31 +30,16 @@ def page_file(tmp_path_factory):
     )
     for side in ("left", "right"):
         matchups[side] = [f"q{i}" for i in matchups[side]]
-    view = ConfidenceRanking(
-        answers,
-        {"bt": score, "coarse": np.round(score / 5)},
-        intervals={"bt": (score - 1, score + 1)},
-        matchups=matchups,
-        labels={"bt": HOSTILE},
-        kept=1000,
-    )
-    output = new_output("display_data", data=view._repr_mimebundle_())
-    folder = tmp_path_factory.mktemp("ranking")
-    nbformat.write(
-        new_notebook(cells=[new_markdown_cell("# Ranking?"), new_code_cell("x", outputs=[output])]), folder / "n.ipynb"
-    )
-    return pages.render(folder / "n.ipynb", folder / "page.html"), right
+    given = {"intervals": {"bt": (score - 1, score + 1)}, "matchups": matchups, "labels": {"bt": HOSTILE}}
+    given |= {"kept": 1000}
+    view = ConfidenceRanking(answers, {"bt": score, "coarse": np.round(score / 5)}, **given)
+    return page_of(tmp_path_factory.mktemp("ranking"), view), right
 
 
 @pytest.fixture
 def opened(page_file, visit):
-    opened = visit(page_file[0])
-    opened.page.wait_for_selector(".wb-ranking .row")
-    yield opened
-    assert opened.page.evaluate("window.pwned") is None
-    assert opened.page.locator(".wb-ranking img, .wb-ranking script").count() == 0
-    assert [line for line in opened.complaints if "blob:" not in line] == []
-    assert {url for url in opened.requests if not url.startswith("blob:")} == {page_file[0].as_uri()}
+    with harmless(visit, page_file[0], ".wb-ranking", ".row") as opened:
+        yield opened
 
 
 def said(page):

@@ -1,5 +1,4 @@
-"""What a model wrote, in every place of a real page: it is shown, and it does nothing. No network, and a count of who
-asked."""
+"""What a model wrote, in every place of a real page: it is shown, and it does nothing and asks nobody."""
 
 import json
 from dataclasses import dataclass, field
@@ -79,23 +78,11 @@ def offline(chromium):
 
 
 def figure(text: str) -> dict:
-    drawn = go.Figure(
-        go.Scatter(
-            x=[text, "b"],
-            y=[1, 2],
-            name=text,
-            text=[text, text],
-            customdata=[text, text],
-            hovertemplate=f"%{{text}}{text}",
-        )
-    )
-    drawn.update_layout(
-        title=text,
-        xaxis_title=text,
-        legend_title_text=text,
-        showlegend=True,
-        annotations=[{"text": text, "x": 0, "y": 1}],
-    )
+    points = {"x": [text, "b"], "y": [1, 2], "text": [text, text], "customdata": [text, text]}
+    drawn = go.Figure(go.Scatter(name=text, hovertemplate=f"%{{text}}{text}", **points))
+    given = {"title": text, "xaxis_title": text, "legend_title_text": text, "showlegend": True}
+    given |= {"annotations": [{"text": text, "x": 0, "y": 1}]}
+    drawn.update_layout(**given)
     return display(**{"application_vnd.plotly.v1+json": json.loads(drawn.to_json()), "text_plain": "Figure"})
 
 
@@ -184,21 +171,11 @@ def test_everything_a_model_wrote_is_shown_and_does_nothing(root, offline):
     page.locator("details.provenance details summary").click()
     quiet(visit, the_run(root))
     said = page.locator("main").inner_text()
-    for name in (
-        "script",
-        "end of a script",
-        "image",
-        "drawing",
-        "formula",
-        "frames",
-        "redirect",
-        "way out",
-        "template",
-    ):
+    parts = "script, end of a script, image, drawing, formula, frames, redirect, way out, template"
+    for name in parts.split(", "):
         text = ATTACKS[name]
-        assert said.count(text) >= 10, (
-            name
-        )  # printed twice, plain, traceback, table, claims, note, settings, provenance, diff
+        # printed twice, plain, traceback, table, claims, note, settings, provenance, diff
+        assert said.count(text) >= 10, name
     assert "half a character ? here" in said
     assert page.locator("main :is(iframe, object, embed, form, base, meta, img)").count() == 0
     assert page.locator("main script:not([type='application/json'])").count() == 0

@@ -1,10 +1,8 @@
-"""The launcher in a rendered page, with no kernel: search, keys, formulas, verdicts, both themes, hostile text, a
-narrow page."""
+"""The launcher in a rendered page, with no kernel: search, keys, formulas, verdicts, themes, hostile text."""
 
-import nbformat
 import pytest
 from corners import CORNERS
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from rendered import HOSTILE, page_of
 from toy_notebooks import OPEN, claim_records, toy, write_notebook
 
 from workbench import methods
@@ -12,25 +10,15 @@ from workbench.batch import launcher as module
 from workbench.batch.launcher import Launcher
 from workbench.runs.files import write_json
 from workbench.runs.run import Run
-from workbench.share import pages
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-HOSTILE = "<img src=x onerror='window.pwned=1'></script><script>window.pwned=2</script>"
-
-
-def render(folder, view):
-    output = new_output("display_data", data=view._repr_mimebundle_())
-    cells = [new_markdown_cell("# Which?"), new_code_cell("launcher", outputs=[output])]
-    nbformat.write(new_notebook(cells=cells), folder / "n.ipynb")
-    return pages.render(folder / "n.ipynb", folder / "page.html")
 
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     """The real registry with what is published; nothing was run here."""
     folder = tmp_path_factory.mktemp("launcher")
-    return render(folder, Launcher(folder / "runs"))
+    return page_of(folder, Launcher(folder / "runs"))
 
 
 @pytest.fixture
@@ -53,12 +41,8 @@ def test_every_system_is_listed_by_group_with_its_verdicts(page):
 
 def test_search_looks_at_name_title_paper_and_question(page):
     search = page.locator(".wb-launcher input[type=search]")
-    for words, found in (
-        ("2405.00675", ["sppo"]),
-        ("nash", ["dno"]),
-        ("circle judge", ["sppo"]),
-        ("video", ["pami_vdpo"]),
-    ):
+    asked = {"2405.00675": ["sppo"], "nash": ["dno"], "circle judge": ["sppo"], "video": ["pami_vdpo"]}
+    for words, found in asked.items():
         search.fill(words)
         assert [
             text.split("\n")[1].split(" · ")[0] for text in page.locator(".wb-launcher .system").all_inner_texts()
@@ -144,7 +128,7 @@ def test_hostile_words_are_shown_and_never_run(tmp_path, monkeypatch, visit, bar
         run.folder / "claims.json",
         [{**record, "paper": HOSTILE, "verdict": HOSTILE} for record in claim_records(HOSTILE)],
     )
-    opened = visit(render(tmp_path, Launcher(tmp_path / "runs")))
+    opened = visit(page_of(tmp_path, Launcher(tmp_path / "runs")))
     page = opened.page
     page.wait_for_selector(".wb-launcher .system")
     assert page.locator(".wb-launcher .question").inner_text() == f"Does {HOSTILE} work?"

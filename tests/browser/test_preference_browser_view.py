@@ -4,56 +4,36 @@ that its script means the same by filters and labels as Python does."""
 import json
 import math
 
-import nbformat
 import numpy as np
 import pytest
 from corners import CORNERS
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from rendered import HOSTILE, harmless, page_of
 
-from workbench.share import pages
 from workbench.widgets import scripted
 from workbench.widgets.preference_browser import PreferenceBrowser, labels
 from workbench.widgets.preference_browser import rows as preference_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-HOSTILE = "<img src=x onerror='window.pwned=1'></script><script>window.pwned=2</script>"
 N = 400
 
 
 def rows(n=N):
     rng = np.random.default_rng(0)
     found = [
-        {
-            "prompt": f"question {i}",
-            "chosen": f"the answer {i} is very good",
-            "rejected": f"the answer {i} is bad",
-            "margin": round(float(rng.normal()), 3),
-            "iteration": i % 3,
-            "source_chosen": ["human", "model"][i % 2],
-            "task_id": f"t{i}",
-        }
+        {"prompt": f"question {i}", "chosen": f"the answer {i} is very good", "rejected": f"the answer {i} is bad"}
+        | {"margin": round(float(rng.normal()), 3), "iteration": i % 3, "source_chosen": ["human", "model"][i % 2]}
+        | {"task_id": f"t{i}"}
         for i in range(n)
     ]
-    found[0] |= {
-        "prompt": HOSTILE,
-        "chosen": f"zero\u200bwidth \u202eturned {HOSTILE}",
-        "rejected": "W" * 3000,
-        "note": HOSTILE,
-        HOSTILE: "=1+2",
-    }
+    found[0] |= {"prompt": HOSTILE, "chosen": f"zero\u200bwidth \u202eturned {HOSTILE}", "rejected": "W" * 3000}
+    found[0] |= {"note": HOSTILE, HOSTILE: "=1+2"}
     found[1]["rejected"] = found[1]["chosen"]
     found[2] |= {"rejected": "", "margin": math.nan}
-    found[3] |= {
-        "p_chosen": 0.5,
-        "prompt": [{"role": "system", "content": "be kind"}, {"role": HOSTILE, "content": "asked last"}],
-    }
-    found[4] = {
-        "prompt": "rank these",
-        "responses": ["low", "high", "middle"],
-        "scores": [1.0, 9.0, 5.0],
-        "names": ["p", HOSTILE, "r"],
-    }
+    chat = [{"role": "system", "content": "be kind"}, {"role": HOSTILE, "content": "asked last"}]
+    found[3] |= {"p_chosen": 0.5, "prompt": chat}
+    found[4] = {"prompt": "rank these", "responses": ["low", "high", "middle"], "scores": [1.0, 9.0, 5.0]}
+    found[4]["names"] = ["p", HOSTILE, "r"]
     found[5] = {"prompt": "rate this", "completion": "fine", "score": 7.5}
     found[7] = {**found[6]}
     return found
@@ -67,22 +47,13 @@ def page_file(tmp_path_factory):
         [["the ", 0.1, ""], ["rest", None, "cut"]],
     )
     browser._ratios = type("Ratios", (), {"known": {6: pieces}})()
-    output = new_output("display_data", data=browser._repr_mimebundle_())
-    folder = tmp_path_factory.mktemp("browser")
-    cells = [new_markdown_cell("# Rows?"), new_code_cell("x", outputs=[output])]
-    nbformat.write(new_notebook(cells=cells), folder / "n.ipynb")
-    return pages.render(folder / "n.ipynb", folder / "page.html"), browser
+    return page_of(tmp_path_factory.mktemp("browser"), browser), browser
 
 
 @pytest.fixture
 def opened(page_file, visit):
-    opened = visit(page_file[0])
-    opened.page.wait_for_selector(".wb-browser .row")
-    yield opened
-    assert opened.page.evaluate("window.pwned") is None
-    assert opened.page.locator(".wb-browser img, .wb-browser script").count() == 0
-    assert [line for line in opened.complaints if "blob:" not in line] == []
-    assert {url for url in opened.requests if not url.startswith("blob:")} == {page_file[0].as_uri()}
+    with harmless(visit, page_file[0], ".wb-browser", ".row") as opened:
+        yield opened
 
 
 def press(page, *keys):
@@ -182,12 +153,8 @@ def test_filters_order_and_count(opened, page_file):
     shown = [int(text) for text in page.locator(".wb-browser .row .place").all_inner_texts()]
     assert all(i % 6 == 2 for i in shown)
     page.get_by_role("button", name="clear filters").click()
-    for state, shown in (
-        ("identical", ["1"]),
-        ("tie", ["3"]),
-        ("duplicate", ["6", "7"]),
-        ("margin unknown", ["5", "2"]),
-    ):
+    states = {"identical": ["1"], "tie": ["3"], "duplicate": ["6", "7"], "margin unknown": ["5", "2"]}
+    for state, shown in states.items():
         page.get_by_label("state").select_option(state)
         assert sorted(page.locator(".wb-browser .row .place").all_inner_texts()) == sorted(shown)
     page.get_by_label("search").fill("nothing like it")
@@ -287,25 +254,16 @@ def test_a_filter_means_the_same_in_both(script):
     texts = ["Straße", "İzmir", "日本語", "ΣΊΣΥΦΟΣ", "a  b", "naïve 😀", "", "x\ny"]
     given = []
     for i in range(300):
-        row = {
-            "prompt": texts[rng.integers(7)] + str(i % 11),
-            "chosen": texts[rng.integers(8)],
-            "rejected": texts[rng.integers(8)],
-        }
-        row |= {
-            "margin": [math.nan, round(float(rng.normal()), 1), -0.0, 0.0][rng.integers(4)],
-            "iteration": [None, 1, 2.0, "late"][rng.integers(4)],
-        }
+        row = {"prompt": texts[rng.integers(7)] + str(i % 11), "chosen": texts[rng.integers(8)]}
+        row |= {"rejected": texts[rng.integers(8)]}
+        row |= {"margin": [math.nan, round(float(rng.normal()), 1), -0.0, 0.0][rng.integers(4)]}
+        row |= {"iteration": [None, 1, 2.0, "late"][rng.integers(4)]}
         row |= {"arm": "ab"[i % 2], "source": ["s", "t", None][i % 3], "p_chosen": [0.5, 0.9][i % 2]}
-        given.append(
-            row
-            if i % 10
-            else (
-                {"prompt": "r", "responses": ["a", "b"], "scores": [float(i % 7), 2.0]}
-                if i % 20
-                else {"prompt": "c", "completion": "d", "score": i % 5}
-            )
-        )
+        if i % 10 == 0:
+            row = {"prompt": "r", "responses": ["a", "b"], "scores": [float(i % 7), 2.0]}
+        if i % 20 == 0:
+            row = {"prompt": "c", "completion": "d", "score": i % 5}
+        given.append(row)
     browser = PreferenceBrowser(given, page_limit=10**8)
     for i in range(0, 300, 7):
         browser.relabel(i, "x" if browser.rows.kinds[i] == "rated" else ["1", "2", "0", "x"][i % 4])
@@ -316,17 +274,11 @@ def test_a_filter_means_the_same_in_both(script):
 
     specs = []
     for _ in range(300):
-        view = {
-            "text": some(searched, 0.4) or "",
-            "low": some([-1.0, -0.3, 0.0, 0.4], 0.4),
-            "high": some([-0.5, 0, 0.3, 1], 0.4),
-            "source": some(["s", "t"], 0.3) or "",
-            "arm": some(["a", "b"], 0.3) or "",
-            "iteration": some(["1", "2", "late"], 0.3) or "",
-            "state": some(preference_rows.STATES, 1),
-            "sort": some(preference_rows.SORTS, 1),
-            "down": some([True], 0.5) or False,
-        }
+        view = {"text": some(searched, 0.4) or "", "low": some([-1.0, -0.3, 0.0, 0.4], 0.4)}
+        view |= {"high": some([-0.5, 0, 0.3, 1], 0.4), "source": some(["s", "t"], 0.3) or ""}
+        view |= {"arm": some(["a", "b"], 0.3) or "", "iteration": some(["1", "2", "late"], 0.3) or ""}
+        view |= {"state": some(preference_rows.STATES, 1), "sort": some(preference_rows.SORTS, 1)}
+        view |= {"down": some([True], 0.5) or False}
         specs.append(preference_rows.checked_view(view))
     specs += [
         {**preference_rows.VIEW, "text": text}
@@ -348,15 +300,8 @@ def test_a_label_means_the_same_in_both(script):
         *rows(8),
         {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]},
         {"prompt": "p", "responses": ["a", "b"], "scores": [None, 2.5]},
-        {
-            "prompt": "p",
-            "chosen": "a",
-            "rejected": "b",
-            "chosen_ids": [1],
-            "rejected_ids": [2],
-            "chosen_only": 1,
-            "margin": 0.0,
-        },
+        {"prompt": "p", "chosen": "a", "rejected": "b", "chosen_ids": [1], "rejected_ids": [2]}
+        | {"chosen_only": 1, "margin": 0.0},
     ]
     browser = PreferenceBrowser(given)
     details = [browser._detail(i) for i in range(len(given))]
@@ -365,14 +310,8 @@ def test_a_label_means_the_same_in_both(script):
         for i, kind in enumerate(browser.rows.kinds)
         for value in {"pair": "012x", "ranking": "012x", "rated": "x"}[kind]
     ]
-    mine = [
-        [
-            labels.relabelled(browser.rows.raw[i], v),
-            labels.preferred(browser.rows.raw[i], v),
-            labels.preferred(browser.rows.raw[i]),
-        ]
-        for i, v in asked
-    ]
+    raw = browser.rows.raw
+    mine = [[labels.relabelled(raw[i], v), labels.preferred(raw[i], v), labels.preferred(raw[i])] for i, v in asked]
     ask = "([i, v]) => [relabelled(details[i], v), preferred(details[i], v), preferred(details[i])]"
     theirs = script(f"({{details, asked}}) => asked.map({ask})", {"details": details, "asked": asked})
     assert theirs == mine

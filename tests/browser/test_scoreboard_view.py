@@ -1,5 +1,4 @@
-"""The scoreboard in a real browser: filters by mouse, keys and address, history of verdicts, both themes, small
-screens."""
+"""The scoreboard in a real browser: filters by mouse, keys and address, old verdicts, themes, small screens."""
 
 import pytest
 from corners import CORNERS

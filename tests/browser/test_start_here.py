@@ -1,9 +1,11 @@
 """The first notebook as a newcomer meets it: it runs, its page opens offline, and its slider moves the figure."""
 
+import os
 from pathlib import Path
 
-import papermill
+import nbformat
 import pytest
+from in_process import execute
 
 from workbench.share import pages
 
@@ -13,9 +15,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def executed(shared_starts, tmp_path):
-    source = ROOT / "notebooks" / "start-here.ipynb"
-    papermill.execute_notebook(str(source), str(tmp_path / "out.ipynb"), progress_bar=False, cwd=str(source.parent))
+def executed(shared_starts, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})  # seeds stay in this process
+    node, _ = execute(ROOT / "notebooks" / "start-here.ipynb")  # in a kernel: see test_lab.py
+    nbformat.write(node, tmp_path / "out.ipynb")
     return pages.render(tmp_path / "out.ipynb", tmp_path / "page.html", title="start here")
 
 

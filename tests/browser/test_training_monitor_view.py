@@ -1,23 +1,19 @@
-"""The training monitor in a rendered page, with no kernel: cursor, legend, scales, samples, diagnosis, export, hostile
-text."""
+"""The training monitor in a page, with no kernel: cursor, legend, scales, samples, diagnosis, export, escapes."""
 
 import csv
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from rendered import HOSTILE, harmless, page_of
 
 from workbench.runs.files import write_json
 from workbench.runs.run import Run
-from workbench.share import pages
 from workbench.training.probes import SAMPLES, SCORES
 from workbench.widgets.training_monitor import TrainingMonitor
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-HOSTILE = "<img src=x onerror='window.pwned=1'></script><script>window.pwned=2</script>"
 ODD = "=1+2 \u202eright to left\u202c zero\u200bwidth " + "verylongtoken" * 60
 STEPS = 600
 
@@ -33,33 +29,15 @@ def write_probe(folder, *, harmful):
     scores, samples, said = [], [], [HOSTILE, ODD, "", "plain"]
     for k, step in enumerate((0, 200, 400, 600)):
         scores += [[step, i, -20 - k - 9 * (i == 0) * k + rng.normal(0, 0.1), -20 - 2 * k] for i in range(n)]
-        samples += [
-            [
-                step,
-                i,
-                0,
-                said[i % 4] + f" at {step}" * (i % 4 != 2),
-                10 + 3 * k,
-                i % 3 > 0,
-                -9.0,
-                0.9 - 0.2 * k * harmful,
-            ]
-            for i in range(8)
-        ]
+        good = 0.9 - 0.2 * k * harmful
+        texts = [said[i % 4] + f" at {step}" * (i % 4 != 2) for i in range(8)]
+        samples += [[step, i, 0, text, 10 + 3 * k, i % 3 > 0, -9.0, good] for i, text in enumerate(texts)]
     rows.to_parquet(path / "rows.parquet")
     pd.DataFrame(scores, columns=SCORES).to_parquet(path / "scores.parquet")
     pd.DataFrame(samples, columns=SAMPLES).to_parquet(path / "samples.parquet")
-    write_json(
-        path / "about.json",
-        {
-            "key": "x",
-            "beta": 0.1,
-            "prompts": [HOSTILE, *(f"question {i}" for i in range(1, 8))],
-            "probe_s": 1.0,
-            "training_s": 19.0,
-            "seconds_at": {"0": 0.0, "200": 100.0, "400": 200.0, "600": 300.0},
-        },
-    )
+    about = {"key": "x", "beta": 0.1, "prompts": [HOSTILE, *(f"question {i}" for i in range(1, 8))], "probe_s": 1.0}
+    about |= {"training_s": 19.0, "seconds_at": {"0": 0.0, "200": 100.0, "400": 200.0, "600": 300.0}}
+    write_json(path / "about.json", about)
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +48,10 @@ def page_file(tmp_path_factory):
         for number, arm in enumerate(("dpo", "<b>arm")):
             part = folder / f"seed-{seed}" / arm / "round-1"
             rng = np.random.default_rng([seed, number])
+            same = {"accuracies": 0.5, "policy_clipped": 0.0}
             lines = [
-                {
-                    "step": k,
-                    "loss": 0.7 * 0.995**k + 0.02 * rng.random() + 5 * (k == 333),
-                    "margins": k / STEPS + seed,
-                    "accuracies": 0.5,
-                    "policy_clipped": 0.0,
-                    "kl": float("nan") if 100 < k < 200 else k / 1e6,
-                }
+                {"step": k, "loss": 0.7 * 0.995**k + 0.02 * rng.random() + 5 * (k == 333), **same}
+                | {"margins": k / STEPS + seed, "kl": float("nan") if 100 < k < 200 else k / 1e6}
                 for k in range(STEPS)
             ]
             part.mkdir(parents=True)
@@ -89,24 +62,13 @@ def page_file(tmp_path_factory):
         status="done", system="dpo", scale="tiny", parameters={"seeds": [0, 1]}, started="", provenance={}
     )
     monitor = TrainingMonitor(folder)
-    output = new_output("display_data", data=monitor._repr_mimebundle_())
-    pages_at = tmp_path_factory.mktemp("page")
-    nbformat.write(
-        new_notebook(cells=[new_markdown_cell("# Watched?"), new_code_cell("x", outputs=[output])]),
-        pages_at / "n.ipynb",
-    )
-    return pages.render(pages_at / "n.ipynb", pages_at / "page.html"), monitor
+    return page_of(tmp_path_factory.mktemp("page"), monitor), monitor
 
 
 @pytest.fixture
 def opened(page_file, visit):
-    opened = visit(page_file[0])
-    opened.page.wait_for_selector(".wb-monitor .panel")
-    yield opened
-    assert opened.page.evaluate("window.pwned") is None
-    assert opened.page.locator(".wb-monitor :is(img, script, .value b, .legend b)").count() == 0
-    assert [line for line in opened.complaints if "blob:" not in line] == []
-    assert {url for url in opened.requests if not url.startswith("blob:")} == {page_file[0].as_uri()}
+    with harmless(visit, page_file[0], ".wb-monitor", ".panel", "img, script, .value b, .legend b") as opened:
+        yield opened
 
 
 def value(page, chart, name):
@@ -286,9 +248,7 @@ def test_it_fits_a_phone(page_file, visit, barriers):
 
 
 def test_an_empty_folder_says_what_is_waited_for(tmp_path, visit):
-    output = new_output("display_data", data=TrainingMonitor(tmp_path)._repr_mimebundle_())
-    nbformat.write(new_notebook(cells=[new_code_cell("x", outputs=[output])]), tmp_path / "n.ipynb")
-    opened = visit(pages.render(tmp_path / "n.ipynb", tmp_path / "page.html"))
+    opened = visit(page_of(tmp_path, TrainingMonitor(tmp_path)))
     assert f"No metrics in {tmp_path.name} yet." in opened.page.locator(".wb-monitor").inner_text()
     assert opened.page.locator(".wb-monitor .panel").count() == 0
     assert opened.complaints == []

@@ -1,42 +1,27 @@
-"""The training preview in a rendered page, with no kernel: warnings that list their rows, tokens by mouse and keys,
-hostile text."""
+"""The training preview in a page, with no kernel: warnings list their rows, tokens by mouse and keys, escapes."""
 
-import nbformat
 import pytest
 from corners import CORNERS
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from preview_rows import HIDDEN, HOSTILE, WORDS, clean, faulty, policy
+from rendered import harmless, page_of
 
-from workbench.share import pages
 from workbench.widgets.training_preview import TrainingPreview, preview
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 VIEW = ".wb-preview"
 
 
-def rendered(folder, view):
-    output = new_output("display_data", data=view._repr_mimebundle_())
-    cells = [new_markdown_cell("# What will be trained on?"), new_code_cell("x", outputs=[output])]
-    nbformat.write(new_notebook(cells=cells), folder / "n.ipynb")
-    return pages.render(folder / "n.ipynb", folder / "page.html")
-
-
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     """200 pairs with every kind of fault among the first 20."""
     view = TrainingPreview.of_rows(policy(), faulty(200), max_length=400, held_out=[{"prompt": faulty()[20]["prompt"]}])
-    return rendered(tmp_path_factory.mktemp("preview"), view)
+    return page_of(tmp_path_factory.mktemp("preview"), view)
 
 
 @pytest.fixture
 def opened(page_file, visit):
-    opened = visit(page_file)
-    opened.page.wait_for_selector(f"{VIEW} .row")
-    yield opened
-    assert opened.page.evaluate("window.pwned") is None
-    assert opened.page.locator(f"{VIEW} img, {VIEW} script").count() == 0
-    assert opened.complaints == []
-    assert opened.requests == [page_file.as_uri()]
+    with harmless(visit, page_file, VIEW, ".row") as opened:
+        yield opened
 
 
 def heading(page):
@@ -179,7 +164,7 @@ def test_a_very_long_row_and_rows_that_were_left_out(tmp_path, visit, monkeypatc
     start = " ".join(WORDS * 370)
     rows[3]["chosen"], rows[3]["rejected"] = f"{start} fish", f"{start} dog"
     monkeypatch.setattr(preview, "CARRIED", 115_000)
-    page = visit(rendered(tmp_path, TrainingPreview.of_rows(policy(20_000), rows))).page
+    page = visit(page_of(tmp_path, TrainingPreview.of_rows(policy(20_000), rows))).page
     page.wait_for_selector(f"{VIEW} .row")
     chosen = page.locator(f"{VIEW} .tokens").nth(1)
     assert heading(page) == "row 3"
@@ -199,6 +184,6 @@ def test_a_very_long_row_and_rows_that_were_left_out(tmp_path, visit, monkeypatc
 
 
 def test_clean_rows_say_so(tmp_path, visit):
-    page = visit(rendered(tmp_path, TrainingPreview.of_rows(policy(), clean(5)))).page
+    page = visit(page_of(tmp_path, TrainingPreview.of_rows(policy(), clean(5)))).page
     page.wait_for_selector(f"{VIEW} .row")
     assert page.locator(f"{VIEW} .fine").inner_text() == "✓ No rule found anything in these rows."

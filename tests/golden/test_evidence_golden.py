@@ -18,13 +18,9 @@ WORDS = {
     "ref_rejected": "reference_rejected_logps",
     "ref_chosen_other_visual": "reference_altered_logps",
 }
-GRADIENTS = {
-    "grad_original": "policy_original_logps",
-    "grad_augmented": "policy_altered_logps",
-    "grad_policy_chosen": "policy_chosen_logps",
-    "grad_policy_rejected": "policy_rejected_logps",
-    "grad_policy_other_visual": "policy_altered_logps",
-}
+GRADIENTS = {"grad_original": "policy_original_logps", "grad_augmented": "policy_altered_logps"}
+GRADIENTS |= {"grad_policy_chosen": "policy_chosen_logps", "grad_policy_rejected": "policy_rejected_logps"}
+GRADIENTS |= {"grad_policy_other_visual": "policy_altered_logps"}
 
 
 @pytest.fixture(scope="module")

@@ -32,11 +32,7 @@ def test_recorded_results(golden, golden_path):
         table = combined(recorded.tables[model])
         h = 1 - table["grounded"].to_numpy(dtype=float)
         assert set(expected) == {
-            "hallucination_rate",
-            "n",
-            "n_topics",
-            "auroc_hallucination",
-            "fdr_threshold_kept_fraction_fdr",
+            *("hallucination_rate", "n", "n_topics", "auroc_hallucination", "fdr_threshold_kept_fraction_fdr"),
             "mean_score_grounded_hallucinated",
         }
         assert (len(table), table["topic"].nunique()) == (expected["n"], expected["n_topics"])

@@ -34,11 +34,8 @@ def test_logo_values_and_gradients(golden):
         losses, logged, leaves, means = logo_of(case)
         losses.mean().backward()
         wanted = case["outputs"]
-        got = {
-            "losses": losses,
-            "loss": losses.mean(),
-            **{k: logged[k] for k in ("chosen_rewards", "rejected_rewards")},
-        }
+        got = {"losses": losses, "loss": losses.mean()}
+        got |= {**{k: logged[k] for k in ("chosen_rewards", "rejected_rewards")}}
         got |= {f"avg_logp_{side}": mean for side, mean in means.items()}
         got |= {f"grad_{side}": leaf.grad for side, leaf in leaves.items()}
         assert set(got) == set(wanted)

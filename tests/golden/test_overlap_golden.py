@@ -17,12 +17,8 @@ NOT_OURS = {"stem"}
 def test_rouge_without_stemmer(golden):
     content = golden("rouge.json")
     assert set(content) == {"about", "pairs"}
-    ours = {
-        "rouge1": lambda r, c: rouge_n(r, c, 1),
-        "rouge2": lambda r, c: rouge_n(r, c, 2),
-        "rougeL": rouge_l,
-        "rougeLsum": rouge_l_sum,
-    }
+    ours = {"rouge1": lambda r, c: rouge_n(r, c, 1), "rouge2": lambda r, c: rouge_n(r, c, 2), "rougeL": rouge_l}
+    ours |= {"rougeLsum": rouge_l_sum}
     for pair in content["pairs"]:
         assert set(pair) == {"reference", "candidate", "no_stem"} | NOT_OURS
         assert set(pair["no_stem"]) == set(ours)

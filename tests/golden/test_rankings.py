@@ -16,11 +16,9 @@ from workbench.stats.bradley_terry import Cells, fit, sandwich
 
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}  # the files print ten digits
 COMMENTS = {"name", "notes", "note", "about", "true_theta", "invariant", "tolerance", "leaderbot_total_nll"}
-NOT_OURS = {
-    "choix_ilsr": "how another library fails on this case",
-    "mm_dirichlet": "minorise-maximise with a Dirichlet prior: another estimator",
-    "quality_before": "match quality, for choosing opponents online",
-}
+NOT_OURS = {"choix_ilsr": "how another library fails on this case"}
+NOT_OURS |= {"mm_dirichlet": "minorise-maximise with a Dirichlet prior: another estimator"}
+NOT_OURS |= {"quality_before": "match quality, for choosing opponents online"}
 ELO_TO_NATS = np.log(10) / 400
 
 
@@ -57,17 +55,8 @@ def test_bradley_terry_cases(golden):
         expected = fields(
             case["expected"],
             [
-                "weak_components",
-                "strong_components",
-                "mle",
-                "mle_log_strength_mean0",
-                "mle_elo_mean1000",
-                "mle_nll",
-                "gradient_inf_norm",
-                "mle_strength_sum1",
-                "arena_sandwich_95",
-                "l2_map",
-                "tie_models",
+                *["weak_components", "strong_components", "mle", "mle_log_strength_mean0", "mle_elo_mean1000"],
+                *["mle_nll", "gradient_inf_norm", "mle_strength_sum1", "arena_sandwich_95", "l2_map", "tie_models"],
             ],
             where,
         )
@@ -145,12 +134,8 @@ def test_bradley_terry_bootstrap(golden):
 
 
 def test_invalid_matches(golden):
-    message = {
-        "self match": "self match",
-        "unknown item": "unknown player",
-        "no matches": "no matches",
-        "outcome must be 0, 0.5 or 1": "outcome must be 0, 0.5 or 1",
-    }
+    message = {"self match": "self match", "unknown item": "unknown player", "no matches": "no matches"}
+    message |= {"outcome must be 0, 0.5 or 1": "outcome must be 0, 0.5 or 1"}
     for case in load(golden, "rank_bradley_terry.json")["invalid"]:
         fields(case, ["n_items", "matches", "expected_error"], case["name"])
         for system in (ranking.bradley_terry, ranking.elo, ranking.trueskill, ranking.win_rate_ranking):

@@ -1,5 +1,4 @@
-"""Golden numbers of PPO, DR-PO and the reward model, from Cornell-RL/drpo and tril: every case, values and
-gradients."""
+"""Golden numbers of PPO, DR-PO and the reward model, from Cornell-RL/drpo and tril: values and gradients."""
 
 import numpy as np
 import pytest
@@ -27,29 +26,19 @@ def test_clipped_losses(golden, name):
         is_generated = None if mask is None else torch.tensor(mask) > 0
         policy, values = matrix(inputs["new_logprobs"], requires_grad=True), matrix(inputs["vpred"], requires_grad=True)
         coefficient = options.pop("vf_coef")
+        old = [matrix(inputs[name]) for name in ("old_logprobs", "advantages", "old_values", "returns")]
         (policy_losses, value_losses), logged = objectives.ppo(
-            policy,
-            matrix(inputs["old_logprobs"]),
-            matrix(inputs["advantages"]),
-            values,
-            matrix(inputs["old_values"]),
-            matrix(inputs["returns"]),
-            is_generated=is_generated,
-            **options,
+            policy, *old[:2], values, *old[2:], is_generated=is_generated, **options
         )
         drawn = policy_losses.numel() if is_generated is None else is_generated.sum()
         pg_loss, vf_loss = policy_losses.sum() / drawn, value_losses.mean()
         loss = pg_loss + coefficient * vf_loss
         loss.backward()
         expected = case["outputs"]
-        for got, key in (
-            (pg_loss, "pg_loss"),
-            (vf_loss, "vf_loss"),
-            (loss, "loss"),
-            (policy.grad, "grad_new_logprobs"),
-            (values.grad, "grad_vpred"),
-        ):
-            close(got, expected[key], f"{where}, {key}")
+        got = {"pg_loss": pg_loss, "vf_loss": vf_loss, "loss": loss}
+        got |= {"grad_new_logprobs": policy.grad, "grad_vpred": values.grad}
+        for key, ours in got.items():
+            close(ours, expected[key], f"{where}, {key}")
         assert float(logged["value_clipped"].double().mean()) == pytest.approx(expected["vf_clipfrac"], abs=1e-6)
 
 
@@ -104,9 +93,8 @@ def test_forced_scores_say_what_our_prefixes_say(golden):
     """Where the mask is 1 the processed scores leave the reference token alone, else they are the model's own."""
     for case in cases(golden, "drpo_forced_scores.json"):
         inputs = case["inputs"]
-        rows = [
-            [[float(v) for v in row] for row in step] for step in case["outputs"]["processed"]
-        ]  # "-inf" is text there
+        # "-inf" is text there
+        rows = [[[float(v) for v in row] for row in step] for step in case["outputs"]["processed"]]
         processed = matrix(rows)
         mask, scores = torch.tensor(inputs["mask"]), matrix(inputs["scores"])
         for row, (reference, n) in enumerate(zip(inputs["reference_ids"], mask.sum(1).tolist(), strict=True)):

@@ -51,19 +51,14 @@ def test_sppo_win_rates(golden):
             ("chosen_probs_lose", rates[rows, worst]),
         ):
             np.testing.assert_allclose(got, expected[name], rtol=1e-6, err_msg=name)
-        moderate = (
-            np.ptp(scores, axis=1) < 10
-        )  # the paper's score picks the same two where no probability is rounded to 1
+        # the paper's score picks the same two where no probability is rounded to 1
+        moderate = np.ptp(scores, axis=1) < 10
         np.testing.assert_array_equal(best_and_worst(mean_logits(probability).round(9))[0][moderate], best[moderate])
 
 
 def test_soft_dno(golden):
-    words = {
-        "policy_logps_1": "policy_first_logps",
-        "policy_logps_2": "policy_second_logps",
-        "previous_logps_1": "reference_first_logps",
-        "previous_logps_2": "reference_second_logps",
-    }
+    words = {"policy_logps_1": "policy_first_logps", "policy_logps_2": "policy_second_logps"}
+    words |= {"previous_logps_1": "reference_first_logps", "previous_logps_2": "reference_second_logps"}
     for number, case in enumerate(cases(golden, "dno_soft.json")):
         logps = {ours: tensor(case["inputs"][theirs], requires_grad=True) for theirs, ours in words.items()}
         rates = {"first_win_rate": tensor(case["inputs"]["r1"]), "second_win_rate": tensor(case["inputs"]["r2"])}

@@ -25,8 +25,7 @@ def test_latency_of_the_reference_scorer(golden):
 
 
 def test_state_confidence(golden):
-    """The official code taxes padding too: there, the penalty and its gradient differ by exactly the padding's
-    share."""
+    """The official code taxes padding too: penalty and gradient differ by exactly the padding's share."""
     for case in golden("simul_confidence.json")["cases"]:
         names = ("full_source_logits", "prefix_logits", "confidence")
         inputs = {
@@ -35,14 +34,8 @@ def test_state_confidence(golden):
         confidence = inputs["confidence"].requires_grad_()
         targets = torch.tensor(case["inputs"]["targets"])
         is_token = targets != case["inputs"]["padding_id"]
-        losses, logged = objectives.state_confidence(
-            inputs["full_source_logits"].log_softmax(-1),
-            inputs["prefix_logits"].log_softmax(-1),
-            confidence,
-            targets,
-            is_token,
-            **case["hyperparameters"],
-        )
+        logps = [inputs[name].log_softmax(-1) for name in ("full_source_logits", "prefix_logits")]
+        losses, logged = objectives.state_confidence(*logps, confidence, targets, is_token, **case["hyperparameters"])
         losses.sum().backward()
         expected = {name: torch.tensor(value, dtype=torch.float64) for name, value in case["outputs"].items()}
         weight = case["hyperparameters"]["confidence_weight"]

@@ -17,9 +17,8 @@ def test_loss_of_the_trainer(golden):
         for name, expected in case["outputs"].items():
             wanted = torch.tensor(expected, dtype=torch.float64)
             if name == "losses" and case["hyperparameters"]["loss_type"] == "kto_pair":
-                wanted = wanted.reshape(2, -1).sum(
-                    0
-                )  # their two terms of a pair stand behind each other, ours are added
+                # their two terms of a pair stand behind each other, ours are added
+                wanted = wanted.reshape(2, -1).sum(0)
             grad = values[name.removeprefix("grad_")].grad if name.startswith("grad_") else None
             got = losses.detach() if name == "losses" else logged[name] if grad is None else grad
             torch.testing.assert_close(

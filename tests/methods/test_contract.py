@@ -1,4 +1,4 @@
-"""What holds for every system: one short training and one that is killed and goes on, at the preset `micro`.
+"""What holds for every system: one short training, and what it left half-way goes on, at the preset `micro`.
 
 A system's own test file holds its hand-worked numbers, its rules and its sabotage; what all have in common is here, and
 a new line in the registry is all that a new system needs to be held to it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import shutil
 from types import SimpleNamespace
 
 import nbformat
@@ -30,19 +31,28 @@ def opened(name, **options):
 
 
 @pytest.fixture(scope="module", params=SYSTEMS)
-def trained(request, starts):
-    """A finished run: its name, experiment, results, folder, and how many files with results it wrote on the way."""
-    root, writes = starts("contract"), []
+def trained(request, starts, tmp_path_factory):
+    """A finished run: its name, experiment, results and folder, how many files with results it wrote, and a copy of its
+    folder as it was before one of the writes in its second half."""
+    root, half, writes = starts("contract"), tmp_path_factory.mktemp("half") / "run", []
+
+    def write(path, content):
+        writes.append(path)
+        is_noted = len(writes) & (len(writes) - 1) == 0  # 1, 2, 4, 8: the last of them lies behind the middle
+        if is_noted and experiment.folder.is_dir():
+            shutil.rmtree(half, ignore_errors=True)
+            shutil.copytree(experiment.folder, half)
+        runs.write_json(path, content)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_RUNS", str(root))
         patch.setenv("WORKBENCH_BATCH", "1")
+        experiment = opened(request.param)
         with pytest.MonkeyPatch.context() as count:
-            count.setattr("workbench.runs.run.write_json", lambda *a: (writes.append(a[0]), runs.write_json(*a)))
-            experiment = opened(request.param)
+            count.setattr("workbench.runs.run.write_json", write)
             results, folder = experiment.results(workers=1), experiment.run.folder
-        yield SimpleNamespace(
-            name=request.param, experiment=experiment, results=results, folder=folder, writes=len(writes)
-        )
+        facts = {"experiment": experiment, "results": results, "folder": folder, "half": half, "writes": len(writes)}
+        yield SimpleNamespace(name=request.param, **facts)
 
 
 @pytest.mark.slow
@@ -70,8 +80,25 @@ def test_a_second_call_computes_nothing(trained, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_numbers(trained, tmp_path, monkeypatch):
-    """Killed in the middle of its writing, by the interrupt that a kernel gets; SIGKILL itself is in tests/recovery."""
+def test_what_a_killed_run_left_goes_on_to_the_same_numbers(trained):
+    """The folder as a SIGKILL leaves it; SIGKILL itself is in tests/recovery."""
+    half = opened(trained.name, output=str(trained.half))
+    assert not half.run.is_done
+    assert half.results(workers=1) == trained.results
+
+
+ONE_OF_THEM = ("simulpl",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "trained",
+    [name if name in ONE_OF_THEM else pytest.param(name, marks=pytest.mark.exhaustive) for name in SYSTEMS],
+    indirect=True,
+    scope="module",
+)
+def test_an_interrupted_run_goes_on_to_the_same_numbers(trained, tmp_path, monkeypatch):
+    """Stopped in the middle of its writing, by the interrupt that a kernel gets."""
     left = [max(trained.writes // 2, 1)]
 
     def write(*a):

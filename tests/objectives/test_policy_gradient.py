@@ -1,5 +1,4 @@
-"""PPO's formulas by hand: gradients only where the policy chose, masks that leave no trace, errors that name the
-row."""
+"""PPO's formulas by hand: gradients where the policy chose, masks that leave no trace, errors with the row."""
 
 import pytest
 import torch

@@ -28,8 +28,7 @@ def test_two_answers_by_hand():
 
 
 def test_three_answers_by_hand():
-    """R = 1, 0, -2: step 1 has d = 1, 3 and 3 for the positive; step 2 leaves the best answer out; the weight grows to
-    4 w."""
+    """R = 1, 0, -2: step 1 has d = 1, 3 and 3 for the positive; step 2 leaves the best out; the weight is 4 w."""
     losses, logged = pro(*lists([[-1.0, -0.5, -3.0]], [[2, 2, 2]], [[1.0, 0.0, -2.0]]), eps=0.0)
     first = math.log(math.exp(-3) + math.exp(-0.5) + math.exp(-9)) + 3
     second = math.log(math.exp(-1) + math.exp(-6)) + 1

@@ -21,14 +21,9 @@ def two(chosen, rejected):
 
 @given(means, st.floats(0.1, 5), st.floats(0, 3))
 def test_simpo_is_trls(values, beta, gamma):
-    trainer = SimpleNamespace(
-        alpha=0.0,
-        loss_type="simpo",
-        simpo_gamma=gamma,
-        beta=beta,
-        label_smoothing=0.0,
-        accelerator=SimpleNamespace(device="cpu"),
-    )
+    given = {"alpha": 0.0, "loss_type": "simpo", "simpo_gamma": gamma, "beta": beta, "label_smoothing": 0.0}
+    given |= {"accelerator": SimpleNamespace(device="cpu")}
+    trainer = SimpleNamespace(**given)
     chosen, rejected = two(values, values[::-1])
     theirs, *rewards = cpo.CPOTrainer.cpo_loss(trainer, chosen, rejected)
     ours, logged = simpo(chosen, rejected, beta=beta, gamma=gamma)

@@ -138,8 +138,7 @@ def game():
 
 @pytest.mark.parametrize(("eta", "scale"), [(0.25, 1.0), (1.0, 4.0), (0.5, 2.0)])
 def test_exact_minimiser_of_soft_dno(game, eta, scale):
-    """pi exp(r / eta) normalised, to 1e-4; the three settings have the same one, because (c r, c eta) changes
-    nothing."""
+    """pi exp(r / eta) normalised, to 1e-4; the three settings share it, because (c r, c eta) changes nothing."""
     policy, judge = game
     found = minimise(dno, policy, DNO_RATES, games.against(policy, judge), eta=eta, reward_scale=scale)
     np.testing.assert_allclose(found, games.exact_step(policy, judge, scale / eta), atol=1e-4)

@@ -11,14 +11,9 @@ from workbench import objectives
 def state(c=0.5, prefix=0.25, full=0.5, **options):
     as_logps = lambda p: torch.tensor([[[math.log(p)]]], dtype=torch.float64)  # noqa: E731
     confidence = torch.tensor([[c]], dtype=torch.float64, requires_grad=True)
-    return confidence, objectives.state_confidence(
-        as_logps(full),
-        as_logps(prefix),
-        confidence,
-        torch.zeros(1, 1, dtype=torch.long),
-        torch.ones(1, 1, dtype=torch.bool),
-        **options,
-    )
+    target, is_token = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+    given = (as_logps(full), as_logps(prefix), confidence, target, is_token)
+    return confidence, objectives.state_confidence(*given, **options)
 
 
 def test_state_confidence_by_hand():

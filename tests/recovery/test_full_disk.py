@@ -78,6 +78,7 @@ def goes_on(run_all, folder: Path, **books: tuple[str, ...]) -> None:
         assert not (jobs[name].run.folder / notebook_job.FAILED).exists()
 
 
+@pytest.mark.exhaustive
 def test_a_result_that_does_not_fit_fails_its_notebook_alone(tmp_path, disk, run_all):
     books = {"large": (OPEN, FIRST, LARGE, CLAIM, FINISH), "other": (OPEN, CLAIM, FINISH)}
     jobs, printed = run_all(**books)

@@ -1,5 +1,4 @@
-"""SPIN killed with SIGKILL half-way, the whole batch at once: the second call goes on and ends with the same
-numbers."""
+"""SPIN killed with SIGKILL half-way, the whole batch: the second call goes on and ends with the same numbers."""
 
 import os
 import signal
@@ -13,20 +12,8 @@ import pytest
 
 from workbench import runs
 
-COMMAND = [
-    sys.executable,
-    "-m",
-    "workbench",
-    "reproduce",
-    "spin",
-    "--scale",
-    "smoke",
-    "--seeds",
-    "1",
-    "-p",
-    "arms",
-    '["spin", "sft", "shuffled"]',
-]
+COMMAND = [sys.executable, *["-m", "workbench", "reproduce", "spin", "--scale", "smoke", "--seeds", "1", "-p", "arms"]]
+COMMAND += ['["spin", "sft", "shuffled"]']
 
 
 def start(root):

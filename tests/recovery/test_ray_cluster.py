@@ -37,11 +37,8 @@ def cluster():
 
     size = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
     # a node that is gone is noticed in seconds, but one on a busy machine is not taken for gone
-    health = {
-        "health_check_initial_delay_ms": 1000,
-        "health_check_period_ms": 1000,
-        "health_check_failure_threshold": 8,
-    }
+    health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
+    health |= {"health_check_failure_threshold": 8}
     head = {**size, "include_dashboard": False, "_system_config": health}
     found = again(lambda: Cluster(True, head_node_args=head))
     try:
@@ -107,9 +104,8 @@ def test_a_node_that_sees_something_else_is_refused(tmp_path, cluster, monkeypat
     monkeypatch.chdir(tmp_path)
     here = Path("/proc/self/cwd/runs")  # a path that means another folder in every process
     with ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR"):
-        with pytest.raises(
-            RuntimeError, match=r"^Ray node \w{8} does not see the runs folder /proc/self/cwd/runs; put"
-        ):
+        said = r"^Ray node \w{8} does not see the runs folder /proc/self/cwd/runs; put"
+        with pytest.raises(RuntimeError, match=said):
             executors.executor("ray", here)
         seen = executors._view([])
         monkeypatch.setattr(executors, "_view", lambda books: {**seen, "code": "an older version"})

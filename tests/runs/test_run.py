@@ -23,9 +23,8 @@ def test_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        OSError, match=r"could not write .*x\.json: No space left on device; nothing half-written was kept"
-    ):
+    said = r"could not write .*x\.json: No space left on device; nothing half-written was kept"
+    with pytest.raises(OSError, match=said):
         runs.write_json(path, {"new": 2})
     assert runs.read_json(path) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

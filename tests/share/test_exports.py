@@ -52,11 +52,8 @@ def pretended(monkeypatch):
 # -------------------------------------------------------------------------------------------------------- the notebook
 def test_notebook_is_one_clean_file_with_its_outputs(tmp_path, no_browser):
     secret = f"{tmp_path}/spin/tiny-a/x.json sk-abcdefgh0123456789xyz"
-    view = {
-        "application_vnd.jupyter.widget-view+json": {"model_id": "1"},
-        "text_plain": "a view",
-        "application_vnd.workbench.view+json": {"view": "ranking", "state": {"data": "x" * 100_000}},
-    }
+    view = {"application_vnd.jupyter.widget-view+json": {"model_id": "1"}, "text_plain": "a view"}
+    view |= {"application_vnd.workbench.view+json": {"view": "ranking", "state": {"data": "x" * 100_000}}}
     run = run_with(tmp_path, stdout(secret), plot(), display(**view), display(text_html="<b>table</b>"))
     path = exports.notebook(run, tmp_path / "sent" / "x.ipynb")
     book = nbformat.read(path, as_version=4)

@@ -1,5 +1,4 @@
-"""What a notebook says before it is run: question, paragraph, the method's formula, as pieces that a view can insert as
-text."""
+"""What a notebook says before it is run: question, paragraph, formula, as pieces that a view inserts as text."""
 
 import json
 

@@ -42,9 +42,8 @@ def test_index_shows_the_newest_run_of_each_system_and_scale(tmp_path):
     tiny, smoke = page.select("table.claims")
     assert "what the new run says" in tiny.text
     assert "what the old run says" not in tiny.text
-    assert (
-        len(tiny.select('tr[data-input="hub/data"]')) == 3
-    )  # another input is another experiment, not a newer version
+    # another input is another experiment, not a newer version
+    assert len(tiny.select('tr[data-input="hub/data"]')) == 3
     assert "spinhub/data" in tiny.text
     assert {a["href"] for a in tiny("a")} == {"spin/tiny-new/page.html"}
     assert "smoke run, no verdict" in smoke.text
@@ -146,13 +145,8 @@ def test_filters_offer_what_there_is(tmp_path):
 
 
 def test_index_as_data_says_the_same(tmp_path):
-    finished(
-        tmp_path,
-        "spin",
-        day=2,
-        dataset=str(tmp_path / "mine" / "pairs.jsonl"),
-        records=with_verdict("not shown"),
-    )
+    dataset = str(tmp_path / "mine" / "pairs.jsonl")
+    finished(tmp_path, "spin", day=2, dataset=dataset, records=with_verdict("not shown"))
     said = tmp_path / "spin" / "tiny-a" / "claims.json"
     said.write_text(said.read_text().replace("not shown", "not shown \\ud800"))  # half a character, as JSON can hold it
     page = index_of(tmp_path)

@@ -12,7 +12,8 @@ from workbench.studies import arena
 from workbench.studies import arena_view as view
 
 ARMS = [arm for arm in arena.COMPETITORS if arm != "mpo"]  # so few pairs make no reward model; MPO refuses then
-SMALL = {**arena.SMALL_PRICE, "responses": 240, "test_size": 24, "world": arena.SMALL_WORLD, "arms": ARMS}
+PRICED_APART = ["sft", "spin", "dpo", "sppo", "dno", "step_dpo", "sphere", "dr_po"]  # one of each way to a common price
+SMALL = {**arena.SMALL_PRICE, "responses": 240, "test_size": 24, "world": arena.SMALL_WORLD}
 
 
 class Told:
@@ -105,10 +106,10 @@ def test_needs_its_world_and_its_control():
         verdicts({"dpo": 0.1})
 
 
-@pytest.fixture(scope="module")
-def played(tmp_path_factory):
-    """Every competitor once, small."""
-    config = arena.Config.at("tiny", **SMALL)
+@pytest.fixture(scope="module", params=[PRICED_APART, pytest.param(ARMS, marks=pytest.mark.exhaustive)], ids=len)
+def played(request, tmp_path_factory):
+    """Competitors once, small: one of each kind in `make test`, every one in `make test-all`."""
+    config = arena.Config.at("tiny", **SMALL, arms=request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_RUNS", str(tmp_path_factory.mktemp("runs")))
         task, run = arena.open_task(config, device="cpu"), Run(tmp_path_factory.mktemp("arena"))

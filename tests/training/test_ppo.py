@@ -39,17 +39,9 @@ def batch(update, resets=True):
 
 def optimise(folder, *, settings=None, one=None, reference=None, reward=likes_s3, make_batch=batch, evaluate=None):
     one = one or policy()
-    return ppo.optimise(
-        one,
-        reference or policy(),
-        RewardModel.over(one),
-        make_batch,
-        reward,
-        settings or config(),
-        Run(folder),
-        seed=1,
-        evaluate=evaluate or (lambda p, u: {"quality": float(u)}),
-    )
+    run, scored = Run(folder), evaluate or (lambda p, u: {"quality": float(u)})
+    given = (one, reference or policy(), RewardModel.over(one), make_batch, reward, settings or config(), run)
+    return ppo.optimise(*given, seed=1, evaluate=scored)
 
 
 def rolled(one=None, **changes):
@@ -147,17 +139,8 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
 def test_without_an_adapter_the_base_model_is_the_reference(tmp_path):
     one = policy()
     one.model = add_lora(one.model, r=4)
-    found = ppo.optimise(
-        one,
-        None,
-        RewardModel.over(one),
-        batch,
-        likes_s3,
-        config(updates=2),
-        Run(tmp_path),
-        seed=0,
-        evaluate=lambda p, u: {},
-    )
+    given = (one, None, RewardModel.over(one), batch, likes_s3, config(updates=2), Run(tmp_path))
+    found = ppo.optimise(*given, seed=0, evaluate=lambda p, u: {})
     assert len(found) == 2
     rows = Run(tmp_path).metrics()
     assert rows[0]["kl_nats"] == pytest.approx(0, abs=1e-6)

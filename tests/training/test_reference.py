@@ -17,8 +17,7 @@ from workbench.training.reference import model_key, pair_rows, reference_logps
 
 @pytest.fixture
 def scored(runs_root, monkeypatch):
-    """The cache in an empty folder and in use for any size; returns the responses that reach the model, call by
-    call."""
+    """The cache in an empty folder, used at any size; returns the responses that reach the model, call by call."""
     monkeypatch.setattr(reference, "WORTH", 0.0)
     monkeypatch.setattr(reference, "MIN_TOKENS", 0)
     seen = []

@@ -19,13 +19,11 @@ def test_judge_by_hand():
     assert prefer("p1 p5", "s0 s1 s2", "s0 s1 s3") == pytest.approx(0.85)  # each class beats the next one
     assert prefer("p1 p5", "s0 s1 s3", "s0 s1 s4") == pytest.approx(0.85)
     assert prefer("p1 p5", "s0 s1 s4", "s0 s1 s2") == pytest.approx(0.85)  # a circle
-    assert prefer("p1 p5", "s0 s1 s2", "s1 s1 s1") == pytest.approx(
-        0.5 + 0.35 * 0 + 0.3 * 2 / 3
-    )  # both class 1, quality 1 and 1/3
+    # both class 1, quality 1 and 1/3
+    assert prefer("p1 p5", "s0 s1 s2", "s1 s1 s1") == pytest.approx(0.5 + 0.35 * 0 + 0.3 * 2 / 3)
     assert prefer("p1 p5", "s0 s1 s2", "s1 s1 s2") == pytest.approx(0.5 + 0.35 + 0.1)  # class 1 over 2 and more quality
-    assert prefer("p1 p5", "s0 s1 s4", "s1 s1 s1") == pytest.approx(
-        0.98
-    )  # class 0 over 1 and much more quality: clipped
+    # class 0 over 1 and much more quality: clipped
+    assert prefer("p1 p5", "s0 s1 s4", "s1 s1 s1") == pytest.approx(0.98)
 
 
 def test_strings_outside_lose_to_all_and_tie_with_their_like():

@@ -62,9 +62,8 @@ def test_defects_by_hand():
     assert WORLD.defects(0, "") == LENGTH  # nothing said: every symbol is missing
     assert WORLD.defects(0, " ".join(words[:7])) == 3  # three missing
     assert WORLD.defects(0, " ".join([*words, "s0", "s1"])) == 2  # two beyond the end
-    assert (
-        WORLD.defects(0, " ".join([*words[:4], "t3", *words[5:]])) == 1
-    )  # a foreign word; behind it any symbol may come
+    # a foreign word; behind it any symbol may come
+    assert WORLD.defects(0, " ".join([*words[:4], "t3", *words[5:]])) == 1
     assert WORLD.defects(0, " ".join(["<script>"] * 30)) == LENGTH
 
 

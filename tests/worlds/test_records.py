@@ -1,5 +1,4 @@
-"""Records: truth, documents, evidence, lessons and starts are what they say; the model class reads the same in every
-route."""
+"""Records: truth, documents, evidence, lessons and starts are as told; the class reads alike in every route."""
 
 import numpy as np
 import pytest

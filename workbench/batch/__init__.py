@@ -1,2 +1,1 @@
-"""Batch: what `workbench reproduce` stands on: where children run, what one child does, runs done again and
-compared."""
+"""Batch: behind `workbench reproduce`: where children run, what one child does, runs done again and compared."""

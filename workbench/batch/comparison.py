@@ -123,9 +123,8 @@ def compare(a: runs.Run, b: runs.Run, root: Path | None = None) -> Comparison:
     both = sorted(ours.keys() & theirs.keys(), key=_number)
     only = [(part, "a" if part in ours else "b") for part in sorted(ours.keys() ^ theirs.keys(), key=_number)]
     seeds = [_numbers(part, runs.read_json(ours[part]), runs.read_json(theirs[part])) for part in both]
-    names: Any = [run_names.name_of(run, root) for run in (a, b)]
-    found: Any = [differences(*asked), differences(*made), _claims(a.claims(), b.claims()), seeds, only]
-    return Comparison(*names, *found)
+    names = run_names.name_of(a, root), run_names.name_of(b, root)
+    return Comparison(*names, differences(*asked), differences(*made), _claims(a.claims(), b.claims()), seeds, only)
 
 
 def differences(a: Any, b: Any) -> list[Difference]:
@@ -144,13 +143,10 @@ def _asked_and_made(run: runs.Run) -> tuple[dict[str, Any], dict[str, Any]]:
     if code.pop("diff", ""):
         path = run.folder / runs.DIFF
         code["diff"] = runs.fingerprint(str(path)) if path.is_file() else "lost"
-    prints = parameters.get("inputs") or []
-    known = {
-        item["kind"]: {key: value for key, value in item.items() if key in ("fingerprint", "revision")}
-        for item in manifest.get("inputs") or []
-        if isinstance(item, Mapping) and "kind" in item
-    }
-    inputs = known or dict(zip(("model", "dataset"), prints, strict=False))
+    items = [item for item in manifest.get("inputs") or [] if isinstance(item, Mapping) and "kind" in item]
+    told = ("fingerprint", "revision")
+    known = {item["kind"]: {key: value for key, value in item.items() if key in told} for item in items}
+    inputs = known or dict(zip(("model", "dataset"), parameters.get("inputs") or [], strict=False))
     made = {"code": code, "notebook": manifest.get("notebook"), "provenance": manifest.get("provenance") or {}}
     return asked, {**made, "inputs": inputs}
 
@@ -178,10 +174,10 @@ def _numbers(part: str, a: Any, b: Any) -> SeedNumbers:
         return abs(one - other) / max(abs(one), abs(other)) if finite else math.inf
 
     left, right = dict(_leaves(a)), dict(_leaves(b))
-    shared = [name for name in left if name in right]
-    numbers = [name for name in shared if _is_number(left[name]) and _is_number(right[name])]
-    gaps = {name: gap(left[name], right[name]) for name in numbers if not _same(left[name], right[name])}
-    others = sum(not _same(left[name], right[name]) for name in shared) - len(gaps)
+    shared = {name: (left[name], right[name]) for name in left if name in right}
+    numbers = {name: pair for name, pair in shared.items() if all(map(_is_number, pair))}
+    gaps = {name: gap(*pair) for name, pair in numbers.items() if not _same(*pair)}
+    others = sum(not _same(*pair) for pair in shared.values()) - len(gaps)
     where = max(gaps, key=lambda name: gaps[name], default="")
     alone = len(left) + len(right) - 2 * len(shared)
     return SeedNumbers(part, len(numbers), len(gaps), gaps.get(where, 0.0), where, others + alone)

@@ -99,29 +99,23 @@ def write(
     task = QuestionFile.load(questions, model=model, device=device, n_questions=10**9)
     groups = by_data_set(task.rows)
     calls = budget or CALLS * len(task.rows)
-    if calls < 2 * len(task.rows):
-        raise ValueError(
-            f"a budget of {calls} calls is too small for {len(task.rows)} questions: every question needs an answer and"
-            f" at least one judgment, {2 * len(task.rows)} calls; give more or ask fewer questions"
-        )
+    n = len(task.rows)
+    if calls < 2 * n:
+        needed = f"every question needs an answer and at least one judgment, {2 * n} calls"
+        small = f"a budget of {calls} calls is too small for {n} questions"
+        raise ValueError(f"{small}: {needed}; give more or ask fewer questions")
     folder = output or Path(f"confidence-{Path(questions).name.split('.')[0]}")
-    config = Config(
-        schedule=how,
-        opponents=max(1, (calls - len(task.rows)) // len(task.rows)),
-        cot=cot,
-        max_tokens=max_tokens,
-        max_unparsed=max_unparsed,
-    )
+    options: dict[str, Any] = {"cot": cot, "max_tokens": max_tokens, "max_unparsed": max_unparsed}
+    config = Config(schedule=how, opponents=max(1, (calls - n) // n), **options)
     key = {"questions": runs.fingerprint(questions), "model": model, "config": config, "seed": seed}
     run = runs.Run(folder)
     subject = task.subject("questions", seed)  # a model that cannot be loaded leaves no folder behind
     with run.locked():
         _refuse_another(folder, key)
-        transcript = Transcript(folder / "transcript.jsonl")
-        reports = [
-            _rank(name, rows, subject, transcript, config, seed, run.child(_safe(name)))
-            for name, rows in groups.items()
-        ]
+        transcript, reports = Transcript(folder / "transcript.jsonl"), []
+        for name, rows in groups.items():
+            part = run.child(re.sub(r"[^A-Za-z0-9_-]+", "_", name) or "questions")
+            reports.append(_rank(name, rows, subject, transcript, config, seed, part))
         _write_page(reports, subject, transcript, folder)
     return reports
 
@@ -139,22 +133,18 @@ def _rank(
     players, unanswered = ask_answers(questions, ask, max_tokens=config.max_tokens, on_missing="drop")
     n, qids = len(players), [player["qid"] for player in players]
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    judge = partial(
-        ask_judgments, players, model=model, ask=ask, cot=config.cot, max_tokens=config.max_tokens, seed=seed
-    )
-    opponents = max(1, config.opponents // 2) if config.schedule == "both_orders" else config.opponents
-    judged = run.table(
-        "matchups", lambda: ask_matchups(n, min(opponents, n - 1), config.schedule, judge, rng, l2=config.l2)
-    )
+    options: dict[str, Any] = {"cot": config.cot, "max_tokens": config.max_tokens, "seed": seed}
+    judge = partial(ask_judgments, players, model=model, ask=ask, **options)
+    opponents = min(max(1, config.opponents // 2) if config.schedule == "both_orders" else config.opponents, n - 1)
+    judged = run.table("matchups", lambda: ask_matchups(n, opponents, config.schedule, judge, rng, l2=config.l2))
     unread = count_unread(judged, model.name, config.max_unparsed, run.folder)
     rated = ranking.bradley_terry(to_matches(judged, qids), n, l2=config.l2)
     scores = {"bt": rated.scores}
     stated = np.array([player["confidence"] for player in players])
     if np.isfinite(stated).any():
         scores["direct"] = neutral(stated)
-    view = ConfidenceRanking(
-        answer_table(players), scores, intervals={"bt": (rated.lower, rated.upper)}, matchups=judged, labels=LABELS
-    )
+    sure = {"bt": (rated.lower, rated.upper)}
+    view = ConfidenceRanking(answer_table(players), scores, intervals=sure, matchups=judged, labels=LABELS)
     for ending in ("csv", "parquet"):
         view.export(run.folder / f"ranking.{ending}")
     return Report(name, run.folder, view, unanswered, len(judged), unread)
@@ -165,9 +155,8 @@ def _refuse_another(folder: Path, key: Any) -> None:
     path, now = folder / "asked.json", runs.plain(key)
     if path.is_file() and (before := runs.read_json(path)) != now:
         differs = ", ".join(sorted(name for name in now if before.get(name) != now[name]))
-        raise ValueError(
-            f"{folder} holds a ranking with another {differs}; name another folder with --output or delete it"
-        )
+        remedy = "name another folder with --output or delete it"
+        raise ValueError(f"{folder} holds a ranking with another {differs}; {remedy}")
     runs.write_json(path, now)
 
 
@@ -197,24 +186,14 @@ def _text(text: str) -> Any:
     return new_code_cell("summary", outputs=[new_output("stream", name="stdout", text=text)])
 
 
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name) or "questions"
-
-
 def rows_to_show(report: Report, most: int = 8) -> Iterator[tuple[str, ...]]:
     """Rank, strength with interval, right or wrong, answer, question: the first and the last answers of a ranking."""
     table: Any = report.view.frame()
-    shown = range(len(table)) if len(table) <= 2 * most else [*range(most), -1, *range(len(table) - most, len(table))]
-    for place in shown:
-        if place < 0:
+    for place, row in enumerate(table.to_dict("records")):
+        if len(table) <= 2 * most or not most <= place < len(table) - most:
+            truth = "" if pd.isna(row["correct"]) else "right" if row["correct"] else "wrong"
+            strength = f"{row['score']:+.2f} [{row['lower']:+.2f}, {row['upper']:+.2f}]"
+            answer, question = (" ".join(str(row[name]).split()) for name in ("answer", "question"))
+            yield str(row["rank"]), strength, truth, answer[:40], question[:70]
+        elif place == most:
             yield ("...",) * 5
-            continue
-        row: Any = table.iloc[place]
-        truth = "" if pd.isna(row["correct"]) else "right" if row["correct"] else "wrong"
-        yield (
-            str(row["rank"]),
-            f"{row['score']:+.2f} [{row['lower']:+.2f}, {row['upper']:+.2f}]",
-            truth,
-            " ".join(str(row["answer"]).split())[:40],
-            " ".join(str(row["question"]).split())[:70],
-        )

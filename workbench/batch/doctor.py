@@ -81,13 +81,11 @@ def examine() -> Iterator[Check]:
 # ---------------------------------------------------------------------------------------------------------- packages
 def wrong_pins(constraints: Path) -> list[str]:
     """Pinned packages that are installed in another version; what is not installed is an extra nobody asked for."""
-    wrong = []
-    for line in constraints.read_text(encoding="utf-8").splitlines() if constraints.is_file() else ():
-        if match := re.match(r"([A-Za-z0-9._-]+)==([^\s;#]+)", line):
-            installed = _version(match[1])
-            if installed and installed.split("+")[0] != match[2].split("+")[0]:  # 2.13.0+cpu is torch 2.13.0 for a CPU
-                wrong.append(f"{match[1]} {installed}, pinned {match[2]}")
-    return wrong
+    text = constraints.read_text(encoding="utf-8") if constraints.is_file() else ""
+    pins = [(name, _version(name), pin) for name, pin in re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", text, re.M)]
+    # 2.13.0+cpu is torch 2.13.0 for a CPU
+    wrong = [(name, there, pin) for name, there, pin in pins if there and there.split("+")[0] != pin.split("+")[0]]
+    return [f"{name} {installed}, pinned {pin}" for name, installed, pin in wrong]
 
 
 def _version(package: str) -> str:
@@ -165,10 +163,8 @@ def _gpu() -> Check:
     import torch
 
     if torch.cuda.is_available():
-        found = []
-        for number in range(torch.cuda.device_count()):
-            facts = torch.cuda.get_device_properties(number)
-            found.append(f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, capability {facts.major}.{facts.minor}")
+        facts = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        found = [f"{f.name}, {f.total_memory / 2**30:.0f} GiB, capability {f.major}.{f.minor}" for f in facts]
         total = float((torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum())
         remedy = "the GPU computes wrong numbers: look at the driver with nvidia-smi, or use --device cpu"
         return Check("gpu", total == 64.0**3, "; ".join(found), remedy)
@@ -230,36 +226,26 @@ def self_test() -> Iterator[Check]:
     """Computes a little with every verb and starts a kernel; a few seconds on two cores. Keeps nothing on disk."""
     started = time.monotonic()
     with _kernel() as answer:  # it starts while the numbers are computed
-        for name, test in (("score", _score), ("sample", _sample), ("greedy", _greedy), ("train", _train)):
-            yield _measured(name, test)
+        yield from (_measured(test.__name__.strip("_"), test) for test in (_score, _sample, _greedy, _train))
         yield answer()
     yield Check("self-test", True, f"took {time.monotonic() - started:.1f} s")
 
 
 def _measured(name: str, test: Callable[[], tuple[bool, str]]) -> Check:
-    remedy = f"numbers of this installation are not to be trusted: {PINNED}"
+    logger = logging.getLogger("workbench")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # warnings of the kernels are findings here, told in the check's own words
     try:
-        with _quiet():
-            fine, found = test()
+        fine, found = test()
     except Exception as error:  # whatever it is, it is the finding
         fine, found = False, _in_a_line(error)
-    return Check(name, fine, found, remedy)
+    finally:
+        logger.setLevel(before)
+    return Check(name, fine, found, f"numbers of this installation are not to be trusted: {PINNED}")
 
 
 def _in_a_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Warnings of the kernels are findings here, told in the check's own words."""
-    logger = logging.getLogger("workbench")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _groups() -> list[Any]:
@@ -291,9 +277,8 @@ def _sample() -> tuple[bool, str]:
 
     model, prompts = small_llama(), [[1, 5, 6, 7], [1, 9]]
     drawn = sample(model, prompts, n=3, max_new_tokens=12, seed=0)
-    groups = [Group(prompt, tokens) for prompt, tokens in zip(prompts, drawn.tokens, strict=True)]
     with torch.no_grad():
-        scores = score(model, groups, route="padded")
+        scores = score(model, list(map(Group, prompts, drawn.tokens)), route="padded")
     told = [logp for rows in drawn.token_logps for row in rows for logp in row]
     gap = float((scores.token_logps[scores.is_token] - torch.tensor(told)).abs().max())
     return gap <= TOLERANCE, f"log-probs of {len(told)} sampled tokens differ by {gap:.1g} nats from scoring them again"
@@ -336,9 +321,8 @@ def _train() -> tuple[bool, str]:
     with torch.no_grad():
         moved = (score(policy, groups).sums - before).mean(0)
     gained = float(moved[0] - moved[1])  # by an objective of the wrong sign: negative
-    fine = abs(loss - math.log(2)) <= TOLERANCE and gained > 0
-    found = f"DPO loss {loss:.6f} at the start (log 2 is {math.log(2):.6f})"
-    return fine, f"{found}; a step moves the margin by {gained:+.2g} nats"
+    found = f"DPO loss {loss:.6f} at the start (log 2 is {math.log(2):.6f}); a step moves the margin by"
+    return abs(loss - math.log(2)) <= TOLERANCE and gained > 0, f"{found} {gained:+.2g} nats"
 
 
 @contextmanager
@@ -359,17 +343,18 @@ def _kernel() -> Iterator[Callable[[], Check]]:
             return Check("kernel answers", False, failure, remedy)
         client = manager.client()
         client.start_channels()
+        said: list[str] = []
+        hear: dict[str, Any] = {"output_hook": lambda message: said.append(message["content"].get("text", ""))}
         try:
             client.wait_for_ready(timeout=KERNEL_S)
-            said: list[str] = []
-            hear: dict[str, Any] = {"output_hook": lambda message: said.append(message["content"].get("text", ""))}
             client.execute_interactive("print(6 * 7)", timeout=KERNEL_S, **hear)
-            fine, took = "42" in "".join(said), time.monotonic() - started
-            return Check("kernel answers", fine, f"in {took:.1f} s" if fine else "the wrong thing", remedy)
+            fine = "42" in "".join(said)
+            found = f"in {time.monotonic() - started:.1f} s" if fine else "the wrong thing"
         except (RuntimeError, TimeoutError) as error:
-            return Check("kernel answers", False, " ".join(str(error).split()), remedy)
+            fine, found = False, " ".join(str(error).split())
         finally:
             client.stop_channels()
+        return Check("kernel answers", fine, found, remedy)
 
     try:
         yield answer

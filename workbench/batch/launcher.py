@@ -33,6 +33,7 @@ AGAIN_S = 5.0  # a view is told again how long something takes, at the latest
 CHECKOUT = runs.PACKAGE.parent
 PUBLISHED = CHECKOUT / "figures" / "results"
 _TOLD = ("status", "scale", "seeds", "reason", "cell", "cells", "done", "total", "stage", "ours", "reused", "verdicts")
+# a state without what changes all the time
 _NEWS = ("status", "reason", "folder", "cell", "done", "total", "stage", "verdicts")
 _SHOWN = 20  # of the widgets made last, which are kept up to date
 
@@ -89,12 +90,10 @@ class Launcher:
         import pandas as pd
 
         told = ["name", "group", "title", "paper", "question", "cost"]
-        rows = []
-        for name in methods.REGISTRY:
-            last, entry = self.last(name), self._entries[name]
-            said = ", ".join(f"{count} {verdict}" for verdict, count in last.counts.items()) if last else ""
-            rows.append([*[entry[key] for key in told], said, last.label if last else ""])
-        return pd.DataFrame(rows, columns=[*told, "verdicts", "of"])
+        last = [self.last(name) for name in methods.REGISTRY]
+        said = [", ".join(f"{n} {verdict}" for verdict, n in one.counts.items()) if one else "" for one in last]
+        table = pd.DataFrame([self._entries[name] for name in methods.REGISTRY], columns=told)
+        return table.assign(verdicts=said, of=[one.label if one else "" for one in last])
 
     def figure(self, *names: str) -> go.Figure:
         """Effects and intervals of the last verdicts of these systems, or of all, in standard deviations over seeds.
@@ -218,7 +217,8 @@ class Launcher:
         state = launches.state(name, self.root)
         entry = self._entries[name] if state.goes_on else self._entry(methods.REGISTRY[name])
         with self._lock:
-            changed, is_new = _news(state) != _news(self._states[name]), entry != self._entries[name]
+            before, is_new = self._states[name], entry != self._entries[name]
+            changed = any(getattr(state, news) != getattr(before, news) for news in _NEWS)
             self._states[name], self._entries[name] = state, entry
         if changed or is_new:
             self._show(data=is_new)
@@ -262,9 +262,9 @@ class Launcher:
         first = decisive(known)
         entry: dict[str, Any] = {name: getattr(method, name) for name in ("name", "title", "paper", "cost")}
         entry |= {"group": method.group or "study", "tags": list(method.tags), "notebook": method.notebook.as_posix()}
-        entry |= {"question": story.question, "about": story.about, "method": story.method, "trouble": trouble}
+        entry |= {**vars(story), "trouble": trouble, "counts": first.counts if first else {}}
         entry["seeds"] = {scale: len(methods.default_seeds(method, scale)) for scale in methods.SCALES}
-        entry |= {"counts": first.counts if first else {}, "first": known.index(first) if first else 0, "sources": []}
+        entry |= {"first": known.index(first) if first else 0, "sources": []}
         for one in known:
             page = self._inside(one.folder and one.folder / "page.html")
             entry["sources"].append({"label": one.label, "page": page, "rows": one.rows, "counts": one.counts})
@@ -284,11 +284,6 @@ class Launcher:
     def _inside(self, path: Path | None) -> str:
         """A path as the view gets it: relative to the runs folder; "" for what is not there."""
         return path.relative_to(self.root).as_posix() if path and path.exists() else ""
-
-
-def _news(state: State) -> list[Any]:
-    """A state without what changes all the time."""
-    return [getattr(state, name) for name in _NEWS]
 
 
 # ------------------------------------------------------------------------------------------------- what a server shows

@@ -2,8 +2,7 @@
 
 A launch outlives the kernel that started it. What is known of it lies in `<root>/<system>/`: `.launch.json` (what was
 asked), `.launch.txt` (what the command said) and `.launch.lock`, which the process holds as long as it lives: so it is
-never taken for another one that got its number, and two presses in two kernels cannot start two. No import of a method
-is needed for any of it.
+never taken for another one that got its number, and two presses in two kernels cannot start two. No method is imported.
 """
 
 from __future__ import annotations

@@ -122,13 +122,7 @@ def reproduce(
 
 
 def run_jobs(
-    jobs: list[Job],
-    root: Path,
-    workers: int,
-    executor: str,
-    force: bool,
-    timeout_s: float,
-    console: Console | None,
+    jobs: list[Job], root: Path, *, workers: int, executor: str, force: bool, timeout_s: float, console: Console | None
 ) -> list[Job]:
     """Runs planned jobs as `reproduce` does, with its options and its errors, and returns them."""
     from rich.console import Console
@@ -196,8 +190,7 @@ def plan(method: methods.Method, root: Path, output: str = "", **given: Any) -> 
 
 
 def _is_whole(job: Job) -> bool:
-    """True when the run is finished, its notebook and page were made from the notebook as it is now, and its verdicts
-    by the code that judges now."""
+    """Whether the run is finished, its page made from today's notebook, its verdicts by the code that judges now."""
     files = all((job.run.folder / name).is_file() for name in ("notebook.ipynb", "page.html"))
     manifest = job.run.manifest
     made = (manifest.get("notebook"), manifest.get("judged_by"))
@@ -260,13 +253,11 @@ def _watch(
 def _collect(job: Job, root: Path, executor: executors.Executor) -> bool:
     """Whether the job has ended; if so, how, from the exit code and the manifest."""
     try:
-        code = executor.poll(job.handle)
+        if (code := executor.poll(job.handle)) is None:
+            return False
     except OSError as error:
         code, job.reason = 1, job.reason or explain(error)
-    if code is None:
-        return False
-    job.ended = time.monotonic()
-    job.status = "done" if code == 0 and _is_whole(job) else "failed"
+    job.ended, job.status = time.monotonic(), "done" if code == 0 and _is_whole(job) else "failed"
     if job.status == "failed":
         job.reason = job.reason or _why(job, code)
         keep_failure(job.run, root, job.reason)  # a child that was killed could not do it
@@ -278,10 +269,8 @@ def _why(job: Job, code: int) -> str:
         return "killed (out of memory?)"
     if said := [line for line in _log_lines(job) if line.startswith("failed: ")]:
         return said[-1].removeprefix("failed: ")
-    if code == DISK_FULL:
-        return NO_SPACE
     edited = "the notebook was edited while it ran; the same command runs it as it is now"
-    return f"exit code {code}" if code else edited
+    return NO_SPACE if code == DISK_FULL else f"exit code {code}" if code else edited
 
 
 def _stop(jobs: Sequence[Job], executor: executors.Executor) -> None:
@@ -301,20 +290,18 @@ def _index(root: Path) -> str:
 # ------------------------------------------------------------------------------------------------- what the user sees
 def _state(job: Job) -> str:
     """ "cell 5/12, 18/30 parts, 60%", or how it ended, with the verdicts that exist."""
-    parts: list[str] = []
+    if job.status == "failed":
+        return f"failed, {job.reason}"
+    parts: list[str] = [] if job.status == "running" else [job.status]
     if job.status == "running":
         with suppress(OSError, ValueError):
             cell = runs.read_json(job.run.folder / "cell.json")
             parts.append(f"cell {cell['cell']}/{cell['cells']}")
         progress = job.run.read_progress()
-        if progress["total"]:
-            parts.append(f"{progress['done']}/{progress['total']} parts, {progress['done'] / progress['total']:.0%}")
-        parts = parts or ["starting"]
-    else:
-        parts.append(f"failed, {job.reason}" if job.status == "failed" else job.status)
-    if job.status != "failed":
-        parts += [f"{count} {verdict}" for verdict, count in Counter(c["verdict"] for c in job.run.claims()).items()]
-    return ", ".join(parts)
+        if total := progress["total"]:
+            parts.append(f"{progress['done']}/{total} parts, {progress['done'] / total:.0%}")
+    counts = Counter(claim["verdict"] for claim in job.run.claims())
+    return ", ".join([*(parts or ["starting"]), *(f"{count} {verdict}" for verdict, count in counts.items())])
 
 
 def _say(console: Console, job: Job, what: str) -> None:
@@ -328,12 +315,11 @@ def _table(jobs: Sequence[Job]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    swept = any(job.setting for job in jobs)
-    names = ("system", *(("setting",) if swept else ()), "state", "elapsed")
-    table = Table(*names, box=None, padding=(0, 2, 0, 0))
+    settings = ["setting"] if any(job.setting for job in jobs) else []
+    table = Table("system", *settings, "state", "elapsed", box=None, padding=(0, 2, 0, 0))
     colours = {"done": "green", "reused": "green", "failed": "red", "waiting": "dim", "running": ""}
     for job in jobs:
-        setting = (Text(job.setting),) if swept else ()
+        setting = [Text(job.setting) for _ in settings]
         table.add_row(job.name, *setting, Text(_state(job), style=colours[job.status]), f"{job.elapsed_s:.0f} s")
     return table
 
@@ -348,11 +334,9 @@ def _report(jobs: Sequence[Job], root: Path, console: Console) -> None:
     names = ("system", "claim", "paper", "here", "negative control", Column("verdict", no_wrap=True))
     board = Table(*names, title="Scoreboard", title_justify="left", show_lines=True)
     for job in jobs:
-        if job.status in ("done", "reused"):
-            records = [{**record, "system": job.title} for record in job.run.claims()]
-            for row in claims.frame(records).to_dict("records"):
-                cells = (row["system"], f"{row['claim']} {row['statement']}", row["paper"], row["here"], row["control"])
-                board.add_row(*[Text(str(cell)) for cell in cells], Text(row["verdict"]))
+        for record in job.run.claims() if job.status in ("done", "reused") else ():
+            cells = (job.title, f"{record['id']} {record['statement']}", record["paper"], claims.describe(record))
+            board.add_row(*map(Text, map(str, (*cells, claims.describe_control(record), record["verdict"]))))
     if board.row_count:
         console.print(board)
     for job in jobs:

@@ -43,8 +43,7 @@ def rerun(
         root, executor, timeout_s, console: as in `reproduce`.
 
     Raises:
-        ValueError: no run, one that is not finished, an unknown system, parameters that today's code does not take, or
-            an input that changed.
+        ValueError: no run, an unfinished one, an unknown system, parameters that today's code refuses, a changed input.
     """
     from rich.console import Console
     from rich.text import Text
@@ -116,12 +115,12 @@ def _recorded(name: str, run: runs.Run, manifest: dict[str, Any]) -> tuple[metho
 def _changed_code(method: methods.Method, manifest: dict[str, Any]) -> list[str]:
     code = manifest.get("code") or {}
     at = f"commit {code['commit']}" if code.get("commit") else "no commit was recorded"
-    rest = f"; {code['diff']} in its folder holds what was changed on top" if code.get("diff") else ""
+    at += f"; {code['diff']} in its folder holds what was changed on top" if code.get("diff") else ""
     folder = runs.run_folder(method.name, method.module, manifest["scale"], manifest["parameters"])
     book = source_hash(runs.PACKAGE.parent / method.notebook)
     is_new = {"code": runs.key_of(folder) != manifest.get("key")}  # parameters and code: old manifests have it too
     is_new["notebook"] = manifest.get("notebook") not in (None, book)
-    return [f"the {what} differs from that of the original ({at}{rest})" for what in is_new if is_new[what]]
+    return [f"the {what} differs from that of the original ({at})" for what in is_new if is_new[what]]
 
 
 def _beside(run: runs.Run, key: str) -> Path:

@@ -100,8 +100,8 @@ class RealJudge:
 
     Attributes:
         source: folder, hub id or address.
-        kind: "reward", a sequence-classification model, P(a better) = sigma(score a - score b); "chat", a model that is
-            asked in words, in both orders.
+        kind: "reward", a sequence-classification model, P(a better) = sigma(score a - score b), or a pair model (of
+            PairRM's kind, seen by its configuration); "chat", a model that is asked in words, in both orders.
     """
 
     source: str
@@ -115,17 +115,20 @@ class RealJudge:
     def _loaded(self) -> Any:
         if self.kind == "chat":
             return ChatJudge(open_model(self.source, device=self.device))
-        from workbench.training.reward_model import RewardModel  # torch loads here, not before
+        from workbench.feedback.pair_model import PairModel, is_pair_model  # torch loads here, not before
+        from workbench.training.reward_model import RewardModel
 
+        if is_pair_model(self.source):
+            return PairModel.load(self.source, device=self.device)
         return RewardModel.load(self.source, device=self.device)
 
     def score(self, prompts: Sequence, responses: Sequence[str]) -> np.ndarray:
         """The reward model's score of each response, [n].
 
         Raises:
-            ValueError: it is a chat model.
+            ValueError: it is a chat model or a pair model.
         """
-        if self.kind != "reward":
+        if self.kind != "reward" or not hasattr(self._loaded, "score"):
             raise ValueError(
                 f"judge={self.source!r}, judge_kind={self.kind!r}: scores need a reward model; give the folder or hub"
                 " id of a sequence-classification model with one label as judge"
@@ -136,6 +139,8 @@ class RealJudge:
         """P(a is better than b) for each row; NaN where a chat model could not be read in either order."""
         if self.kind == "chat":
             return self._loaded.prefer(prompts, a, b)
+        if not hasattr(self._loaded, "score"):  # it reads both at once
+            return self._loaded.prefer([as_text(prompt) for prompt in prompts], a, b)
         scores = self.score([*prompts, *prompts], [*a, *b])
         return 1 / (1 + np.exp(np.clip(scores[len(a) :] - scores[: len(a)], -500, 500)))
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from workbench.kernels.drawing import SamplingParams, draw, logps_of
-from workbench.kernels.finish import logit_finish
-from workbench.kernels.heads import body_and_head
+from workbench.kernels.meeting import parts_of
 
 GIVEN_TOKENS = 256  # of a given beginning that pass the head at once
 
@@ -111,10 +110,9 @@ class Network:
 
     def __init__(self, model: Any):
         self.model = model
-        self.body, self.head = body_and_head(model)
+        self.body, self.head, self._finish, self.key = parts_of(model)
         self.config: Any = self.body.config
         self.device = next(model.parameters()).device
-        self._finish = logit_finish(model.config)
 
     def logits(self, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         logits = self.head(hidden)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # Entries that one cumulative sum runs over. A wide vocabulary is first narrowed to a block of this many tokens: summing
@@ -20,16 +20,18 @@ class SamplingParams(NamedTuple):
         temperature: 0 is greedy.
         top_p: keeps the smallest set of tokens with at least this probability; 1.0 keeps all.
         top_k: keeps this many tokens, and those that tie with the last of them; 0 keeps all.
+        barred: True for ids that are never drawn; None bars none.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    barred: Bool[Tensor, " vocab"] | None = None
 
     @property
     def is_policy(self) -> bool:
         """Whether it is the model's own distribution."""
-        return self.temperature == 1 and self.top_p == 1 and not self.top_k
+        return self.temperature == 1 and self.top_p == 1 and not self.top_k and self.barred is None
 
 
 def draw(
@@ -41,7 +43,7 @@ def draw(
     log-probability: callers must look for it.
     """
     if params.temperature == 0:
-        tokens = logits.argmax(-1)
+        tokens = _allowed(logits, params).argmax(-1)
         logps = logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
         return tokens, logps, torch.zeros_like(logps)
     if params.is_policy:
@@ -67,8 +69,12 @@ def logps_of(
     return logps, logps if params.is_policy else _sampling_logps(logits, params).gather(-1, pick).squeeze(-1)
 
 
+def _allowed(logits: Float[Tensor, "row vocab"], params: SamplingParams) -> Float[Tensor, "row vocab"]:
+    return logits if params.barred is None else logits.masked_fill(params.barred.to(logits.device), -torch.inf)
+
+
 def _sampling_logps(logits: Float[Tensor, "row vocab"], params: SamplingParams) -> Float[Tensor, "row vocab"]:
-    scaled = (logits / params.temperature).log_softmax(-1)
+    scaled = (_allowed(logits, params) / params.temperature).log_softmax(-1)
     if params.top_k:
         smallest = scaled.topk(min(params.top_k, scaled.shape[-1]), -1).values[:, -1:]
         scaled = scaled.masked_fill(scaled < smallest, -torch.inf).log_softmax(-1)

@@ -9,7 +9,6 @@ draw with generators of their own: a seed gives the same text again, but not the
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from workbench.kernels.decoding import Network, Prefix, Row, Rules, batches
+from workbench.kernels.heads import merged
 
 
 def decode_with(engine: str, policy: Any, prefixes: Sequence[Prefix], rules: Rules, max_rows: int) -> None:
@@ -46,6 +46,8 @@ def _with_transformers(network: Network, prefixes: Sequence[Prefix], rules: Rule
     chance: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if params.temperature:
         chance = {"do_sample": True, "temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
+    if params.barred is not None:
+        chance["suppress_tokens"] = params.barred.nonzero()[:, 0].tolist()
     one_each = [Prefix(prefix.ids, prefix.start, [row]) for prefix in prefixes for row in prefix.rows]
     for batch in batches(one_each, max_rows):
         width = max(len(prefix.ids) for prefix in batch)
@@ -92,7 +94,7 @@ def _with_vllm(policy: Any, network: Network, prefixes: Sequence[Prefix], rules:
     half = getattr(policy, "precision", "no") == "bf16"
     dtype = torch.bfloat16 if half else next(model.parameters()).dtype
     with tempfile.TemporaryDirectory() as folder:
-        whole = copy.deepcopy(model).merge_and_unload() if hasattr(model, "peft_config") else model
+        whole = merged(model) if hasattr(model, "peft_config") else model
         whole.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -118,6 +120,7 @@ def _with_vllm(policy: Any, network: Network, prefixes: Sequence[Prefix], rules:
                 stop=rules.stop.texts if rules.stop else None,
                 include_stop_str_in_output=True,
                 detokenize=tokenizer is not None,
+                allowed_token_ids=(~params.barred).nonzero()[:, 0].tolist() if params.barred is not None else None,
             )
             for prefix, row in pairs
         ]

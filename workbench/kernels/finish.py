@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,14 +27,3 @@ class Finish(NamedTuple):
 
 
 PLAIN = Finish()
-
-
-def logit_finish(model_config: Any) -> Finish:
-    """What this architecture does to its logits after the head, read from its configuration.
-
-    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma 2 caps by c·tanh(z/c).
-    """
-    of_text = model_config.get_text_config()
-    scale = getattr(of_text, "logit_scale", None) or 1.0
-    scale /= getattr(of_text, "logits_scaling", None) or 1.0
-    return Finish(float(scale), float(getattr(of_text, "final_logit_softcapping", None) or 0.0))

@@ -9,6 +9,7 @@ soft cap, if the model has one:
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ def token_logps(
         hidden: last hidden states at the positions that predict the targets.
         targets: token ids.
         head: the model's output embedding: [n, d_model] to logits [n, vocab], with bias or LoRA if any.
-        finish: what the model does to its logits after the head; see `logit_finish`.
+        finish: what the model does to its logits after the head; see `meeting`.
         tile: logits held at once.
         keep: probabilities kept for the backward pass of a trained head.
 
@@ -277,3 +278,21 @@ def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
             f"{type(causal).__name__} has no output embedding; scoring and sampling need a causal language model"
         )
     return causal.base_model, head  # type: ignore[return-value]
+
+
+def merged(model: nn.Module) -> Any:
+    """A copy without adapter whose weights have it in them.
+
+    An input embedding that shares its matrix with the output head is given one of its own first, or an adapter on one
+    would be added to both.
+    """
+    model = copy.deepcopy(model)
+    if not hasattr(model, "peft_config"):
+        return model
+    base: Any = model.get_base_model()  # type: ignore[operator]
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    inner = [getattr(layer, "base_layer", layer) for layer in (embedding, head)]
+    if head is not None and inner[0].weight is inner[1].weight and (inner[0] is not embedding or inner[1] is not head):
+        inner[1].weight = nn.Parameter(inner[1].weight.detach().clone())
+        base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
+    return model.merge_and_unload()  # type: ignore[operator]

@@ -1,6 +1,7 @@
 """Sampling: K responses to each prompt, with their log-probabilities.
 
-Every response has a random stream of its own, so its text does not depend on what else is in the batch.
+Every response has a random stream of its own, so its text does not depend on what else is in the batch. Ids for which
+the tokenizer has no token are never drawn.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workbench.kernels import engines
 from workbench.kernels.decoding import Network, Prefix, Row, Rules, StopTexts
@@ -96,7 +98,7 @@ def sample(
     _check_options(n, min(lengths, default=1), temperature, top_p, top_k, stop, tokenizer, max_rows, engine)
     given = _prefixes(prefix, len(prompts), n)
     seeds = _seeds(seed, len(prompts))
-    ends = frozenset(_end_tokens(model, tokenizer) | {int(token) for token in stop_tokens})
+    ends = end_tokens(model, tokenizer) | {int(token) for token in stop_tokens} | getattr(policy, "end_ids", set())
     encode: Any = getattr(policy, "encode_prompt", None)
     prefixes: list[Prefix] = []
     for i, prompt in enumerate(prompts):
@@ -112,7 +114,8 @@ def sample(
             rows = [_row(*seeds[i], i, k, len(start) + lengths[i]) for k in range(n) if tuple(given[i][k]) == start]
             prefixes.append(Prefix([*ids, *start], len(ids), rows))
 
-    rules = Rules(SamplingParams(temperature, top_p, top_k), ends, StopTexts(stop, tokenizer) if stop else None)
+    params = SamplingParams(temperature, top_p, top_k, _without_token(model, tokenizer))
+    rules = Rules(params, ends, StopTexts(stop, tokenizer) if stop else None)
     was_training = model.training
     model.eval()
     try:
@@ -170,13 +173,30 @@ def _prefixes(prefix: Sequence[Sequence[Any]] | None, n_prompts: int, n: int) ->
     return found
 
 
-def _end_tokens(model, tokenizer) -> set[int]:
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Every id that ends a response: the tokenizer's, and those of the model's own generation settings."""
     found: set[int] = set()
     for owner in (tokenizer, getattr(model, "generation_config", None), model.config):
         value = getattr(owner, "eos_token_id", None)
         found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
-    return found
+    return frozenset(found)
+
+
+_barred: WeakKeyDictionary[Any, Tensor | None] = WeakKeyDictionary()
+
+
+def _without_token(model: Any, tokenizer: Any) -> Tensor | None:
+    """True, [vocab], for the ids of the model's output for which the tokenizer has no token (its matrix is often wider,
+    for speed); None where every id has one."""
+    if not hasattr(tokenizer, "get_vocab"):
+        return None
+    if tokenizer not in _barred:
+        head = model.get_output_embeddings()
+        barred = torch.ones(head.weight.shape[0], dtype=torch.bool)
+        ids = torch.tensor(sorted(set(tokenizer.get_vocab().values())))
+        barred[ids[ids < len(barred)]] = False
+        _barred[tokenizer] = barred if barred.any() else None
+    return _barred[tokenizer]
 
 
 def _check_options(n, max_new_tokens, temperature, top_p, top_k, stop, tokenizer, max_rows, engine) -> None:

@@ -20,16 +20,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from workbench.kernels.attention import Unsupported, own_attention
-from workbench.kernels.finish import Finish, logit_finish
-from workbench.kernels.heads import body_and_head, token_logps
+from workbench.kernels.finish import Finish
+from workbench.kernels.heads import token_logps
+from workbench.kernels.meeting import TOLERANCE, Parts, agreed_largest, compute_dtype, parts_of
 from workbench.kernels.trees import Blocks, Flex, Packed, Segments, pack
 
 log = logging.getLogger(__name__)
 
 ROUTES = ("auto", "padded", "shared")
-
-# What the shared route must agree with the padded one to, per token log-prob in nats, before it is used on a model.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.1}
 
 
 class Group(NamedTuple):
@@ -140,11 +138,11 @@ def route_taken(policy: Any, groups: Sequence[Group], route: str = "auto") -> st
         route: as in `score`; "shared" comes back as "padded" where the model's attention cannot be shared.
     """
     model = policy if isinstance(policy, nn.Module) else policy.model
-    return _route_taken(model, body_and_head(model)[0], groups, route)
+    return _route_taken(model, parts_of(model), groups, route)
 
 
-def _route_taken(model: nn.Module, body: nn.Module, groups: Sequence[Group], route: str) -> str:
-    can_share = route != "padded" and _can_share(model, body, groups)
+def _route_taken(model: nn.Module, parts: Parts, groups: Sequence[Group], route: str) -> str:
+    can_share = route != "padded" and _can_share(model, parts, groups)
     return _layout(groups, route, model) if can_share else "padded"
 
 
@@ -172,11 +170,11 @@ def check_groups(groups: Sequence[Group]) -> None:
 
 def _logps(model: nn.Module, groups: Sequence[Group], route: str, temperature: float) -> Float[Tensor, " tok"]:
     """One after the other: group by group, response by response, token by token."""
-    body, head = body_and_head(model)
-    taken = _route_taken(model, body, groups, route)
+    parts = parts_of(model)
+    taken = _route_taken(model, parts, groups, route)
     if taken == "padded":
-        return _padded(model, body, head, groups, temperature)
-    return _shared(model, body, head, groups, taken, temperature)
+        return _padded(model, parts, groups, temperature)
+    return _shared(model, parts, groups, taken, temperature)
 
 
 # ----------------------------------------------------------------------------------------------------------- the choice
@@ -220,15 +218,15 @@ _warned: set[str] = set()
 _NUMBER = re.compile(r"\d[\d.e+-]*")  # warn once a reason: the same one with other figures is no new one
 
 
-def _can_share(model: nn.Module, body: nn.Module, groups: Sequence[Group]) -> bool:
+def _can_share(model: nn.Module, parts: Parts, groups: Sequence[Group]) -> bool:
     """Whether the shared route gives this model's numbers on these texts; all processes come to the same answer."""
-    if body not in _verdicts:
-        _verdicts[body] = _verify(model, body, groups)
-    reason = _verdicts[body]
+    if parts.key not in _verdicts:
+        _verdicts[parts.key] = _verify(model, parts, groups)
+    reason = _verdicts[parts.key]
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     window = getattr(config, "sliding_window", None)
     if not reason and window and "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]):
-        longest = _agree(float(pack(groups).longest))
+        longest = agreed_largest(float(pack(groups).longest))
         reason = f"attention slides over {window} tokens and a text has {longest:.0f}" if longest > window else ""
     if reason:
         name = type(model.get_base_model() if hasattr(model, "peft_config") else model).__name__  # type: ignore[operator]
@@ -239,47 +237,29 @@ def _can_share(model: nn.Module, body: nn.Module, groups: Sequence[Group]) -> bo
 
 
 @torch.no_grad()
-def _verify(model: nn.Module, body: nn.Module, groups: Sequence[Group]) -> str:
+def _verify(model: nn.Module, parts: Parts, groups: Sequence[Group]) -> str:
     """Scores the two shortest groups by both routes; says how they differ, "" if they do not."""
-    head = body_and_head(model)[1]
     short = sorted(groups, key=lambda g: len(g.prompt_ids) + sum(map(len, g.responses_ids)))[:2]
-    padded = _padded(model, body, head, short)
+    padded = _padded(model, parts, short)
     try:
-        shared = _shared(model, body, head, short, _layout(short, "shared", model))
+        shared = _shared(model, parts, short, _layout(short, "shared", model))
     except Unsupported as reason:
         return str(reason)
-    worst = _agree(float((shared - padded).abs().max()))
+    worst = agreed_largest(float((shared - padded).abs().max()))
     # weights that are not finite fail on every route alike, which says nothing about this one
-    agreed = worst <= TOLERANCE[_compute_dtype(model)] or not padded.isfinite().all()
+    agreed = worst <= TOLERANCE[compute_dtype(model)] or not padded.isfinite().all()
     return "" if agreed else f"its log-probs differ from the padded route's by {worst:.2g} nats a token"
 
 
-def _agree(number: float) -> float:
-    """The largest over all processes: they score together, so they must take the same route."""
-    if not torch.distributed.is_initialized():
-        return number
-    largest = torch.tensor(number, device="cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
-    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-    return float(largest)
-
-
-def _compute_dtype(model: nn.Module) -> torch.dtype:
-    parameter = next(model.parameters())
-    kind = parameter.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else parameter.dtype
-
-
 # ----------------------------------------------------------------------------------------------------------- the routes
-def _shared(
-    model: nn.Module, body: nn.Module, head: nn.Module, groups: Sequence[Group], layout: str, temperature: float = 1.0
-) -> Tensor:
+def _shared(model: nn.Module, parts: Parts, groups: Sequence[Group], layout: str, temperature: float = 1.0) -> Tensor:
     """Each prompt once, its responses as branches behind it."""
     parameter = next(model.parameters())
     packed = pack(groups)
-    with own_attention(body) as settings:
+    with own_attention(parts.body) as settings:
         tree = _attention_layout(packed, layout, parameter)
         input_ids = torch.from_numpy(packed.input_ids).to(parameter.device)[None]
-        hidden = body(
+        hidden = parts.body(
             **inputs(model, input_ids, groups),
             position_ids=torch.from_numpy(packed.positions).to(parameter.device)[None],
             use_cache=False,
@@ -291,7 +271,7 @@ def _shared(
         raise Unsupported(f"only {tree.calls} of its {layers} layers are attention of the usual kind")
     predictors = torch.from_numpy(packed.predictors).to(parameter.device)
     targets = torch.from_numpy(packed.targets).to(parameter.device)
-    return token_logps(hidden.index_select(0, predictors), targets, head, finish=_finish(model, temperature))
+    return token_logps(hidden.index_select(0, predictors), targets, parts.head, finish=_at(parts.finish, temperature))
 
 
 def _attention_layout(packed: Packed, layout: str, parameter: Tensor) -> Segments | Blocks | Flex:
@@ -302,9 +282,7 @@ def _attention_layout(packed: Packed, layout: str, parameter: Tensor) -> Segment
     return Blocks(packed, parameter.dtype, parameter.device)
 
 
-def _padded(
-    model: nn.Module, body: nn.Module, head: nn.Module, groups: Sequence[Group], temperature: float = 1.0
-) -> Tensor:
+def _padded(model: nn.Module, parts: Parts, groups: Sequence[Group], temperature: float = 1.0) -> Tensor:
     """The same numbers from one row a response, padded on the right.
 
     No attention mask is passed: under causal attention no real token can see the padding behind it, and attention
@@ -316,14 +294,14 @@ def _padded(
     width = max(len(ids) for _, ids in rows)
     # the last token again, because models warn of their padding token where no mask is given
     input_ids = torch.tensor([ids + ids[-1:] * (width - len(ids)) for _, ids in rows], device=device)
-    hidden = body(
-        **inputs(model, input_ids, owners), **_positions(model, body, owners, input_ids), use_cache=False
+    hidden = parts.body(
+        **inputs(model, input_ids, owners), **_positions(model, parts.body, owners, input_ids), use_cache=False
     ).last_hidden_state
     places = torch.from_numpy(
         np.concatenate([np.arange(i * width + start, i * width + len(ids)) for i, (start, ids) in enumerate(rows)])
     ).to(device)
     predicting = hidden.flatten(0, 1).index_select(0, places - 1)
-    return token_logps(predicting, input_ids.flatten()[places], head, finish=_finish(model, temperature))
+    return token_logps(predicting, input_ids.flatten()[places], parts.head, finish=_at(parts.finish, temperature))
 
 
 def inputs(model: nn.Module, input_ids: Tensor, groups: Sequence[Group]) -> dict[str, Tensor]:
@@ -359,9 +337,8 @@ def _positions(model: nn.Module, body: nn.Module, owners: Sequence[Group], input
     return {"position_ids": rows.to(input_ids.device), "attention_mask": torch.ones_like(input_ids)}
 
 
-def _finish(model: nn.Module, temperature: float) -> Finish:
+def _at(finish: Finish, temperature: float) -> Finish:
     """What the model does to its logits, then their division by the temperature."""
-    finish = logit_finish(model.config)
     return Finish(finish.scale / temperature, finish.cap / temperature)
 
 

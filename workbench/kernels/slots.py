@@ -23,7 +23,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from workbench.kernels.attention import Unsupported, own_attention
 from workbench.kernels.decoding import Network, Prefix, Row, Rules, decode_plain, next_uniforms
 from workbench.kernels.drawing import SamplingParams, draw
-from workbench.kernels.scoring import TOLERANCE, Group, score
+from workbench.kernels.meeting import TOLERANCE, compute_dtype
+from workbench.kernels.scoring import Group, score
 
 log = logging.getLogger(__name__)
 
@@ -336,9 +337,9 @@ def _reason_against(network: Network, prefixes: Sequence[Prefix]) -> str:
                 return f"attention slides over {layer.sliding_window} tokens, fewer than its texts may have"
         elif type(layer) is not DynamicLayer:
             return f"its cache has a {type(layer).__name__}"
-    if network.body not in _verdicts:
-        _verdicts[network.body] = _verdict(network, prefixes)
-    return _verdicts[network.body]
+    if network.key not in _verdicts:
+        _verdicts[network.key] = _verdict(network, prefixes)
+    return _verdicts[network.key]
 
 
 def _verdict(network: Network, prefixes: Sequence[Prefix]) -> str:
@@ -358,6 +359,8 @@ def _verdict(network: Network, prefixes: Sequence[Prefix]) -> str:
         for k, row in enumerate(probe.rows)
         for t, logp in enumerate(row.logps)
     )
-    kind = network.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else next(network.body.parameters()).dtype
-    return "" if worst <= TOLERANCE[dtype] else f"its log-probs differ from a re-scoring by {worst:.2g} nats a token"
+    return (
+        ""
+        if worst <= TOLERANCE[compute_dtype(network.body)]
+        else f"its log-probs differ from a re-scoring by {worst:.2g} nats a token"
+    )

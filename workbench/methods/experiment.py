@@ -89,14 +89,9 @@ class Experiment:
             for key, value in (overrides or {}).items()
         }
         self.config = cls.at(scale, bool(model or dataset), **self.overrides)
-        self.parameters = {
-            "config": dataclasses.asdict(self.config),
-            "model": self.model,
-            "dataset": self.dataset,
-            "device": device,
-            "seeds": self.seeds,
-            "inputs": [runs.fingerprint(path) for path in (self.model, self.dataset)],
-        }
+        self.parameters = {"config": dataclasses.asdict(self.config), "model": self.model, "dataset": self.dataset}
+        self.parameters |= {"device": device, "seeds": self.seeds}
+        self.parameters["inputs"] = [runs.fingerprint(path) for path in (self.model, self.dataset)]
         if given := {key: runs.fingerprint(value) for key in named if (value := getattr(self.config, key))}:
             self.parameters["sources"] = given
         self.keyed = {**self.parameters, "config": configs.keyed(self.config)}
@@ -112,9 +107,8 @@ class Experiment:
 
     @cached_property
     def run(self) -> runs.Run:
-        return runs.open_run(
-            self.method.name, self.method.code, self.scale, self.parameters, str(self.folder), keyed=self.keyed
-        )
+        of = self.method.name, self.method.code, self.scale
+        return runs.open_run(*of, self.parameters, str(self.folder), keyed=self.keyed)
 
     @cached_property
     def task(self) -> Any:
@@ -172,8 +166,7 @@ def _module(code: str | Any) -> Any:
 
 
 def evaluations(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Any:
-    """Tidy table of results that hold `{"arms": {arm: [numbers after 0, 1, ... rounds]}}`: arm, seed, round,
-    numbers."""
+    """Tidy table of results `{"arms": {arm: [numbers after 0, 1, ... rounds]}}`: arm, seed, round, numbers."""
     import pandas as pd
 
     return pd.DataFrame(

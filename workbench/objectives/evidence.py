@@ -38,8 +38,7 @@ def vdpo(
 
 
 def anchor(policy_logps: PairValues, reference_logps: PairValues, *, beta: float = 0.1) -> PairValues:
-    """mDPO's anchor: -log sigma(beta log[p_theta(y|v,q) / p_ref(y|v,q)]) keeps the chosen response from getting
-    unlikely."""
+    """mDPO's anchor: -log sigma(beta log[p_theta(y|v,q) / p_ref(y|v,q)]) keeps the chosen response likely."""
     if not beta > 0:
         raise ValueError(f"beta must be above 0; got {beta}")
     return -logsigmoid(beta * (policy_logps - reference_logps))
@@ -63,13 +62,10 @@ def mdpo(
     Returns:
         Losses [pair] and DPO's logged tensors, beside `altered_rewards`, detached.
     """
-    responses, logged = dpo(
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta=beta
-    )
-    inputs, of_inputs = vdpo(
-        policy_chosen_logps, policy_altered_logps, reference_chosen_logps, reference_altered_logps, beta=beta
-    )
-    losses = responses + inputs + anchor(policy_chosen_logps, reference_chosen_logps, beta=beta)
+    chosen = policy_chosen_logps, reference_chosen_logps
+    responses, logged = dpo(chosen[0], policy_rejected_logps, chosen[1], reference_rejected_logps, beta=beta)
+    inputs, of_inputs = vdpo(chosen[0], policy_altered_logps, chosen[1], reference_altered_logps, beta=beta)
+    losses = responses + inputs + anchor(*chosen, beta=beta)
     return losses, {**logged, "altered_rewards": of_inputs["rejected_rewards"]}
 
 
@@ -90,7 +86,6 @@ def js_divergence(p_logps: Float[Tensor, "row vocab"], q_logps: Float[Tensor, "r
 
     found = (0.5 * (towards_mean(p_logps) + towards_mean(q_logps))).clamp(0.0, math.log(2))
     if bool(found.isnan().any()):
-        raise FloatingPointError(
-            "a Jensen-Shannon divergence is NaN: the model's log-probabilities are; look at its weights"
-        )
+        why = "the model's log-probabilities are; look at its weights"
+        raise FloatingPointError(f"a Jensen-Shannon divergence is NaN: {why}")
     return found

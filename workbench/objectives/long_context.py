@@ -35,12 +35,10 @@ def longpo(
         policy_chosen_logps, policy_rejected_logps: log p_theta of the short-context and the long-context answers, both
             behind the *long* input, summed over the tokens of all answers, nats.
         reference_chosen_logps, reference_rejected_logps: log p_S of the same tokens behind the *short* inputs.
-        chosen_token_nll: mean negative log-likelihood a token of the long chosen text, nats; which tokens is up to the
-            caller.
+        chosen_token_nll: mean NLL a token of the long chosen text, nats; which tokens is up to the caller.
         is_pair: False where both answers are the same: such rows are imitated only. None: True everywhere.
         beta: 1/nat, above 0.
-        lam: weight of the preference term, at least 0. The NLL has weight `nll_weight`, which is 1 in the paper; 0
-            leaves it out.
+        lam: weight of the preference term, at least 0; `nll_weight`: of the NLL, 1 in the paper, 0 leaves it out.
         label_smoothing: in [0, 0.5).
 
     Returns:
@@ -54,14 +52,8 @@ def longpo(
     """
     if not (lam >= 0 and nll_weight >= 0) or lam + nll_weight == 0:
         raise ValueError(f"lam and nll_weight must be at least 0 and not both 0; got {lam} and {nll_weight}")
-    losses, logged = dpo(
-        policy_chosen_logps,
-        policy_rejected_logps,
-        reference_chosen_logps,
-        reference_rejected_logps,
-        beta=beta,
-        label_smoothing=label_smoothing,
-    )
+    four = (policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    losses, logged = dpo(*four, beta=beta, label_smoothing=label_smoothing)
     if is_pair is not None:
         losses = losses.masked_fill(~is_pair, 0.0)
     total = nll_weight * chosen_token_nll + lam * losses

@@ -16,21 +16,8 @@ from torch.nn.functional import logsigmoid, relu
 PairValues = Float[Tensor, "pair"]
 Logged = dict[str, Tensor]
 
-DPO_LOSSES = (
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "robust",
-    "exo_pair",
-    "nca_pair",
-    "sppo_hard",
-    "kto_pair",
-    "bco_pair",
-    "apo_zero",
-    "apo_down",
-    "aot_pair",
-    "aot",
-)
+DPO_LOSSES = ("sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "kto_pair", "bco_pair")
+DPO_LOSSES += ("apo_zero", "apo_down", "aot_pair", "aot")
 SPIN_LOSSES = ("sigmoid", "hinge", "exponential")
 
 
@@ -55,8 +42,7 @@ def dpo(
     - exo_pair: KL(sigma(beta h) || 1-s)   (Ji 2024 eq. 16)
     - nca_pair: -log sigma(beta w) - [log sigma(-beta w) + log sigma(-beta l)] / 2   (Chen 2024)
     - sppo_hard: (w - 1/(2 beta))^2 + (l + 1/(2 beta))^2   (Wu 2024; no factor 1/2)
-    - kto_pair: 2 - sigma(beta (w - K_l)) - sigma(beta (K_w - l)), K = max(0, batch mean of the side)   (Ethayarajh
-      2024)
+    - kto_pair: 2 - sigma(beta (w - K_l)) - sigma(beta (K_w - l)), K = max(0, mean of the side)   (Ethayarajh 2024)
     - bco_pair: -log sigma(beta w) - log sigma(-beta l)   (Jung 2024, its running mean of rewards at its first value, 0)
     - apo_zero: 1 - sigma(beta w) + sigma(beta l); apo_down: 1 + sigma(beta w) - sigma(beta h)   (D'Oosterlinck 2024)
     - aot_pair, aot: sigmoid on sorted margins, or on separately sorted log-ratio parts   (Melnyk 2024)
@@ -95,9 +81,8 @@ def dpo(
         s = s or 1e-3  # the reverse KL needs a target inside (0, 1); 1e-3 is what the reference implementation takes
         losses = right.exp() * (right - math.log(1 - s)) + wrong.exp() * (wrong - math.log(s))
     elif loss_type == "nca_pair":
-        losses = -logsigmoid(beta * chosen_ratio) - 0.5 * (
-            logsigmoid(-beta * chosen_ratio) + logsigmoid(-beta * rejected_ratio)
-        )
+        falling = logsigmoid(-beta * chosen_ratio) + logsigmoid(-beta * rejected_ratio)
+        losses = -logsigmoid(beta * chosen_ratio) - 0.5 * falling
     elif loss_type == "sppo_hard":
         losses = (chosen_ratio - 0.5 / beta) ** 2 + (rejected_ratio + 0.5 / beta) ** 2
     elif loss_type == "kto_pair":
@@ -109,27 +94,13 @@ def dpo(
         losses = 1 - (beta * chosen_ratio).sigmoid() + (beta * rejected_ratio).sigmoid()
     elif loss_type == "apo_down":
         losses = 1 + (beta * chosen_ratio).sigmoid() - right.exp()
-    else:
-        losses = _aot(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            reference_chosen_logps,
-            reference_rejected_logps,
-            beta,
-            s,
-            loss_type,
-        )
+    else:  # alignment via optimal transport: the margins of the sorted (stochastically ordered) log-ratios
+        is_pair = loss_type == "aot_pair"
+        better = chosen_ratio if is_pair else policy_chosen_logps - policy_rejected_logps
+        worse = rejected_ratio if is_pair else reference_chosen_logps - reference_rejected_logps
+        margin = better.sort().values - worse.sort().values
+        losses = -(1 - s) * logsigmoid(beta * margin) - s * logsigmoid(-beta * margin)
     return losses, pair_rewards(beta * chosen_ratio, beta * rejected_ratio)
-
-
-def _aot(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, s, loss_type) -> Tensor:
-    """Alignment via optimal transport: the margins of the sorted (stochastically ordered) log-ratios."""
-    if loss_type == "aot_pair":
-        better, worse = policy_chosen - reference_chosen, policy_rejected - reference_rejected
-    else:
-        better, worse = policy_chosen - policy_rejected, reference_chosen - reference_rejected
-    margin = better.sort().values - worse.sort().values
-    return -(1 - s) * logsigmoid(beta * margin) - s * logsigmoid(-beta * margin)
 
 
 def spin(
@@ -165,9 +136,7 @@ def spin(
     rejected_ratio = policy_rejected_logps - reference_rejected_logps
     margin = policy_chosen_logps - policy_rejected_logps if reference_free else chosen_ratio - rejected_ratio
     u = beta * margin
-    losses = {"sigmoid": lambda: -logsigmoid(u), "hinge": lambda: relu(1 - u), "exponential": lambda: torch.exp(-u)}[
-        loss_type
-    ]()
+    losses = -logsigmoid(u) if loss_type == "sigmoid" else relu(1 - u) if loss_type == "hinge" else torch.exp(-u)
     return losses, pair_rewards(beta * chosen_ratio, beta * rejected_ratio)
 
 

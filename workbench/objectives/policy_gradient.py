@@ -149,18 +149,14 @@ def ppo(
         raise ValueError(f"clip ranges must be above 0; got {cliprange}, {cliprange_value}")
     if is_generated is not None and is_token is not None and bool((is_generated & ~is_token).any()):
         raise ValueError("is_generated is True at a position where is_token is False: padding cannot have been drawn")
-    ratios = torch.exp(_only(policy_token_logps - old_token_logps, is_token if is_generated is None else is_generated))
+    of_policy = is_token if is_generated is None else is_generated
+    ratios = torch.exp(_only(policy_token_logps - old_token_logps, of_policy))
     plain, clipped = -advantages * ratios, -advantages * ratios.clamp(1 - cliprange, 1 + cliprange)
     near = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     error, clipped_error = (values - returns) ** 2, (near - returns) ** 2
-    policy_losses = _only(torch.maximum(plain, clipped), is_token if is_generated is None else is_generated)
-    value_losses = _only(0.5 * torch.maximum(error, clipped_error), is_token)
-    logged = {
-        "ratios": ratios.detach(),
-        "policy_clipped": (clipped > plain).detach(),
-        "value_clipped": (clipped_error > error).detach(),
-    }
-    return (policy_losses, value_losses), logged
+    losses = _only(torch.maximum(plain, clipped), of_policy), _only(0.5 * torch.maximum(error, clipped_error), is_token)
+    logged = {"policy_clipped": (clipped > plain).detach(), "value_clipped": (clipped_error > error).detach()}
+    return losses, {"ratios": ratios.detach(), **logged}
 
 
 def _only(values: Tensor, mask: Tensor | None) -> Tensor:

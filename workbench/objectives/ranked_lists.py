@@ -1,8 +1,7 @@
 """Objectives over ranked lists: one prompt, n responses from best to worst, each with a score.
 
 Notation: s_k is the mean log-probability a token of response k, S_k its sum, R_k its score (a reward). Lists of
-different
-lengths share a batch: a response that a list does not have has length 0.
+different lengths share a batch: a response that a list does not have has length 0.
 """
 
 from __future__ import annotations
@@ -45,14 +44,12 @@ def pro(
         scores: R, falling along a list; not looked at where the length is 0.
         sft_weight: w, of the likelihood of the best response.
         temperature: False takes d = 1 everywhere (eq. 4 of the paper instead of eq. 7).
-        eps: inside the logarithm, as in the official code; 0 leaves it out. It matters where every s d is below log
-            eps.
+        eps: inside the logarithm, as in the official code; 0 leaves it out. Matters where every s d is below log eps.
         in_order: refuse lists whose scores rise somewhere; False takes them as they stand, as the official code does.
 
     Returns:
         Losses [list], and detached: `rank_1`, `rank_2`, ... (the terms; 0 where the list is too short), `sft_nll`
-        (-S_1) and `agreement` (share of pairs with different scores that s orders as R; equal s count half, no such
-        pair 1/2).
+        (-S_1) and `agreement` (share of pairs of different scores that s orders as R; equal s count half, no pair 1/2).
 
     Raises:
         ValueError: fewer than two responses in a list, scores that rise, a gap in a list, or eps or weight below 0.
@@ -64,7 +61,9 @@ def pro(
         raise ValueError(f"eps and sft_weight must not be below 0; got {eps} and {sft_weight}")
     is_there = _check_lists(lengths)
     if in_order:
-        _check_order(scores, is_there)
+        remedy = "sort the list from best to worst, or pass in_order=False"
+        what = "the scores rise from one response to the next, which would turn the contrast round"
+        _refuse(((scores[:, 1:] > scores[:, :-1]) & is_there[:, 1:]).any(1), f": {what}; {remedy}")
     means = logps / lengths.clamp(min=1)
     n = is_there.sum(1)
     worse = is_there[:, None, :] & torch.ones_like(is_there[0]).expand(is_there.shape[1], -1).triu(1)  # i > k
@@ -73,8 +72,7 @@ def pro(
     has_worse = worse.any(2)
     inverse = torch.where(has_worse, widest, 0.0) if temperature else torch.ones_like(widest)
     positive = means * inverse  # s_k d_kk
-    negatives = means[:, None, :] * (gaps if temperature else 1.0)
-    negatives = torch.where(worse, negatives, torch.full_like(negatives, -math.inf))
+    negatives = (means[:, None, :] * (gaps if temperature else 1.0)).masked_fill(~worse, -math.inf)
     totals = torch.logsumexp(torch.cat([positive[:, :, None], negatives], 2), 2)
     if eps:
         totals = torch.logaddexp(totals, totals.new_tensor(math.log(eps)))
@@ -120,12 +118,8 @@ def rrhf(
     rank = torch.where(pairs, relu(gaps), 0.0).sum((1, 2))
     best = scores.masked_fill(~is_there, -math.inf).argmax(1, keepdim=True)
     sft = -logps.gather(1, best)[:, 0] / (width or lengths.amax(1))
-    logged = {
-        "rank_loss": rank.detach(),
-        "sft_nll": sft.detach(),
-        "agreement": agreement(values.detach(), scores, is_there),
-    }
-    return rank_weight * rank + sft, logged
+    logged = {"rank_loss": rank.detach(), "sft_nll": sft.detach()}
+    return rank_weight * rank + sft, {**logged, "agreement": agreement(values.detach(), scores, is_there)}
 
 
 def agreement(values: CandidateValues, scores: CandidateValues, is_there: Tensor) -> ListValues:
@@ -138,20 +132,12 @@ def agreement(values: CandidateValues, scores: CandidateValues, is_there: Tensor
 
 def _check_lists(lengths: Tensor) -> Tensor:
     is_there = lengths > 0
-    if bool((is_there.sum(1) < 2).any()):
-        row = int(torch.nonzero(is_there.sum(1) < 2)[0])
-        raise ValueError(f"list {row} has fewer than two responses with tokens: nothing can be ranked; leave it out")
-    if bool((is_there[:, 1:] & ~is_there[:, :-1]).any()):
-        row = int(torch.nonzero((is_there[:, 1:] & ~is_there[:, :-1]).any(1))[0])
-        raise ValueError(f"list {row} has a response without tokens before one with tokens; missing ones stand last")
+    _refuse(is_there.sum(1) < 2, " has fewer than two responses with tokens: nothing can be ranked; leave it out")
+    gap = (is_there[:, 1:] & ~is_there[:, :-1]).any(1)
+    _refuse(gap, " has a response without tokens before one with tokens; missing ones stand last")
     return is_there
 
 
-def _check_order(scores: Tensor, is_there: Tensor) -> None:
-    rises = (scores[:, 1:] > scores[:, :-1]) & is_there[:, 1:]
-    if bool(rises.any()):
-        row = int(torch.nonzero(rises.any(1))[0])
-        raise ValueError(
-            f"list {row}: the scores rise from one response to the next, which would turn the contrast round; sort the "
-            "list from best to worst, or pass in_order=False"
-        )
+def _refuse(bad: Tensor, what: str) -> None:
+    if bool(bad.any()):
+        raise ValueError(f"list {int(torch.nonzero(bad)[0])}{what}")

@@ -86,8 +86,7 @@ def logo(
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
 ) -> tuple[PairValues, Logged]:
-    """Long-context alignment with several rejected responses: SimPO against their mean, and imitation of the chosen
-    one.
+    """Long-context alignment, several rejected responses: SimPO against their mean, and imitation of the chosen one.
 
     With x = w - (1/M) sum_j l_j - gamma/beta:
 
@@ -96,10 +95,8 @@ def logo(
 
     Args:
         policy_chosen_mean_logps: w, log p_policy of the chosen response divided by its number of tokens, nats a token.
-        policy_rejected_mean_logps: l_j, the same of the rejected responses; what it holds where there is none is not
-            read.
-        is_rejected: True where there is a rejected response; None: everywhere. The mean runs over these, so M may
-            differ.
+        policy_rejected_mean_logps: l_j, the same of the rejected responses; where there is none it is not read.
+        is_rejected: True where there is a rejected response, None: everywhere; the mean is over these, M may differ.
         chosen_token_nll: NLL, mean over all tokens of the chosen response, nats a token; None takes -w. It differs from
             -w where w leaves tokens out (a beginning that all responses share).
         beta: scale of the rewards, above 0; the paper takes 2.5 to 10.
@@ -116,14 +113,13 @@ def logo(
         ValueError: a hyperparameter out of range, or a chosen response without any rejected one.
 
     Source: Tang et al. 2024, arXiv 2410.18533; LOGOTrainer.simpo_loss of ZetangForward/LCM_Stack. Not followed: its
-    slicing,
-        which at batch size 1 averages two losses instead of two rejected responses, and its unshifted cross-entropy.
+    slicing, which at batch size 1 averages two losses instead of two rejected responses, and its unshifted
+    cross-entropy.
     """
     if not beta > 0 or not gamma_beta_ratio >= 0 or not sft_weight >= 0 or not 0 <= label_smoothing < 0.5:
-        raise ValueError(
-            "logo needs beta > 0, gamma_beta_ratio >= 0, sft_weight >= 0 and label_smoothing in [0, 0.5); got "
-            f"{beta}, {gamma_beta_ratio}, {sft_weight}, {label_smoothing}"
-        )
+        needed = "beta > 0, gamma_beta_ratio >= 0, sft_weight >= 0 and label_smoothing in [0, 0.5)"
+        got = f"{beta}, {gamma_beta_ratio}, {sft_weight}, {label_smoothing}"
+        raise ValueError(f"logo needs {needed}; got {got}")
     if loss_type not in LOGO_LOSSES:
         raise ValueError(f"unknown loss_type {loss_type!r}; known: {', '.join(LOGO_LOSSES)}")
     if is_rejected is None:

@@ -47,8 +47,7 @@ def sppo(
         loss_type: one of `SPPO_LOSSES`.
 
     Returns:
-        Losses [pair], and `chosen_rewards`, `rejected_rewards`, `accuracies`, `margins` [pair], beta times the
-        log-ratios, detached.
+        Losses [pair]; detached `chosen_rewards`, `rejected_rewards` (beta times log-ratios), `accuracies`, `margins`.
 
     Raises:
         ValueError: an unknown loss type, beta not above 0, or sppo_single without `chosen_probs`.
@@ -119,9 +118,5 @@ def dno(
     losses = target * softplus(-delta) + (1 - target) * softplus(delta)
     logged = pair_rewards(first, second)
     margins = delta.detach() * torch.sign(gap)
-    return losses, {
-        **logged,
-        "accuracies": (margins > 0).to(delta.dtype),
-        "margins": margins,
-        "target": target.detach(),
-    }
+    agreeing = {"accuracies": (margins > 0).to(delta.dtype), "margins": margins, "target": target.detach()}
+    return losses, {**logged, **agreeing}

@@ -57,20 +57,16 @@ def state_confidence(
     Source: EurekaForNLP/SM2, label_smoothed_cross_entropy_with_stream_confidence.py.
     """
     if confidence_weight < 0 or not 0 <= label_smoothing < 1:
-        raise ValueError(
-            f"need confidence_weight >= 0 and label_smoothing in [0, 1); got {confidence_weight} and {label_smoothing}"
-        )
+        got = f"{confidence_weight} and {label_smoothing}"
+        raise ValueError(f"need confidence_weight >= 0 and label_smoothing in [0, 1); got {got}")
     if label_smoothing and full_logps.shape[-1] < 2:
         raise ValueError("label smoothing needs log-probabilities of the whole vocabulary, not of the targets alone")
     if not bool(((confidence >= 0) & (confidence <= 1))[is_token].all()):
         raise ValueError("confidences are probabilities in [0, 1]; pass them through a sigmoid")
     c = torch.where(is_token, confidence, 0.5)
     mixed_logps = torch.logaddexp(c.log()[..., None] + prefix_logps, torch.log1p(-c)[..., None] + full_logps)
-    parts = {
-        "full_losses": _cross_entropy(full_logps, targets, label_smoothing),
-        "mixed_losses": _cross_entropy(mixed_logps, targets, label_smoothing),
-        "confidence_penalties": -c.log(),
-    }
+    full, mixed = (_cross_entropy(logps, targets, label_smoothing) for logps in (full_logps, mixed_logps))
+    parts = {"full_losses": full, "mixed_losses": mixed, "confidence_penalties": -c.log()}
     sums = {name: torch.where(is_token, values, 0.0).sum(-1) for name, values in parts.items()}
     losses = sums["full_losses"] + sums["mixed_losses"] + confidence_weight * sums["confidence_penalties"]
     return losses, {**{name: values.detach() for name, values in sums.items()}, "n_tokens": is_token.sum(-1)}
@@ -133,8 +129,7 @@ def simul_dpo(
 
     Args:
         policy_..., reference_...: log-probs of the two translations, each token under its source prefix, the same
-        prefixes
-            for policy and reference; sums, or means over tokens for "ipo" and "simpo".
+            prefixes for policy and reference; sums, or means over tokens for "ipo" and "simpo".
         supervised_losses: `state_confidence` of the chosen translation.
         chosen_penalties, rejected_penalties: `delay_penalty`; the second for the margin form alone.
         beta: 1/nat, above 0.
@@ -153,9 +148,8 @@ def simul_dpo(
     if not alpha >= 0 or not kappa >= 0:
         raise ValueError(f"alpha and kappa must be at least 0; got alpha={alpha}, kappa={kappa}")
     if loss_type not in SIMUL_LOSSES or form not in ("terms", "margin"):
-        raise ValueError(
-            f"known loss types: {', '.join(SIMUL_LOSSES)}; known forms: terms, margin; got {loss_type!r}, {form!r}"
-        )
+        known = f"known loss types: {', '.join(SIMUL_LOSSES)}; known forms: terms, margin"
+        raise ValueError(f"{known}; got {loss_type!r}, {form!r}")
     if form == "margin" and (loss_type != "sigmoid" or rejected_penalties is None):
         raise ValueError("the margin form is that of loss_type='sigmoid' and needs the delays of both translations")
     if loss_type == "simpo":
@@ -165,11 +159,8 @@ def simul_dpo(
         pair_losses, logged = dpo(*four, beta=beta, loss_type=loss_type)
     latency_losses = alpha * chosen_penalties
     if form == "margin" and rejected_penalties is not None:
-        chosen, rejected = (
-            policy_chosen_logps - reference_chosen_logps,
-            policy_rejected_logps - reference_rejected_logps,
-        )
-        pair_losses = -logsigmoid(beta * (chosen - rejected) - alpha * (chosen_penalties - rejected_penalties))
+        margins = (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps)
+        pair_losses = -logsigmoid(beta * margins - alpha * (chosen_penalties - rejected_penalties))
         latency_losses = torch.zeros_like(pair_losses)
     losses = pair_losses + kappa * supervised_losses + latency_losses
     return losses, {**logged, "pair_losses": pair_losses.detach(), "delay_penalties": chosen_penalties.detach()}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from workbench.runs.files import PACKAGE, digest
+from workbench.runs.named_models import NAMED
 
 # What can change no number of a training: verdicts are computed again from stored results, the values of shared
 # fields and of arms are in the key themselves, and the rest says where and when.
 OUTSIDE = frozenset(
-    {"workbench", "workbench.claims", "workbench.config", "workbench.methods", "workbench.runs.provenance"}
+    ["workbench", *(f"workbench.{name}" for name in ("claims", "config", "methods", "runs.provenance"))]
 )
 
 
@@ -22,8 +22,7 @@ def code_hash(module: str, outside: frozenset[str] = OUTSIDE) -> str:
 
     A run is used again only while this stays the same: an edit to a kernel runs again what stands on it; one to a page
     template, a comment or a docstring runs nothing. A name that is taken from a package counts for the module that
-    defines it, so that a new objective leaves the methods of the others alone. Imports under TYPE_CHECKING do not
-    count.
+    defines it, so a new objective leaves the methods of the others alone. Imports under TYPE_CHECKING do not count.
 
     Args:
         outside: modules that do not count.
@@ -47,14 +46,9 @@ def _tree(source: str) -> str:
     """The syntax tree without docstrings; comments and layout are no part of it."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                del node.body[0]
+        is_scope = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if is_scope and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
@@ -62,13 +56,8 @@ def _tree(source: str) -> str:
 def _imported(source: str, package: str) -> tuple[str, ...]:
     """Dotted names of what `source` imports; of a package that is imported whole, the names that are used of it."""
     tree = ast.parse(source)
-    skipped = {
-        id(inside)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for part in node.body
-        for inside in ast.walk(part)
-    }
+    typed = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    skipped = {id(inside) for node in typed for part in node.body for inside in ast.walk(part)}
     names: list[str] = []
     local: dict[str, str] = {}
     for node in ast.walk(tree):
@@ -77,12 +66,9 @@ def _imported(source: str, package: str) -> tuple[str, ...]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                stem = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*stem, *([node.module] if node.module else [])])
-            for alias in node.names:
-                local[alias.asname or alias.name] = f"{base}.{alias.name}"
+            parents = package.split(".") if node.level else []
+            base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [node.module])])
+            local |= {alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names}
     uses: dict[str, set[str]] = {name: set() for name in local}
     whole = set()
     inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -97,31 +83,22 @@ def _imported(source: str, package: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _defined_in(name: str) -> Iterator[str]:
+def _defined_in(name: str) -> list[str]:
     """The module behind a dotted name: itself, or the one that defines what a package takes in and hands on."""
     if _source_of(name) is not None:
-        yield name
-        return
+        return [name]
     base, _, last = name.rpartition(".")
-    path = _source_of(base)
-    if path is None:
-        return
-    handed_on = _handed_on(path.read_text(encoding="utf-8"), base) if path.name == "__init__.py" else {}
-    if last in handed_on:
-        yield from _defined_in(handed_on[last])
-    else:
-        yield base
+    if (path := _source_of(base)) is None:
+        return []
+    handed_on = _handed_on(path.read_text(encoding="utf-8")) if path.name == "__init__.py" else {}
+    return _defined_in(handed_on[last]) if last in handed_on else [base]
 
 
 @cache
-def _handed_on(source: str, package: str) -> dict[str, str]:
+def _handed_on(source: str) -> dict[str, str]:
     """Names that a package's `__init__` takes from elsewhere, and from where."""
-    return {
-        alias.asname or alias.name: f"{node.module}.{alias.name}"
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ImportFrom) and node.module
-        for alias in node.names
-    }
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom) and node.module]
+    return {alias.asname or alias.name: f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
 
 
 def _source_of(module: str) -> Path | None:
@@ -134,9 +111,12 @@ def _source_of(module: str) -> Path | None:
 def fingerprint(source: str) -> str:
     """Content hash of a local file, name-size-time hash of a local folder, the text itself for a hub id or "".
 
-    It goes into a run's key, so that a run is not reused after its data changed on disk.
+    It goes into a run's key, so that a run is not reused after its data changed on disk. A named model stands for the
+    weights that its checksum names.
     """
     path = Path(source).expanduser() if source else None
+    if source in NAMED and path is not None and not path.exists():
+        return f"{source}@{NAMED[source].sha256[:12]}"
     if path is None or not path.exists():
         return source
     if path.is_dir():

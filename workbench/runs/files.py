@@ -17,8 +17,6 @@ from typing import IO, Any
 PACKAGE = Path(__file__).resolve().parents[1]
 
 _UMASK = os.umask(0)  # there is no other way to read it
-
-
 os.umask(_UMASK)
 
 
@@ -39,17 +37,15 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes files that only this user could read
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(
-            error.errno, f"could not write {path}: {error.strerror}; nothing half-written was kept"
-        ) from error
+        told = f"could not write {path}: {error.strerror}; nothing half-written was kept"
+        raise OSError(error.errno, told) from error
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically. NaN and infinities are kept, as Python's reader understands them; claims write null
-    instead."""
+    """Writes JSON atomically. NaN and infinities are kept: Python's reader understands them; claims write null."""
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=True)
     with atomic(path) as file:
         file.write(text.encode(errors="replace"))  # half a character of a model's text must not lose a run its results
@@ -67,18 +63,14 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if not isinstance(value, type) and (as_list := getattr(value, "tolist", None)):
-        return plain(as_list())
-    return value
+    as_list = None if isinstance(value, type) else getattr(value, "tolist", None)
+    return str(value) if isinstance(value, Path) else plain(as_list()) if as_list else value
 
 
 def cached_folder(key: Mapping[str, Any], build: Callable[[Path], None], *, root: Path | None = None) -> Path:
     """A folder whose content is a function of `key`; `build(folder)` fills it when it is not there yet.
 
-    A process that wants what another one is building waits for it; where the disk knows no locks both build, and the
-    first rename wins.
+    A process that wants what another one is building waits for it; on a disk without locks the first rename wins.
     """
     target = (root or default_root() / ".cache") / f"{key.get('kind', 'item')}-{digest(key)}"
     if target.is_dir():

@@ -29,18 +29,14 @@ def find_run(text: str, root: Path | None = None) -> runs.Run:
         return runs.Run(folder.resolve())
     names = known_runs(root)
     asked = text.strip().strip("/")
-    if asked in names:
-        return runs.Run(root / asked)
     whole = [name for name in names if asked in _beginnings(name)]
-    if len(whole) == 1:  # a rerun's name begins like that of its original
-        return runs.Run(root / whole[0])
     fitting = [name for name in names if asked and any(part.startswith(asked) for part in _beginnings(name))]
-    if len(fitting) == 1:
-        return runs.Run(root / fitting[0])
+    for found in (whole, fitting):  # the whole first: a rerun's name begins like that of its original
+        if len(found) == 1:
+            return runs.Run(root / found[0])
     if fitting:
-        raise ValueError(
-            f"{text!r} fits {len(fitting)} runs: {_some(fitting)}; give more of the name of the one you mean"
-        )
+        remedy = "give more of the name of the one you mean"
+        raise ValueError(f"{text!r} fits {len(fitting)} runs: {_some(fitting)}; {remedy}")
     if not names:
         raise ValueError(f"no run {text!r}: {root} holds no runs yet; `workbench reproduce` makes some")
     near = difflib.get_close_matches(asked, names, n=_LISTED, cutoff=0.4)

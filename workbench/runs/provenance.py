@@ -1,7 +1,6 @@
 """Provenance: on what machine, with which packages, code and inputs a run was made.
 
-No host name, user name or environment variable is ever among them, and nothing here may fail: a fact that cannot be
-found is left out.
+No host name, user name or environment variable is among them. Nothing here may fail: an unknown fact is left out.
 """
 
 from __future__ import annotations
@@ -26,13 +25,7 @@ DIFF_LIMIT = 2**20  # bytes of code.diff; the list of changed files is whole in 
 GIT_S = 10.0  # a repository on a slow disk must not hold up a run for longer
 INPUTS = ("model", "dataset")
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scipy", "pandas", "plotly")
-_ADDRESS_OPTIONS = {
-    "concurrency",
-    "per_minute",
-    "price",
-    "retries",
-    "timeout",
-}  # those of an endpoint; none is a secret
+_ADDRESS_OPTIONS = {"concurrency", "per_minute", "price", "retries", "timeout"}  # of an endpoint; none is a secret
 
 
 class Code(NamedTuple):
@@ -55,16 +48,9 @@ def machine() -> dict[str, str]:
     Notes:
         `gpu` is there when torch is loaded and sees one: a run that never loads torch computes nothing on a GPU.
     """
-    found = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": str(os.cpu_count()),
-        "processor": _processor(),
-        "memory_gib": _memory_gib(),
-        "gpu": ", ".join(_gpus()),
-        **versions(),
-    }
+    found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+    found |= {"cores": str(os.cpu_count()), "processor": _processor(), "memory_gib": _memory_gib()}
+    found |= {"gpu": ", ".join(_gpus()), **versions()}
     return {name: value for name, value in found.items() if value}
 
 
@@ -123,15 +109,10 @@ def code(checkout: Path = CHECKOUT) -> Code:
 def _git(checkout: Path, *words: str) -> str:
     """What git prints; "" where it is missing, fails or takes too long."""
     quiet = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    quiet |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    how: dict[str, Any] = {"capture_output": True, "check": True, "timeout": GIT_S, "stdin": subprocess.DEVNULL}
     with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            ["git", "-C", str(checkout), *words],
-            capture_output=True,
-            check=True,
-            timeout=GIT_S,
-            stdin=subprocess.DEVNULL,
-            env=quiet | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
-        )
+        done = subprocess.run(["git", "-C", str(checkout), *words], env=quiet, **how)
         return done.stdout.decode(errors="replace")
     return ""
 
@@ -144,12 +125,10 @@ def _as_new(checkout: Path, name: str) -> str:
     except (OSError, UnicodeDecodeError):
         return f"# {name}: new, not a text that could be read\n"
     head = f"diff --git a/{name} b/{name}\nnew file mode 100{'755' if os.access(path, os.X_OK) else '644'}\n"
-    lines = text.split("\n")
-    whole = lines[-1] == ""
-    lines = lines[:-1] if whole else lines
-    if not lines:
+    if not text:
         return head
-    body = "".join(f"+{line}\n" for line in lines) + ("" if whole else "\\ No newline at end of file\n")
+    lines = text.removesuffix("\n").split("\n")
+    body = "".join(f"+{line}\n" for line in lines) + ("" if text[-1] == "\n" else "\\ No newline at end of file\n")
     return f"{head}--- /dev/null\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n{body}"
 
 
@@ -174,18 +153,11 @@ def inputs(parameters: Mapping[str, Any]) -> list[dict[str, str]]:
     config = parameters.get("config") or {}
     given = [(kind, parameters.get(kind), mark) for kind, mark in zip(INPUTS, prints, strict=False)]
     given += [(kind, config.get(kind), mark) for kind, mark in (parameters.get("sources") or {}).items()]
-    found = []
-    for kind, value, mark in given:
-        if source := str(value or ""):
-            found.append(
-                {
-                    "kind": kind,
-                    "source": public(source),
-                    "fingerprint": public(str(mark)),
-                    "revision": revision(source, kind),
-                }
-            )
-    return found
+    found = [(kind, str(value), public(str(mark))) for kind, value, mark in given if value]
+    return [
+        {"kind": kind, "source": public(source), "fingerprint": mark, "revision": revision(source, kind)}
+        for kind, source, mark in found
+    ]
 
 
 def revision(source: str, kind: str) -> str:

@@ -31,13 +31,6 @@ log = logging.getLogger(__name__)
 DIFF = "code.diff"  # in a run folder: what turns the recorded commit into the code of the run
 
 
-# ---------------------------------------------------------------------------------------------- files, whole or not
-
-
-# ------------------------------------------------------------------------------------------------- code and inputs
-
-
-# ------------------------------------------------------------------------------------------------------- run folder
 @dataclass(frozen=True)
 class Run:
     """One run folder, or a named part of one (a seed, an arm). Cheap to make, safe to send to another process."""
@@ -157,19 +150,15 @@ class Run:
                     break
                 except BlockingIOError:
                     if time.monotonic() >= deadline:
-                        raise RuntimeError(
-                            f"{self.folder} is being written by another process; wait for it or stop it"
-                        ) from None
+                        told = f"{self.folder} is being written by another process; wait for it or stop it"
+                        raise RuntimeError(told) from None
                     time.sleep(0.2)
             yield
 
 
 def run_folder(system: str, module: str, scale: str, parameters: Mapping[str, Any], root: Path | None = None) -> Path:
-    """Where the run with these parameters and this code lives: `<root>/<system>/<scale>-<hash>`.
-
-    Args:
-        parameters: what the key holds of them.
-    """
+    """Where the run with these parameters (what the key holds of them) and this code lives:
+    `<root>/<system>/<scale>-<hash>`."""
     key = digest([system, scale, parameters, code_hash(module)])
     return (root or default_root()) / system / f"{scale}-{key}"
 
@@ -201,36 +190,23 @@ def open_run(
     Raises:
         ValueError: `output` holds a run with other parameters or other code.
     """
-    keyed = parameters if keyed is None else keyed
-    run = Run(Path(output) if output else run_folder(system, module, scale, keyed))
-    key = digest([system, scale, keyed, code_hash(module)])
+    computed = run_folder(system, module, scale, parameters if keyed is None else keyed)
+    run, key = Run(Path(output) if output else computed), key_of(computed)
     manifest = run.manifest
     if manifest and manifest.get("key") != key:
-        raise ValueError(
-            f"{run.folder} holds a run of {manifest.get('system')} with other parameters or code "
-            f"(key {manifest.get('key')}, asked {key}); choose another output folder or delete this one"
-        )
+        other = f"with other parameters or code (key {manifest.get('key')}, asked {key})"
+        remedy = "choose another output folder or delete this one"
+        raise ValueError(f"{run.folder} holds a run of {manifest.get('system')} {other}; {remedy}")
     if not manifest:
         code = provenance.code()
         if code.diff:
             with atomic(run.folder / DIFF) as file:
                 file.write(code.diff.encode(errors="replace"))
-        run.update_manifest(
-            system=system,
-            scale=scale,
-            parameters=plain(parameters),
-            key=key,
-            status="running",
-            started=_now(),
-            provenance=provenance.machine(),
-            inputs=provenance.inputs(parameters),
-            code={
-                "hash": code_hash(module),
-                "commit": code.commit,
-                "changed": list(code.changed),
-                "diff": DIFF if code.diff else "",
-            },
-        )
+        known = {"hash": code_hash(module), "commit": code.commit, "changed": list(code.changed)}
+        known["diff"] = DIFF if code.diff else ""
+        asked = {"system": system, "scale": scale, "parameters": plain(parameters), "key": key, "status": "running"}
+        made = {"provenance": provenance.machine(), "inputs": provenance.inputs(parameters), "code": known}
+        run.update_manifest(**asked, started=_now(), **made)
     return run
 
 
@@ -239,8 +215,7 @@ def _now() -> str:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds the run of this folder. Read from the system's list: trying the lock could get in its
-    way."""
+    """Whether a process holds this folder's run; read from the system's list: trying the lock could get in its way."""
     table = Path("/proc/locks")
     for place in (folder, *list(folder.parents)[:4]):
         lock = place / ".lock"

@@ -19,6 +19,8 @@ from workbench.runs.run import Run
 
 log = logging.getLogger(__name__)
 
+MAYBE = '; is there memory enough? In a script the call must stand under if __name__ == "__main__":'
+
 
 def over_seeds(
     experiment: Callable[..., Any],
@@ -55,9 +57,8 @@ def over_seeds(
     parts = {seed: run.child(f"seed-{seed}") for seed in seeds}
     missing = [seed for seed, part in parts.items() if not (part.folder / "result.json").is_file()]
     # arms outside, seeds inside: what the arms of a seed share (its starting checkpoint) is made once
-    jobs = [
-        _Job(run_arm, (task, config, arm, seed, parts[seed]), seed, arm) for arm in arms if run_arm for seed in missing
-    ]
+    pairs = [(arm, seed) for arm in arms for seed in missing] if run_arm else []
+    jobs = [_Job(run_arm, (task, config, arm, seed, parts[seed]), seed, arm) for arm, seed in pairs if run_arm]
     whole = [_Job(_run_seed, (experiment, task, config, seed, parts[seed]), seed) for seed in missing]
     units = jobs or whole
     workers = min(workers or len(os.sched_getaffinity(0)), len(units))
@@ -67,11 +68,11 @@ def over_seeds(
         with nullcontext() if all_threads else _one_thread():
             for number, job in enumerate(units):
                 run.progress(number, len(units), f"seed {job.seed} {job.arm}".strip())
-                job.function(*job.arguments)
+                job.do()
         if units:
             run.progress(len(units), len(units), "done")
     for job in whole if jobs else []:  # every arm is stored: this only gathers them
-        job.function(*job.arguments)
+        job.do()
     return [read_json(part.folder / "result.json") for part in parts.values()]
 
 
@@ -81,6 +82,9 @@ class _Job(NamedTuple):
     seed: int
     arm: str = ""
 
+    def do(self) -> None:
+        self.function(*self.arguments)  # results go through the run folder, not through the pipe
+
 
 def _run_pool(jobs: Sequence[_Job], run: Run, workers: int) -> None:
     from tqdm import tqdm
@@ -89,7 +93,7 @@ def _run_pool(jobs: Sequence[_Job], run: Run, workers: int) -> None:
     bar = tqdm(total=len(jobs), desc=run.folder.parent.name, disable=in_batch(), unit="part")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
     with pool, bar:
-        waiting = {pool.submit(_quietly, job): job for job in jobs}
+        waiting = {pool.submit(job.do): job for job in jobs}
         while waiting:
             run.progress(len(jobs) - len(waiting), len(jobs), f"{workers} side by side")
             finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -98,18 +102,10 @@ def _run_pool(jobs: Sequence[_Job], run: Run, workers: int) -> None:
                 if (error := future.exception()) is not None:
                     for other in waiting:
                         other.cancel()
-                    hint = ""
-                    if isinstance(error, BrokenProcessPool):
-                        hint = (
-                            '; is there memory enough? In a script the call must stand under if __name__ == "__main__":'
-                        )
+                    hint = MAYBE if isinstance(error, BrokenProcessPool) else ""
                     raise RuntimeError(f"seed {job.seed} failed: {type(error).__name__}: {error}{hint}") from error
                 bar.update()
         run.progress(len(jobs), len(jobs), "done")
-
-
-def _quietly(job: _Job) -> None:
-    job.function(*job.arguments)  # results go through the run folder, not through the pipe
 
 
 def _run_seed(experiment, task, config, seed: int, part: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -62,9 +63,8 @@ def write(
     Raises:
         ValueError: a run has no executed notebook.
     """
-    found = list(chosen) or [run for run, _ in pages.collect(root) if _notebooks(run)]
     written = []
-    for run in found:
+    for run in list(chosen) or [run for run, _ in pages.collect(root) if _notebooks(run)]:
         executed(run)  # says what is missing
         place, name = output or Path("exports"), file_name(run)
         if to == "notebook":
@@ -98,9 +98,8 @@ def notebook(run: runs.Run, target: Path) -> Path:
 
     book = sendable.cleaned(read_notebook(executed(run)), run.folder, run.folder.parent.parent)
     for data in _shown(book):
-        view = data.pop(scripted.VIEW_MIME, None)
         data.pop(WIDGET_MIME, None)
-        if view is not None:
+        if data.pop(scripted.VIEW_MIME, None) is not None:
             told = "(an interactive view; it is alive in the page of this run, and after running the cell)"
             data["text/plain"] = data.get("text/plain", "") + f"\n{told}"
     if figure_images.browser():
@@ -137,13 +136,11 @@ def figures(run: runs.Run, folder: Path, formats: Collection[str] = USUAL) -> li
     found = list(figures_of(read_notebook(executed(run)), sendable.cleaner(run.folder, run.folder.parent.parent)))
     wanted = [(figure, ending) for figure in found for ending in dict.fromkeys(formats)]
     drawn = iter(figure_images.draw([(figure.spec, ending) for figure, ending in wanted if ending in IMAGES]))
-    paths = []
-    for figure, ending in wanted:
-        path = folder / f"{figure.name}.{ending}"
+    paths = [folder / f"{figure.name}.{ending}" for figure, ending in wanted]
+    for path, (figure, ending) in zip(paths, wanted, strict=True):
         content = next(drawn) if ending in IMAGES else table(figure.spec).to_csv(index=False).encode(errors="replace")
         with runs.atomic(path) as file:
             file.write(content)
-        paths.append(path)
     return paths
 
 
@@ -151,16 +148,12 @@ def figures_of(book: Any, clean: Any = str) -> Iterator[Figure]:
     """Every plotly figure of a notebook, in its order, each with a name of its own."""
     used: set[str] = set()
     for number, cell in enumerate(book.cells):
-        for output in cell.get("outputs", []):
-            spec = output.get("data", {}).get(PLOTLY_MIME)
-            if spec is not None:
-                spec = json.loads(clean(json.dumps(spec)))
-                stem = _slug(f"{cell.get('id') or f'cell-{number}'}-{figure_images.title_of(spec)}")
-                name, again = stem, 2
-                while name in used:
-                    name, again = f"{stem}-{again}", again + 1
-                used.add(name)
-                yield Figure(name, spec)
+        specs = [output.get("data", {}).get(PLOTLY_MIME) for output in cell.get("outputs", [])]
+        for spec in [json.loads(clean(json.dumps(spec))) for spec in specs if spec is not None]:
+            stem = _slug(f"{cell.get('id') or f'cell-{number}'}-{figure_images.title_of(spec)}")
+            names = itertools.chain([stem], (f"{stem}-{again}" for again in itertools.count(2)))
+            used.add(name := next(name for name in names if name not in used))
+            yield Figure(name, spec)
 
 
 def _slug(text: str) -> str:
@@ -190,33 +183,16 @@ def table(spec: dict[str, Any]) -> pd.DataFrame:
     return frame if len(frame) else pd.DataFrame(columns=["trace", "name", "type"])
 
 
-_DRAWN = (
-    *"xyz",
-    "text",
-    "customdata",
-    "labels",
-    "values",
-    "ids",
-    "parents",
-    "r",
-    "theta",
-    "open",
-    "high",
-    "low",
-    "close",
-    "base",
-)
+_DRAWN = (*"xyz", "text", "customdata", "labels", "values", "ids", "parents", "r", "theta")
+_DRAWN += ("open", "high", "low", "close", "base")
+_BARS = [(axis, side) for axis in ("error_x", "error_y") for side in ("array", "arrayminus")]
 
 
 def _arrays(trace: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """What a trace holds a value a point of, by the names of plotly."""
-    for key in _DRAWN:
-        if isinstance(trace.get(key), (list, dict)):
-            yield key, trace[key]
-    for key in ("error_x", "error_y"):
-        for side in ("array", "arrayminus"):
-            if isinstance((trace.get(key) or {}).get(side), (list, dict)):
-                yield f"{key}.{side}", trace[key][side]
+    found = {key: trace.get(key) for key in _DRAWN}
+    found |= {f"{axis}.{side}": (trace.get(axis) or {}).get(side) for axis, side in _BARS}
+    return ((key, values) for key, values in found.items() if isinstance(values, (list, dict)))
 
 
 def _values(given: Any) -> list[Any]:
@@ -231,8 +207,5 @@ def _values(given: Any) -> list[Any]:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, (list, dict)):
-        value = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, str):
-        return f"'{value}" if re.match(r"[=+\-@\t\r]", value) else value
-    return value
+    value = json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+    return f"'{value}" if isinstance(value, str) and re.match(r"[=+\-@\t\r]", value) else value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +60,14 @@ def _blocks(source: str) -> list[str]:
 
 def _method(cells: list[str]) -> list[str]:
     """Up to the last display formula of the first cell with one, to the end of its sentence; or what has one."""
-    for cell in cells:
-        if "$$" in cell:
-            blocks = [block for block in _blocks(cell) if not block.startswith("#")]
-            last = max(k for k, block in enumerate(blocks) if "$$" in block)
-            goes_on = last + 1 < len(blocks) and blocks[last + 1][:1].islower()
-            return blocks[: last + 1 + goes_on]
-    for cell in cells[1:]:
-        blocks = _blocks(cell)
-        if with_formula := [k for k, block in enumerate(blocks) if "$" in block]:
-            behind = range(with_formula[0], len(blocks))
-            end = next((k for k in behind if blocks[k].startswith("#")), len(blocks))
-            return blocks[with_formula[0] : end]
-    return []
+    if shown := next((cell for cell in cells if "$$" in cell), ""):
+        blocks = [block for block in _blocks(shown) if not block.startswith("#")]
+        last = max(k for k, block in enumerate(blocks) if "$$" in block)
+        goes_on = last + 1 < len(blocks) and blocks[last + 1][:1].islower()
+        return blocks[: last + 1 + goes_on]
+    blocks = next((blocks for blocks in map(_blocks, cells[1:]) if any("$" in block for block in blocks)), [])
+    from_formula = dropwhile(lambda block: "$" not in block, blocks)
+    return list(takewhile(lambda block: not block.startswith("#"), from_formula))
 
 
 def _pieces(block: str) -> list[Piece]:

@@ -41,11 +41,8 @@ def frame(*, kind: str, body: str, title: str, views: Collection[str] = (), plot
     light, dark = HtmlFormatter(), HtmlFormatter(style="github-dark")
     code = light.get_style_defs(".highlight") + dark.get_style_defs(':root[data-theme="dark"] .highlight')
     css = code + source("page.css") + scripted.page_style(names)
-    scripts = [source("theme.js")]
-    if kind == "notebook":
-        scripts += [source("figures.js"), scripted.page_script(names), source("notebook.js")]
-    else:
-        scripts.append(source("scoreboard.js"))
+    of_notebooks = [source("figures.js"), scripted.page_script(names), source("notebook.js")]
+    scripts = [source("theme.js"), *(of_notebooks if kind == "notebook" else [source("scoreboard.js")])]
     parts |= {"kind": kind, "body": body, "title": title, "css": css, "scripts": scripts}
     parts |= {"plotly": "", "nonce": secrets.token_urlsafe(16)}
     if plotly:  # which is slow to import
@@ -67,9 +64,7 @@ def defused(markup: str) -> str:
         return markup
     tree = BeautifulSoup(_ACTIVE.sub("&lt;", markup), "html.parser")
     for tag in tree.find_all(True):
-        kept = {name: value for name, value in tag.attrs.items() if _is_harmless(tag.name, name, str(value))}
-        if len(kept) < len(tag.attrs):
-            tag.attrs = kept
+        tag.attrs = {name: value for name, value in tag.attrs.items() if _is_harmless(tag.name, name, str(value))}
     return str(tree)
 
 

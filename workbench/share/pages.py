@@ -34,8 +34,7 @@ _MIME_ORDER += ["text/markdown", "text/plain"]
 def render(notebook: Path, page: Path, *, title: str = "", root: Path | None = None) -> Path:
     """Writes an executed notebook as one self-contained HTML file: figures alive, formulas drawn, code folded away.
 
-    Where the notebook lies in a run folder, the page's header tells system, scale, seeds and inputs, and its end what
-    the run was made with.
+    In a run folder, the page's header tells system, scale, seeds and inputs, its end what the run was made with.
 
     Args:
         notebook: executed `.ipynb` file.
@@ -104,18 +103,11 @@ def _exporter() -> Any:
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
     from traitlets.config import Config
 
-    class Renderer(IPythonRenderer):
-        def inline_math(self, body: str) -> str:
-            return mathml(f"${body}$")
-
-        def block_math(self, body: str) -> str:
-            return mathml(f"$${body}$$")
-
-        def latex_environment(self, name: str, body: str) -> str:
-            return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}")
-
     def markdown(source: str, trusted: bool = True) -> str:
-        renderer = Renderer(escape=not trusted, allow_harmful_protocols=False, exclude_anchor_links=True)
+        renderer: Any = IPythonRenderer(escape=not trusted, allow_harmful_protocols=False, exclude_anchor_links=True)
+        renderer.inline_math = lambda body: mathml(f"${body}$")
+        renderer.block_math = lambda body: mathml(f"$${body}$$")
+        renderer.latex_environment = lambda name, body: mathml(rf"\begin{{{name}}}{body}\end{{{name}}}")
         return MarkdownWithMath(renderer=renderer).render(source)
 
     config = Config({"NbConvertBase": {"display_data_priority": _MIME_ORDER}})
@@ -131,8 +123,6 @@ def _exporter() -> Any:
 
 
 def _first_heading(node: Any) -> str:
-    for cell in node.cells:
-        match = re.search(r"^#\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
-        if match:
-            return re.sub(r"[*_`$]", "", match[1]).strip()
-    return ""
+    texts = (cell.source for cell in node.cells if cell.cell_type == "markdown")
+    found = next(filter(None, (re.search(r"^#\s+(.+)$", text, re.MULTILINE) for text in texts)), None)
+    return re.sub(r"[*_`$]", "", found[1]).strip() if found else ""

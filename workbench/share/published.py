@@ -27,10 +27,9 @@ def publish(folder: Path, root: Path | None = None) -> list[str]:
     Returns:
         One line for each system of the registry that was not written from a run.
     """
-    found = {}
-    for run, manifest in reversed(collect((root or runs.default_root()).resolve())):  # the newest one stays
-        if (manifest["scale"], manifest["status"]) == ("tiny", "done") and _is_default(manifest):
-            found[manifest["system"]] = (run, manifest)
+    known = reversed(collect((root or runs.default_root()).resolve()))  # the newest one stays
+    done = [(run, manifest) for run, manifest in known if (manifest["scale"], manifest["status"]) == ("tiny", "done")]
+    found = {manifest["system"]: (run, manifest) for run, manifest in done if _is_default(manifest)}
     for name, (run, manifest) in found.items():
         facts = {key: manifest[key] for key in ("system", "scale", "finished", "provenance")}
         seeds = manifest["parameters"]["seeds"]

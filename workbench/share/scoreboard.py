@@ -62,12 +62,11 @@ def index(root: Path | None = None) -> Path:
     history = _history(found, root)
     rows = [row for run, manifest in best for row in _claim_rows(run, manifest, history[key_of(manifest)], root)]
     sections = []
-    for scale in dict.fromkeys((*_SCALES, *(row["scale"] for row in rows))):
+    for scale in _in_order({row["scale"] for row in rows}, _SCALES):
         here = [row for row in rows if row["scale"] == scale]
-        if here:
-            counts = Counter(row["verdict"] for row in here)
-            tally = [(verdict, counts.pop(verdict)) for verdict in VERDICTS if verdict in counts]
-            sections.append({"scale": scale, "tally": [*tally, *counts.items()], "rows": here})
+        counts = Counter(row["verdict"] for row in here)
+        tally = [(verdict, counts[verdict]) for verdict in dict.fromkeys((*VERDICTS, *counts)) if counts[verdict]]
+        sections.append({"scale": scale, "tally": tally, "rows": here})
     shown = {run.folder for run, _ in best}
     others = [(run, manifest) for run, manifest in found if run.folder not in shown]
     kinds = {"Where these numbers come from": best, "Older and unfinished runs": others}
@@ -98,11 +97,8 @@ def _history(found: Sequence[Found], root: Path) -> dict[Key, dict[str, list[dic
         about = {"run": str(run.folder.relative_to(root)), "page": _page(run, root)}
         about |= {"finished": run_facts.moment(manifest.get("finished")), "same_settings": config == settings[key]}
         for record in run.claims():
-            said = {
-                "measured": measured(record),
-                "verdict": record["verdict"],
-                "kind": claims.kind_of(record["verdict"]),
-            }
+            said = {"measured": measured(record), "verdict": record["verdict"]}
+            said["kind"] = claims.kind_of(record["verdict"])
             by_claim.setdefault(str(record["id"]), []).insert(0, about | said)
     for said in (marks for by_claim in history.values() for marks in by_claim.values()):
         for before, mark in zip([None, *said], said, strict=False):
@@ -120,13 +116,11 @@ def measured(record: Mapping[str, Any]) -> str:
 def _claim_rows(
     run: runs.Run, manifest: Mapping[str, Any], history: Mapping[str, list[dict[str, Any]]], root: Path
 ) -> list[dict[str, Any]]:
-    about = _about(run, manifest, root) | {"page": _page(run, root)}
-    rows = []
+    about, rows = _about(run, manifest, root) | {"page": _page(run, root)}, []
     for record in run.claims():
-        said, marks = {"claim": str(record["id"])}, history[str(record["id"])]
-        said |= {name: record[name] for name in ("statement", "paper", "verdict")}
+        marks, said = history[str(record["id"])], {name: record[name] for name in ("statement", "paper", "verdict")}
         said |= {"here": claims.describe(record), "control": claims.describe_control(record)}
-        said["kind"] = claims.kind_of(record["verdict"])
+        said |= {"claim": str(record["id"]), "kind": claims.kind_of(record["verdict"])}
         rows.append({**about, **said, "history": marks[-MARKS:], "older": max(0, len(marks) - MARKS)})
     return rows
 
@@ -162,15 +156,17 @@ def _page(run: runs.Run, root: Path, name: str = "page.html") -> str:
 
 def _choices(rows: Sequence[Mapping[str, Any]], tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What each filter offers, only what there is."""
-    systems: dict[str, list[str]] = {}
+    systems: dict[str, set[str]] = {}
     for row in tables:
-        if row["system"] not in systems.setdefault(row["group"], []):
-            systems[row["group"]].append(row["system"])
-    verdicts = {row["verdict"] for row in rows}
-    scales, inputs = {row["scale"] for row in tables}, {row["input"] for row in tables}
+        systems.setdefault(row["group"], set()).add(row["system"])
     return {
         "systems": {group: sorted(names) for group, names in sorted(systems.items())},
-        "scales": [scale for scale in _SCALES if scale in scales] + sorted(scales - set(_SCALES)),
-        "verdicts": [verdict for verdict in VERDICTS if verdict in verdicts] + sorted(verdicts - set(VERDICTS)),
-        "inputs": sorted(inputs),
+        "scales": _in_order({row["scale"] for row in tables}, _SCALES),
+        "verdicts": _in_order({row["verdict"] for row in rows}, VERDICTS),
+        "inputs": sorted({row["input"] for row in tables}),
     }
+
+
+def _in_order(found: set[str], known: Sequence[str]) -> list[str]:
+    """The known names that were found, in their order, then the others."""
+    return [name for name in known if name in found] + sorted(found - set(known))

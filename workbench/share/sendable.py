@@ -84,9 +84,9 @@ def _traced(text: str) -> str:
 
 def _inputs(node: Any) -> Iterable[Path]:
     """The folders that the notebook's own inputs lie in."""
-    for name, value in node.metadata.get("papermill", {}).get("parameters", {}).items():
-        if name in ("model", "dataset") and isinstance(value, str) and Path(value).is_absolute():
-            yield Path(value).parent
+    given = node.metadata.get("papermill", {}).get("parameters", {})
+    paths = [Path(value) for name in ("model", "dataset") if isinstance(value := given.get(name), str)]
+    return [path.parent for path in paths if path.is_absolute()]
 
 
 def _without_folders(source: str) -> str:

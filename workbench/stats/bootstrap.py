@@ -91,22 +91,18 @@ def gap_test(
     """The bootstrap test of two samples, the same items on both sides where `paired`.
 
     Raises:
-        ValueError: no scores, another number on one side where they are paired, or a score that is NaN (its place is
-            named).
+        ValueError: no scores, another number on one side of pairs, or a score that is NaN (its place is named).
     """
     one, two = np.asarray(general, dtype=float), np.asarray(guided, dtype=float)
     for name, values in (("general", one), ("guided", two)):
         if values.ndim != 1 or not len(values):
             raise ValueError(f"{name} needs a list with at least one score; got shape {list(values.shape)}")
         if np.isnan(values).any():
-            place = int(np.argmax(np.isnan(values)))
-            raise ValueError(
-                f"{name} score {place} is nan; an empty completion scores 0, so look where this comes from"
-            )
+            what = f"{name} score {int(np.argmax(np.isnan(values)))} is nan"
+            raise ValueError(f"{what}; an empty completion scores 0, so look where this comes from")
     if paired and len(one) != len(two):
-        raise ValueError(
-            f"a paired test needs both scores of every instance; got {len(one)} general and {len(two)} guided ones"
-        )
+        got = f"{len(one)} general and {len(two)} guided ones"
+        raise ValueError(f"a paired test needs both scores of every instance; got {got}")
     places = draws(len(one), rounds, [seed, 0])
     resampled = gaps(one, two, places, places if paired else draws(len(two), rounds, [seed, 1]))
     low, high = middle(resampled)

@@ -177,10 +177,8 @@ def sandwich(
     """
     n, q, d, t = cells.n, cells.n + cells.position, local.d, local.t
     if n > DENSE_SANDWICH:
-        raise ValueError(
-            f"sandwich intervals invert a players x players matrix, at most {DENSE_SANDWICH} players; got {n}. "
-            "Set intervals='bootstrap' or 'none'"
-        )
+        limit = f"invert a players x players matrix, at most {DENSE_SANDWICH} players"
+        raise ValueError(f"sandwich intervals {limit}; got {n}. Set intervals='bootstrap' or 'none'")
     if cell_of is None or member is None:
         meat = cells.gram(d * d, d * t, t * t, size)
     else:
@@ -209,10 +207,8 @@ def check_options(ties: str, intervals: str, l2: float, confidence: float, posit
     if position and l2 == 0:
         raise ValueError("position=True needs l2 > 0, as strengths can absorb the side's advantage; set l2=1e-6")
     if intervals == "bootstrap" and (l2 == 0 or ties != "half"):
-        raise ValueError(
-            "bootstrap rounds can lack the wins or ties that l2=0 and tie models need; set l2 > 0 and ties='half', "
-            "or intervals='sandwich'"
-        )
+        remedy = "set l2 > 0 and ties='half', or intervals='sandwich'"
+        raise ValueError(f"bootstrap rounds can lack the wins or ties that l2=0 and tie models need; {remedy}")
 
 
 def check_exists(cells: Cells, ties: Ties, l2: float) -> None:
@@ -230,19 +226,14 @@ def check_exists(cells: Cells, ties: Ties, l2: float) -> None:
     parts, labels = connected_components(beats, directed=False)
     if l2 > 0:
         if parts > 1:
-            warnings.warn(
-                f"the match graph has {parts} components that never meet, {_groups(labels)}: scores are not "
-                "comparable across components",
-                stacklevel=3,
-            )
+            told = f"the match graph has {parts} components that never meet, {_groups(labels)}"
+            warnings.warn(f"{told}: scores are not comparable across components", stacklevel=3)
         return
     if parts == 1:
         parts, labels = connected_components(beats, directed=True, connection="strong")
     if parts > 1:
-        raise ValueError(
-            f"maximum likelihood does not exist: of the {parts} groups {_groups(labels)} some never meet or never "
-            "lose to another. Set l2 > 0"
-        )
+        why = f"of the {parts} groups {_groups(labels)} some never meet or never lose to another"
+        raise ValueError(f"maximum likelihood does not exist: {why}. Set l2 > 0")
     if ties == "half":
         return
     # A tie model also diverges, strengths and tie parameter growing together, when strengths exist with every winner
@@ -259,8 +250,6 @@ def check_exists(cells: Cells, ties: Ties, l2: float) -> None:
 
 def _groups(labels: np.ndarray) -> str:
     """The first groups by name, to keep a message to one line."""
-    names = []
-    for label in np.unique(labels)[:4]:
-        players = np.flatnonzero(labels == label)
-        names.append("{" + ", ".join(map(str, players[:6])) + (", ...}" if len(players) > 6 else "}"))
+    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)[:4]]
+    names = ["{" + ", ".join(map(str, some[:6])) + (", ...}" if len(some) > 6 else "}") for some in groups]
     return ", ".join(names) + (", ..." if labels.max() >= 4 else "")

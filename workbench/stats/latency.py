@@ -15,15 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 Unit = Literal["word", "character"]
-_NO_SPACES = (
-    "CJK",
-    "HIRAGANA",
-    "KATAKANA",
-    "THAI",
-    "LAO",
-    "KHMER",
-    "MYANMAR",
-)  # scripts that do not divide words by spaces
+# scripts that do not divide words by spaces
+_NO_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
 class Latency(NamedTuple):
@@ -68,26 +61,22 @@ def latency(
 
     Source: facebookresearch/SimulEval, simuleval/evaluator/scorers/latency_scorer.py.
     """
-    if source_length < 1 or len(delays) < 1:
-        raise ValueError(
-            f"sentence {index}: latency needs a source word and a target word; got {source_length} and {len(delays)}"
-        )
+    written = len(delays)
+    if source_length < 1 or written < 1:
+        got = f"{source_length} and {written}"
+        raise ValueError(f"sentence {index}: latency needs a source word and a target word; got {got}")
     for place, (before, now) in enumerate(zip([1, *delays], delays, strict=False)):
         if not before <= now <= source_length:
-            raise ValueError(
-                f"sentence {index}: delay {place} is {now}; delays start at 1, never fall (here from {before}) and are"
-                f" at most the {source_length} source words"
-            )
-    written = len(delays)
-    length_is_own = not reference_length or not use_reference
-    reference = written if not reference_length or not use_reference else reference_length
-    return Latency(
-        _lagging(delays, source_length, reference),
-        _lagging(delays, source_length, max(written, reference)),
-        sum(delays) / (source_length * reference),
-        _differentiable_lagging(delays, source_length),
-        length_is_own,
-    )
+            rule = f"start at 1, never fall (here from {before}) and are at most the {source_length} source words"
+            raise ValueError(f"sentence {index}: delay {place} is {now}; delays {rule}")
+    given = (use_reference and reference_length) or 0
+    reference = given or written
+    al, laal = (_lagging(delays, source_length, length) for length in (reference, max(written, reference)))
+    share, step, earlier, total = sum(delays) / (source_length * reference), source_length / written, 0.0, 0.0
+    for i, delay in enumerate(delays):
+        earlier = max(delay, earlier + step) if i else float(delay)
+        total += earlier - i * step
+    return Latency(al, laal, share, total / written, not given)
 
 
 def average_lagging(delays: Sequence[float], source_length: int, reference_length: int | None = None) -> float:
@@ -103,8 +92,7 @@ def length_adaptive_average_lagging(
 
 
 def average_proportion(delays: Sequence[float], source_length: int, reference_length: int | None = None) -> float:
-    """AP of one sentence, a share: how much of the source was read on average when a word was written; see
-    `latency`."""
+    """AP of one sentence: mean share of the source that was read when a word was written; see `latency`."""
     return latency(delays, source_length, reference_length).AP
 
 
@@ -121,14 +109,6 @@ def _lagging(delays: Sequence[float], source_length: int, target_length: int) ->
     return sum(delay - i * step for i, delay in enumerate(delays[: last + 1])) / (last + 1)
 
 
-def _differentiable_lagging(delays: Sequence[float], source_length: int) -> float:
-    step, earlier, total = source_length / len(delays), 0.0, 0.0
-    for i, delay in enumerate(delays):
-        earlier = max(delay, earlier + step) if i else float(delay)
-        total += earlier - i * step
-    return total / len(delays)
-
-
 # ------------------------------------------------------------------------------------------------------------- words
 def words_of(text: str, unit: Unit = "word") -> list[str]:
     """The units in which delays are counted: words between spaces, or characters without spaces.
@@ -138,11 +118,11 @@ def words_of(text: str, unit: Unit = "word") -> list[str]:
     """
     if unit == "character":
         return [character for character in text if not character.isspace()]
-    if (script := _script_without_spaces(text)) is not None:
-        raise ValueError(
-            f"{text[:30]!r} is {script} text, where spaces do not divide words, so delays cannot be counted in words; "
-            'use unit="character", or put spaces between words with a segmenter first'
-        )
+    scripts = (unicodedata.name(character, "").split(" ")[0] for character in text if ord(character) > 0x0DFF)
+    if script := next((script for script in scripts if script in _NO_SPACES), ""):
+        why = "where spaces do not divide words, so delays cannot be counted in words"
+        remedy = 'use unit="character", or put spaces between words with a segmenter first'
+        raise ValueError(f"{text[:30]!r} is {script} text, {why}; {remedy}")
     return text.split()
 
 
@@ -151,8 +131,7 @@ def word_delays(
 ) -> tuple[list[str], list[int]]:
     """Words of a text that was written token by token, and the delay of each: that of the token that completes it.
 
-    A token may be a part of a word, or of a character (byte-level tokenizers): a character counts from the token that
-    completes it.
+    A token may be a part of a word or of a character (byte-level tokenizers), which counts when it is complete.
 
     Args:
         decode: token ids to text; the text of the first tokens must be the beginning of the text of all.
@@ -170,14 +149,11 @@ def word_delays(
         so_far = decode(ids[:n])
         whole = so_far if n == len(ids) else so_far.rstrip("\ufffd")
         if not text.startswith(whole):
-            raise ValueError(
-                f"the first {n} tokens read {whole[-30:]!r} alone and otherwise in {text[:60]!r}: delays of words are "
-                "ambiguous with this tokenizer"
-            )
+            read = f"the first {n} tokens read {whole[-30:]!r} alone and otherwise in {text[:60]!r}"
+            raise ValueError(f"{read}: delays of words are ambiguous with this tokenizer")
         delay_of += [delay] * (len(whole) - len(delay_of))
     words_of(text, unit)  # refuses scripts without spaces
-    pattern = r"\S+" if unit == "word" else r"\S"
-    found = list(re.finditer(pattern, text))
+    found = list(re.finditer(r"\S+" if unit == "word" else r"\S", text))
     return [match[0] for match in found], [delay_of[match.end() - 1] for match in found]
 
 
@@ -187,8 +163,7 @@ Curve = Sequence[Mapping[str, Any]]  # one record a setting of a reader: `reader
 
 def envelope(curve: Curve, reader: str) -> tuple[np.ndarray, np.ndarray]:
     """AL and the best quality at that AL or less, in order of AL."""
-    points = sorted((p["AL"], p["quality"]) for p in curve if p["reader"] == reader)
-    lags, qualities = np.array(points).T
+    lags, qualities = np.array(sorted((p["AL"], p["quality"]) for p in curve if p["reader"] == reader)).T
     return lags, np.maximum.accumulate(qualities)
 
 
@@ -213,12 +188,3 @@ def lag_difference(a: Curve, b: Curve) -> float:
     """AL of a minus AL of b at the best quality that both reach."""
     both = min(envelope(curve, "confidence")[1][-1] for curve in (a, b))
     return lag_at(a, both, math.inf) - lag_at(b, both, math.inf)
-
-
-def _script_without_spaces(text: str) -> str | None:
-    for character in text:
-        if ord(character) > 0x0DFF:
-            name = unicodedata.name(character, "")
-            if (script := name.split(" ")[0]) in _NO_SPACES:
-                return script
-    return None

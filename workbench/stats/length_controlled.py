@@ -1,7 +1,6 @@
 """Length-controlled win rates: what a judge would say if every answer were as long as the baseline's.
 
-Penalised logistic regression on soft preferences [model, instruction], NaN where an answer was not judged, all models
-at once:
+Penalised logistic regression on soft preferences [model, instruction], NaN where not judged, all models at once:
 
     logit P(model m wins on x) = level_m + effect_m length_m(x) + difficulty_x
 
@@ -35,8 +34,7 @@ def fit(preference: np.ndarray, length: np.ndarray, l2_length: float, l2_difficu
     """
     n = len(preference)
     y, t, w = np.nan_to_num(preference), length, ~np.isnan(preference) * weight
-    pull = np.zeros((2 * n, 2 * n))  # penalty matrix of (level, effect)
-    pull[:n, :n] = RIDGE * np.eye(n)
+    pull = RIDGE * np.eye(2 * n)  # penalty matrix of (level, effect)
     pull[n:, n:] = l2_length * (np.eye(n) - 1 / n) + RIDGE * np.eye(n)
     own = l2_difficulty * np.where(weight > 0, weight, 1.0)
     x, d = np.zeros(2 * n), np.zeros(len(weight))
@@ -86,8 +84,7 @@ def rates(
 def held_out_losses(
     preference: np.ndarray, length: np.ndarray, pairs: Sequence[tuple[float, float]], *, folds: int, seed: int
 ) -> np.ndarray:
-    """Loss [pair of penalties, instruction] in nats, summed over models; cells are dealt into folds, each predicted
-    by a fit to the others."""
+    """Loss [pair of penalties, instruction], nats, summed over models; a fold is predicted by a fit to the others."""
     seen, fold = ~np.isnan(preference), np.random.default_rng(seed).integers(folds, size=preference.shape)
     everyone: np.ndarray = np.ones(preference.shape[1])
     losses: np.ndarray = np.zeros((len(pairs), *preference.shape))

@@ -1,5 +1,4 @@
-"""Which claims to keep: ROC of a score that should be low for invented claims, and the share of invented ones among
-those kept.
+"""Which claims to keep: ROC of a score that should be low for invented claims, and their share among those kept.
 
 Equal means equal to nine digits, and rows of equal score count as their expectation over random orders, so the order
 of a file decides nothing.
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,15 +42,21 @@ class FdrCurve(NamedTuple):
 def _checked(h: ArrayLike, s: ArrayLike, ids: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:
     labels, scores = np.asarray(h, dtype=np.float64), np.asarray(s, dtype=np.float64)
     if labels.ndim != 1 or labels.shape != scores.shape or not len(labels):
-        raise ValueError(
-            f"labels and scores must be lists of the same length, at least 1; got {labels.shape} and {scores.shape}"
-        )
+        got = f"{labels.shape} and {scores.shape}"
+        raise ValueError(f"labels and scores must be lists of the same length, at least 1; got {got}")
     for what, wrong in (("score is nan", np.isnan(scores)), ("label is not 0 or 1", (labels != 0) & (labels != 1))):
         if wrong.any():
             rows = np.flatnonzero(wrong)[:10]
             named = ", ".join(str(row if ids is None else ids[row]) for row in rows)
             raise ValueError(f"{what} in {wrong.sum()} rows: {named}; leave them out and count them, or mend them")
     return labels, scores.round(DIGITS)
+
+
+def _by_score(scores: np.ndarray, *columns: np.ndarray) -> Iterator[np.ndarray]:
+    """Sums [rounds, group] of columns [rounds, n] over rows of equal score, the lowest score first."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    return (np.add.reduceat(column[:, order], starts, axis=1) for column in columns)
 
 
 def roc(h: ArrayLike, s: ArrayLike, *, ids: Sequence[object] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -66,14 +71,10 @@ def roc(h: ArrayLike, s: ArrayLike, *, ids: Sequence[object] | None = None) -> t
 def auroc(
     h: ArrayLike, s: ArrayLike, weights: np.ndarray | None = None, *, ids: Sequence[object] | None = None
 ) -> np.ndarray:
-    """P(an invented row scores below a real one) + half P(equal), for each row of `weights` [rounds, n]; NaN for one
-    class."""
+    """P(an invented row scores below a real one) + half P(equal), a row of `weights` [rounds, n]; NaN for one class."""
     labels, scores = _checked(h, s, ids)
     weights = np.ones((1, len(labels))) if weights is None else weights
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    hit = np.add.reduceat((weights * labels)[:, order], starts, axis=1)
-    miss = np.add.reduceat((weights * (1 - labels))[:, order], starts, axis=1)
+    hit, miss = _by_score(scores, weights * labels, weights * (1 - labels))
     above = miss.sum(1, keepdims=True) - np.cumsum(miss, axis=1)  # real rows with a higher score
     pairs = hit.sum(1) * miss.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -114,8 +115,7 @@ def gains_ci(
     rounds: int = 1_000,
     seed: int = 0,
 ) -> dict[tuple[str, str], Interval]:
-    """AUROC of the first score minus that of the second, for each pair of names; every round draws the same rows for
-    both."""
+    """AUROC of the first score minus that of the second, for each pair of names, both from the same drawn rows."""
     draws = cluster_counts(cluster, rounds, seed)
     every = {name: (float(auroc(h, scores[name])[0]), auroc(h, scores[name], draws)) for pair in pairs for name in pair}
     return {(a, b): Interval(every[a][0] - every[b][0], *middle(every[a][1] - every[b][1])) for a, b in pairs}
@@ -153,10 +153,7 @@ def fdr_at(
     """
     labels, scores = _checked(h, s, ids)
     weights = np.ones((1, len(labels))) if weights is None else weights
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf))
-    size = np.add.reduceat(weights[:, order], starts, axis=1)
-    hit = np.add.reduceat((weights * labels)[:, order], starts, axis=1)
+    size, hit = _by_score(-scores, weights, weights * labels)
     wanted = np.asarray(fractions, dtype=np.float64)
     found = np.empty((len(weights), len(wanted)))
     for i in range(len(weights)):

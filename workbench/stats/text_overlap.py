@@ -34,8 +34,12 @@ def tokens(text: str) -> list[str]:
 
 def rouge_n(reference: str, candidate: str, n: int) -> Overlap:
     """Shared n-grams, each counted as often as it stands in both."""
-    grams = [Counter(zip(*(t[i:] for i in range(n)), strict=False)) for t in (tokens(reference), tokens(candidate))]
-    return _overlap((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total())
+    ours, theirs = _grams(tokens(reference), n), _grams(tokens(candidate), n)
+    return _overlap((ours & theirs).total(), ours.total(), theirs.total())
+
+
+def _grams(units: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(zip(*(units[i:] for i in range(n)), strict=False))
 
 
 def rouge_l(reference: str, candidate: str) -> Overlap:
@@ -45,13 +49,14 @@ def rouge_l(reference: str, candidate: str) -> Overlap:
 
 
 def rouge_l_sum(reference: str, candidate: str) -> Overlap:
-    """Longest common subsequences line by line: what any line of the candidate shares with a reference line counts
-    once."""
+    """Longest common subsequences line by line; what lines of the candidate share with a reference line counts once."""
     ours, theirs = ([tokens(line) for line in text.split("\n") if line] for text in (reference, candidate))
     left = [Counter(word for line in lines for word in line) for lines in (ours, theirs)]
     totals, hits = [count.total() for count in left], 0
     for line in ours:
-        for word in (line[place] for place in sorted(set().union(*(_common_places(line, other) for other in theirs)))):
+        blocks = (block for other in theirs for block in LCSseq.opcodes(line, other) if block.tag == "equal")
+        places = {place for block in blocks for place in range(block.src_start, block.src_end)}
+        for word in (line[place] for place in sorted(places)):
             if min(count[word] for count in left) > 0:
                 hits += 1
                 for count in left:
@@ -65,8 +70,7 @@ def edit_similarity(reference: str, candidate: str) -> float:
 
 
 def match(reference: str, candidate: str) -> Match:
-    """Exact: the same tokens. Near-exact: nearly all of the reference in order, or few edits. No tokens match
-    nothing."""
+    """Exact: the same tokens. Near-exact: nearly all of the reference in order, or few edits. No tokens: no match."""
     if not tokens(reference) or not tokens(candidate):
         return "no"
     if tokens(reference) == tokens(candidate):
@@ -96,20 +100,13 @@ def _unquoted(text: str) -> str:
     return text[1:-1].strip() if around and text[0] not in text[1:-1] else text
 
 
-def _common_places(line: Sequence[str], other: Sequence[str]) -> set[int]:
-    """Places of `line` that belong to one longest common subsequence with `other`."""
-    blocks = LCSseq.opcodes(line, other)
-    return {place for block in blocks if block.tag == "equal" for place in range(block.src_start, block.src_end)}
-
-
 def _overlap(shared: float, reference: int, candidate: int) -> Overlap:
     precision, recall = shared / max(candidate, 1), shared / max(reference, 1)
     return Overlap(precision, recall, 2 * precision * recall / (precision + recall) if shared else 0.0)
 
 
 def bleu(text: Sequence[str], reference: Sequence[str], *, n: int = 4) -> float:
-    """Sentence BLEU in [0, 1] without smoothing: geometric mean of the precisions of 1 to n tokens, times the brevity
-    penalty.
+    """Sentence BLEU in [0, 1] without smoothing: geometric mean of precisions of 1 to n tokens times brevity penalty.
 
     A string is a sequence of characters: `bleu(text, reference)` of two strings is BLEU by characters, which is what a
     routine for lists of words computes when it is fed with plain strings; for BLEU by words pass `text.split()`.
@@ -118,9 +115,8 @@ def bleu(text: Sequence[str], reference: Sequence[str], *, n: int = 4) -> float:
     """
     precisions = []
     for size in range(1, n + 1):
-        grams = [Counter(tuple(side[i : i + size]) for i in range(len(side) - size + 1)) for side in (text, reference)]
-        total = sum(grams[0].values())
-        precisions.append(sum((grams[0] & grams[1]).values()) / total if total else 0.0)
+        ours, theirs = _grams(text, size), _grams(reference, size)
+        precisions.append((ours & theirs).total() / ours.total() if ours else 0.0)
     if not text or min(precisions) == 0:
         return 0.0
     brevity = min(0.0, 1 - len(reference) / len(text))

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
 from typing import Any, ClassVar
 
 import numpy as np
@@ -179,6 +178,10 @@ def _given(title: str, arm: str = "dpo", kind: str = "offline pairs", **loss: An
     return Competitor(title, kind, dpo, arm, partial(_on_pairs, **loss), lambda c: c.responses // 2, is_given=True)
 
 
+def _on_rewards(title: str, arm: str) -> Competitor:
+    return Competitor(title, "online reward", dr_po, arm, _on_reward, lambda c: c.responses)
+
+
 COMPETITORS: dict[str, Competitor] = {
     "sft": Competitor("SFT on right solutions", "demonstrations", spin, "sft", _spin, _fifth),
     "spin": Competitor("SPIN", "demonstrations", spin, "spin", _spin, _fifth),
@@ -195,10 +198,8 @@ COMPETITORS: dict[str, Competitor] = {
     "step_dpo": Competitor("Step-DPO", "step pairs", step_dpo, "step_dpo", _on_steps, lambda c: c.responses // 6),
     "sphere": Competitor("SPHERE, stage 1", "step pairs", sphere, "stage1", _searched, lambda c: c.responses // 8),
     "mpo": Competitor("MPO", "online reward", mpo, "mpo", _in_stages, lambda c: c.responses // 4, is_given=True),
-    "ppo": Competitor("PPO", "online reward", dr_po, "ppo", _on_reward, lambda c: c.responses),
-    "dr_po": Competitor(
-        "DR-PO, half of the rollouts reset", "online reward", dr_po, "dr_po_50", _on_reward, lambda c: c.responses
-    ),
+    "ppo": _on_rewards("PPO", "ppo"),
+    "dr_po": _on_rewards("DR-PO, half of the rollouts reset", "dr_po_50"),
 }
 
 
@@ -263,8 +264,7 @@ def attempt(
 
 def last_weights(folder: Any) -> Any:
     """The weights that a method's last round left somewhere under `folder`."""
-    found = list(folder.glob("**/round-*/weights.safetensors"))
-    if not found:
+    if not (found := list(folder.glob("**/round-*/weights.safetensors"))):
         why = "the method did not leave its weights there"
         raise FileNotFoundError(f"no round-*/weights.safetensors under {folder}: {why}")
     return max(found, key=lambda path: int(path.parent.name.removeprefix("round-")))
@@ -294,8 +294,7 @@ def standings(experiment: Any, results: Sequence[Mapping[str, Any]]) -> pd.DataF
     """One row a competitor, best first: means over the seeds, with the Bradley-Terry strength of its samples.
 
     Every seed is a tournament: on each test problem, everyone's sample meets everyone else's, and the higher score
-    wins. `strength` is the mean over the seeds' fits (nats, mean 0 in each), `lower` and `upper` its 95 % interval over
-    seeds.
+    wins. `strength` is the mean over the seeds' fits (nats, mean 0 in each), `lower` and `upper` its 95 % interval.
     """
     names = ["start", *experiment.config.arms]
     rows = []
@@ -315,14 +314,13 @@ SHOWN = ("quality", "valid_steps", "sampled", "kl_nats", "generated_tokens", "op
 
 def tournament(experiment: Any, seed: int, names: Sequence[str]) -> np.ndarray:
     """Bradley-Terry strengths [competitor] of one seed, from the scores of everyone's samples on the same problems."""
-    run = experiment.run.child(f"seed-{seed}")
-    first = names[1]
-    folders = [run.child(first).child("start").folder if name == "start" else run.child(name).folder for name in names]
+    folder = experiment.run.folder / f"seed-{seed}"
+    folders = [folder / (f"{names[1]}/start" if name == "start" else name) for name in names]
     scores = np.array([pd.read_parquet(folder / "answers.parquet")["score"] for folder in folders])
-    left, right = np.array(list(combinations(range(len(names)), 2))).T.repeat(scores.shape[1], axis=1)
-    outcomes = [(np.sign(scores[a] - scores[b]) + 1) / 2 for a, b in combinations(range(len(names)), 2)]
-    matches = np.column_stack([left, right, np.concatenate(outcomes)])
-    return bradley_terry(matches, len(names), intervals="none").scores
+    first, second = np.triu_indices(len(names), 1)
+    outcomes = (np.sign(scores[first] - scores[second]) + 1) / 2
+    pairs = np.stack([first, second]).repeat(scores.shape[1], axis=1)
+    return bradley_terry(np.vstack([pairs, outcomes.ravel()]).T, len(names), intervals="none").scores
 
 
 # ------------------------------------------------------------------------------------------------------------- claims

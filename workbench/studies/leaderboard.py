@@ -79,8 +79,7 @@ def load_published(path: str | Path) -> pd.DataFrame:
 
 
 def _need(table: pd.DataFrame, columns: Sequence[str], source: str) -> None:
-    missing = [name for name in columns if name not in table]
-    if missing:
+    if missing := [name for name in columns if name not in table]:
         raise ValueError(f"{source} lacks the columns {missing}; it has {list(table)}, it needs {list(columns)}")
     if table.empty:
         raise ValueError(f"{source} has no rows; a leaderboard needs at least one")
@@ -141,10 +140,8 @@ def synthetic_annotations(
 
 def win_rates(annotations: pd.DataFrame) -> pd.DataFrame:
     """Win rate against the baseline and its standard error, in percent, best first; with mean length in characters."""
-    rows = []
-    for model, part in check_annotations(annotations).groupby("model", sort=True):
-        rate, error = win_rate(part["preference"])
-        rows.append((str(model), rate, error, len(part), part["model_chars"].mean()))
+    groups = check_annotations(annotations).groupby("model", sort=True)
+    rows = [(str(m), *win_rate(part["preference"]), len(part), part["model_chars"].mean()) for m, part in groups]
     rows.sort(key=lambda row: -row[1])
     return pd.DataFrame(rows, columns=["model", "win_rate", "standard_error", "n", "mean_chars"])
 
@@ -223,12 +220,10 @@ def penalty_table(
     _, preference, length = _wide(annotations)
     pairs, cells = list(product(l2_length, l2_difficulty)), int((~np.isnan(preference)).sum())
     losses = length_controlled.held_out_losses(preference, length, pairs, folds=folds, seed=seed)
-    best = min(losses, key=lambda loss: loss.sum())
-    rows = []
-    for pair, loss in zip(pairs, losses, strict=True):
-        above = loss - best
-        rows.append((*pair, loss.sum() / cells, above.sum() / cells, above.std(ddof=1) * len(loss) ** 0.5 / cells))
-    table = pd.DataFrame(rows, columns=["l2_length", "l2_difficulty", "held_out_loss", "above_best", "standard_error"])
+    above = losses - min(losses, key=lambda loss: loss.sum())
+    spread = above.std(1, ddof=1) * losses.shape[1] ** 0.5 / cells
+    table = pd.DataFrame(pairs, columns=["l2_length", "l2_difficulty"])
+    table = table.assign(held_out_loss=losses.sum(1) / cells, above_best=above.sum(1) / cells, standard_error=spread)
     return table.sort_values("held_out_loss", kind="stable", ignore_index=True)
 
 
@@ -246,8 +241,7 @@ def leaderboard(rates: pd.DataFrame, strengths: pd.DataFrame, controlled: pd.Dat
 
 
 def compare_with_published(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """How `leaderboard`'s columns agree with those of a published table, over the models that both know; raw rates are
-    the yardstick.
+    """How `leaderboard` agrees with a published table, over the models that both know; raw rates are the yardstick.
 
     Returns:
         One row per comparison: `ours`, `reference`, `n`, `spearman`, `kendall`, and in percent points

@@ -16,6 +16,7 @@ import numpy as np
 from workbench import data
 from workbench.data import Row
 from workbench.models import Policy
+from workbench.models.turns import render
 from workbench.tasks.real import TextTask
 from workbench.training.reference import reference_logps
 
@@ -126,8 +127,8 @@ def next_question(policy: Policy, question: str) -> list[int]:
     text = _rendered(policy, turns).partition(_SECOND)[2]
     between, _, after = text.partition(_THIRD)
     ids = _special(policy, between)
-    if ids[:1] == [policy.tokenizer.eos_token_id]:
-        ids = ids[1:]  # the answer has its own
+    end = list(policy.turn.end_ids)
+    ids = ids[len(end) :] if ids[: len(end)] == end else ids  # the answer has its own
     return [*ids, *policy.encode_part(question), *_special(policy, after)]
 
 
@@ -142,7 +143,7 @@ def _framed(policy: Policy) -> tuple[list[int], list[int]]:
 
 def _rendered(policy: Policy, turns: Sequence[tuple[str, str]]) -> str:
     chat = [{"role": role, "content": text} for role, text in turns]
-    return policy.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    return render(policy.tokenizer, chat)
 
 
 def _special(policy: Policy, text: str) -> list[int]:

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from workbench.kernels.heads import body_and_head
+from workbench.kernels.meeting import parts_of
 from workbench.models import Policy
 
 
@@ -101,7 +101,7 @@ def _shard(model: Any, mesh: DeviceMesh) -> None:
     its shard is worked on where it lies (`kernels.sharded_head`). A head tied to the input embedding shares its shard;
     for the look-up of the input FSDP gathers that matrix with the rest of the body's own weights.
     """
-    body, head = body_and_head(model)
+    body, head, *_ = parts_of(model)  # met whole: in pieces its own forward pass has no output
     matrix = head.weight
     tied = next((module for module in body.modules() if getattr(module, "weight", None) is matrix), None)
     causal = model.get_base_model() if hasattr(model, "peft_config") else model

@@ -81,10 +81,9 @@ class PPOConfig(Training, Sampling, Presets):
         super().__post_init__()
         smallest = min(self.batch_size, self.minibatch_size or self.batch_size)
         if self.whiten_rewards and smallest < 8:
-            raise ValueError(
-                f"whitening over fewer than 8 responses is noise; got batch_size={self.batch_size}, "
-                f"minibatch_size={self.minibatch_size}: raise them or set whiten_rewards=False"
-            )
+            got = f"batch_size={self.batch_size}, minibatch_size={self.minibatch_size}"
+            remedy = "raise them or set whiten_rewards=False"
+            raise ValueError(f"whitening over fewer than 8 responses is noise; got {got}: {remedy}")
         if self.minibatch_size > self.batch_size:
             raise ValueError(f"minibatch_size={self.minibatch_size} is more than batch_size={self.batch_size}")
 
@@ -102,8 +101,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Rollout:
-    """The responses of one update and all that its losses need; tensors are [row, tok], nats where they are
-    log-probs."""
+    """The responses of one update and all that its losses need; tensors [row, tok], log-probs in nats."""
 
     groups: list[Group]
     texts: list[str]
@@ -186,7 +184,12 @@ def optimise(
         run.log({"step": update, **summary(rollout), **numbers, "learning_rate": rate})
         if config.ppo_checkpoint_every and (update + 1) % config.ppo_checkpoint_every == 0:
             checkpoint.store(update + 1)
-    _warn_of_missing_ends(run)
+    # without an end the fixed penalty, not the reward, is what was learned from
+    rates = [row["missing_end"] for row in run.metrics()]
+    if n := sum(rate > 0.5 for rate in rates):
+        told = "more than half of the responses had no EOS token and got the fixed penalty"
+        remedy = "raise max_new_tokens or start from a model that ends its responses"
+        log.warning("in %d of %d updates %s; %s", n, len(rates), told, remedy)
     save_weights(policy.model, last)
     checkpoint.remove()
     run.cached(f"evaluation-{config.updates}", lambda: measured(config.updates))
@@ -213,73 +216,61 @@ def roll_out(
     length = config.max_new_tokens
     if full := [i for i, prefix in enumerate(batch.prefixes) if len(prefix) >= length]:
         raise ValueError(f"the prefixes of rows {full[:10]} have {length} tokens or more: nothing is left to generate")
-    prompts = [policy.encode_prompt(prompt, room=2 * length) for prompt in batch.prompts]
-    responses = sample(
-        policy,
-        prompts,
-        prefix=batch.prefixes,
-        max_new_tokens=[length - len(prefix) for prefix in batch.prefixes],
-        temperature=config.temperature,
-        seed=seed,
-    )
-    ids = [tokens[0] for tokens in responses.tokens]
-    groups = [Group(prompt, [response]) for prompt, response in zip(prompts, ids, strict=True)]
-    end = policy.tokenizer.eos_token_id
+    groups, texts = _drawn(policy, batch, config, seed)
+    ids = [group.responses_ids[0] for group in groups]
     padded = torch.tensor([row + [-1] * (max(map(len, ids)) - len(row)) for row in ids], device=policy.device)
-    _, last, ended = objectives.truncate(padded, end_id=end, pad_id=-1)
+    is_end = torch.isin(padded, torch.tensor(sorted(policy.end_ids), device=policy.device))
+    _, last, ended = objectives.truncate(padded.where(~is_end, policy.end_id), end_id=policy.end_id, pad_id=-1)
     columns = torch.arange(padded.shape[1], device=policy.device)
     prefix_lengths = torch.tensor([len(prefix) for prefix in batch.prefixes], device=policy.device)
     is_token = (padded >= 0) & (columns <= last[:, None])
     last = is_token.sum(-1) - 1
     is_generated = is_token & (columns >= prefix_lengths[:, None])
-    texts = [policy.decode(row).lstrip() for row in ids]
     given = np.asarray(reward(batch.prompts, ids, texts), dtype=float)
     if len(bad := np.flatnonzero(~np.isfinite(given))):
-        raise FloatingPointError(
-            f"the scores of rows {bad[:10].tolist()} are NaN or infinite; the first prompt is {batch.prompts[bad[0]]!r}"
-        )
+        what = f"the scores of rows {bad[:10].tolist()} are NaN or infinite"
+        raise FloatingPointError(f"{what}; the first prompt is {batch.prompts[bad[0]]!r}")
     scores = torch.where(ended.cpu(), torch.from_numpy(given), config.missing_end_score).float().to(policy.device)
+
+    def logps_of(model: Policy) -> Tensor:
+        return _in_parts(groups, policy, lambda held: _token_logps(model, held, config))
+
     with torch.no_grad():
-        old_logps = _in_parts(
-            groups, policy, lambda held: score(policy, held, temperature=config.temperature).token_logps[:, 0]
-        )
+        now = logps_of(policy)
         with policy.without_adapter() if reference is None else nullcontext(reference) as frozen:
-            reference_logps = _in_parts(
-                groups, policy, lambda held: score(frozen, held, temperature=config.temperature).token_logps[:, 0]
-            )
+            then = logps_of(frozen)
         with critic.autocast():
-            old_values = _in_parts(groups, policy, critic.values)
-    rewards, _ = objectives.token_rewards(
-        old_logps, reference_logps, scores, last, kl_coef=config.kl_coef, is_token=is_token
-    )
+            values = _in_parts(groups, policy, critic.values)
+    rewards, _ = objectives.token_rewards(now, then, scores, last, kl_coef=config.kl_coef, is_token=is_token)
     if config.whiten_rewards:
         rewards = objectives.whiten(rewards, is_token, shift_mean=False)
-    advantages, returns = objectives.gae(rewards, old_values, gamma=config.gamma, lam=config.lam, is_token=is_token)
+    advantages, returns = objectives.gae(rewards, values, gamma=config.gamma, lam=config.lam, is_token=is_token)
     advantages = objectives.whiten(advantages, is_token)
-    return Rollout(
-        groups,
-        texts,
-        scores,
-        ended,
-        last,
-        old_logps,
-        reference_logps,
-        old_values,
-        is_token,
-        is_generated,
-        advantages,
-        returns,
-    )
+    estimates = (values, is_token, is_generated, advantages, returns)
+    return Rollout(groups, texts, scores, ended, last, now, then, *estimates)
+
+
+def _drawn(policy: Policy, batch: Batch, config: PPOConfig, seed: int) -> tuple[list[Group], list[str]]:
+    """One response to each prompt, behind its prefix: tokens, and texts without the blank at their start."""
+    length = config.max_new_tokens
+    prompts = [policy.encode_prompt(prompt, room=2 * length) for prompt in batch.prompts]
+    options: dict[str, Any] = {"max_new_tokens": [length - len(prefix) for prefix in batch.prefixes], "seed": seed}
+    found = sample(policy, prompts, prefix=batch.prefixes, temperature=config.temperature, **options)
+    groups = [Group(prompt, [tokens[0]]) for prompt, tokens in zip(prompts, found.tokens, strict=True)]
+    return groups, [policy.decode(tokens[0]).lstrip() for tokens in found.tokens]
+
+
+def _token_logps(policy: Policy, groups: list[Group], config: PPOConfig) -> Tensor:
+    return score(policy, groups, temperature=config.temperature).token_logps[:, 0]
 
 
 def check_start(rollout: Rollout, policy: Policy) -> None:
     """Before any update policy and reference are the same weights under the same input, so every log-ratio is 0."""
     worst = float((rollout.old_logps - rollout.reference_logps).abs().max())
     if not worst < _tolerance(policy):
-        raise RuntimeError(
-            f"before the first update a token's log-ratio of policy and reference is {worst:.2g} nats and should be 0:"
-            " the reference is not the model that this stage starts from"
-        )
+        found = f"a token's log-ratio of policy and reference is {worst:.2g} nats and should be 0"
+        why = "the reference is not the model that this stage starts from"
+        raise RuntimeError(f"before the first update {found}: {why}")
 
 
 def summary(rollout: Rollout) -> dict[str, float]:
@@ -298,18 +289,6 @@ def summary(rollout: Rollout) -> dict[str, float]:
     return {name: float(value) for name, value in numbers.items()}
 
 
-def _warn_of_missing_ends(run: Run) -> None:
-    """Most responses of an update without an end: the fixed penalty, not the reward, is what was learned from."""
-    rates = [row["missing_end"] for row in run.metrics()]
-    if rates and max(rates) > 0.5:
-        log.warning(
-            "in %d of %d updates more than half of the responses had no EOS token and got the fixed penalty; raise "
-            "max_new_tokens or start from a model that ends its responses",
-            sum(rate > 0.5 for rate in rates),
-            len(rates),
-        )
-
-
 @torch.no_grad()
 def answers(
     policy: Policy,
@@ -324,20 +303,10 @@ def answers(
 
     The log-ratio is of the whole response at temperature 1, nats; `start` None is the policy with its adapter off.
     """
-    length = config.max_new_tokens
-    encoded = [policy.encode_prompt(prompt, room=2 * length) for prompt in prompts]
-    responses = sample(
-        policy,
-        encoded,
-        prefix=prefixes,
-        max_new_tokens=[length - len(prefix) for prefix in prefixes],
-        temperature=config.temperature,
-        seed=20_000 + seed,
-    )
-    ids = [tokens[0] for tokens in responses.tokens]
-    ended = np.array([tokens[-1] == policy.tokenizer.eos_token_id for tokens in ids])
-    scores = reward(prompts, ids, [policy.decode(row).lstrip() for row in ids])
-    groups = [Group(prompt, [tokens]) for prompt, tokens in zip(encoded, ids, strict=True)]
+    groups, texts = _drawn(policy, Batch(prompts, prefixes), config, 20_000 + seed)
+    ids = [group.responses_ids[0] for group in groups]
+    ended = np.array([tokens[-1] in policy.end_ids for tokens in ids])
+    scores = reward(prompts, ids, texts)
     now = reference_logps(policy, groups)[:, 0]
     with policy.without_adapter() if start is None else nullcontext(start) as frozen:
         then = reference_logps(frozen, groups)[:, 0]
@@ -366,24 +335,22 @@ def improve(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     history: list[dict[str, float]] = []
     for epoch in range(config.inner_epochs):
-        order = np.random.default_rng([seed, update, epoch]).permutation(rows)
-        for start in range(0, rows - size + 1, size):
-            numbers = _step(policy, critic, rollout, order[start : start + size].tolist(), config)
-            if not history:
-                _check_first_step(numbers, policy)
+        order = np.random.default_rng([seed, update, epoch]).permutation(rows).tolist()
+        for held in (order[start : start + size] for start in range(0, rows - size + 1, size)):
+            numbers = _step(policy, critic, rollout, held, config)
+            if not history and not numbers["ratio_error"] < _tolerance(policy):
+                found = f"the ratio of new and old policy is off 1 by {numbers['ratio_error']:.2g}"
+                why = "the log-probs of the rollout are not those of the policy that is trained"
+                raise RuntimeError(f"at the first inner step {found}, and nothing was updated yet: {why}")
             if not np.isfinite(numbers["loss"]):
                 raise FloatingPointError(f"update {update}: the loss is {numbers['loss']}; lower the learning rate")
             norm = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf))
             if not math.isfinite(norm):
-                raise FloatingPointError(
-                    f"update {update}: the loss is finite but the gradient is not; lower the learning rate, or use"
-                    " precision='no'"
-                )
+                remedy = "lower the learning rate, or use precision='no'"
+                raise FloatingPointError(f"update {update}: the loss is finite but the gradient is not; {remedy}")
             optimizer.step()
             optimizer.zero_grad()
-            add_cost(
-                optimizer_steps=1, trained_tokens=sum(n_tokens(rollout.groups[i]) for i in order[start : start + size])
-            )
+            add_cost(optimizer_steps=1, trained_tokens=sum(n_tokens(rollout.groups[i]) for i in held))
             history.append(numbers)
     first = {f"first_{name}": history[0][name] for name in ("ratio_error", "policy_clipped")}
     names = ("loss", "policy_loss", "value_loss", "policy_clipped", "value_clipped")
@@ -400,28 +367,20 @@ def _step(
     total: dict[str, float] = {"policy_loss": 0.0, "value_loss": 0.0, "policy_clipped": 0.0, "value_clipped": 0.0}
     ratio_error = 0.0
     max_tokens = config.micro_batch_tokens or tokens_per_microbatch(policy.device)
+    limits = {"cliprange": config.cliprange, "cliprange_value": config.cliprange_value}
+    targets = [(rollout.old_logps, rollout.advantages), (rollout.old_values, rollout.returns)]
+    targets.append((rollout.is_generated, rollout.is_token))
     for held in microbatches(rows, sizes, max_tokens=max_tokens, max_rows=config.micro_batch_size):
         groups = [rollout.groups[i] for i in held]
-        logps = score(policy, groups, temperature=config.temperature).token_logps[:, 0]
+        logps = _token_logps(policy, groups, config)
         with critic.autocast():
             values = critic.values(groups).float()
-        width = logps.shape[1]
-
-        def of(tensor: Tensor, held: list[int] = held, width: int = width) -> Tensor:
-            return tensor[held, :width]
-
-        is_generated, is_token = of(rollout.is_generated), of(rollout.is_token)
+        (old_logps, advantages), (old_values, returns), (is_generated, is_token) = (
+            [tensor[held, : logps.shape[1]] for tensor in pair] for pair in targets
+        )
+        masked: dict[str, Any] = {"is_generated": is_generated, "is_token": is_token, **limits}
         (policy_losses, value_losses), logged = objectives.ppo(
-            logps,
-            of(rollout.old_logps),
-            of(rollout.advantages),
-            values,
-            of(rollout.old_values),
-            of(rollout.returns),
-            cliprange=config.cliprange,
-            cliprange_value=config.cliprange_value,
-            is_generated=is_generated,
-            is_token=is_token,
+            logps, old_logps, advantages, values, old_values, returns, **masked
         )
         policy_loss, value_loss = policy_losses.sum() / n_generated, value_losses.sum() / n_token
         (policy_loss + config.vf_coef * value_loss).backward()
@@ -431,14 +390,6 @@ def _step(
         total["value_clipped"] += float((logged["value_clipped"] & is_token).sum() / n_token)
         ratio_error = max(ratio_error, float((logged["ratios"] - 1)[is_generated].abs().max()))
     return {**total, "loss": total["policy_loss"] + config.vf_coef * total["value_loss"], "ratio_error": ratio_error}
-
-
-def _check_first_step(numbers: dict[str, float], policy: Policy) -> None:
-    if not numbers["ratio_error"] < _tolerance(policy):
-        raise RuntimeError(
-            f"at the first inner step the ratio of new and old policy is off 1 by {numbers['ratio_error']:.2g}, and"
-            " nothing was updated yet: the log-probs of the rollout are not those of the policy that is trained"
-        )
 
 
 def _tolerance(policy: Policy) -> float:

@@ -1,13 +1,11 @@
 """A probe: what a policy says about held-out pairs, and what it writes itself, at some steps of a training.
 
 A probe is what `training.train(watch=...)` calls. It takes no number from a global random generator and leaves the
-policy as it found it, so weights and losses are bit for bit those of a training without it. Its tables lie in
-`<run>/probe/`:
+policy as it found it, so weights and losses are bit for bit those without it. Its tables lie in `<run>/probe/`:
 
 - `rows.parquet`: one row a held-out pair: `row`, `prompt`, `chosen`, `rejected` (texts), `chosen_length`,
   `rejected_length` (tokens)
-- `scores.parquet`: `step`, `row`, `chosen_logp`, `rejected_logp` (nats, end token included; NaN where the model gives
-  NaN)
+- `scores.parquet`: `step`, `row`, `chosen_logp`, `rejected_logp` (nats, end token included; NaN as the model gives it)
 - `samples.parquet`: `step`, `prompt`, `k`, `text`, `length` (tokens, end token included), `ended`, `logp` (nats),
   `quality`
 - `about.json`: settings, seconds spent here and in training, seconds at each step
@@ -59,8 +57,7 @@ class Probe:
         prompts: what the policy answers, the first `n_prompts` different ones. None: nothing is sampled.
         every: optimiser steps between two measurements.
         n_samples: responses a prompt. The same random numbers serve at every step, so two steps differ by the policy.
-        quality: scores of responses, called with as many prompts as texts, higher is better; None where nobody can
-            tell.
+        quality: scores of responses to as many prompts, higher is better; None where nobody can tell.
         beta: of the implicit reward, 1/nat; 0 where there is none. Only written down.
 
     Raises:
@@ -83,21 +80,14 @@ class Probe:
         n_prompts: int = 16,
         beta: float = 0.0,
     ):
-        numbers = {
-            "every": every,
-            "n_samples": n_samples,
-            "max_new_tokens": max_new_tokens,
-            "n_rows": n_rows,
-            "n_prompts": n_prompts,
-        }
+        numbers = {"every": every, "n_samples": n_samples, "max_new_tokens": max_new_tokens}
+        numbers |= {"n_rows": n_rows, "n_prompts": n_prompts}
         for name, value in numbers.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}; to measure nothing give no probe")
-        for row, group in enumerate(pairs):
-            if len(group.responses_ids) != 2:
-                raise ValueError(
-                    f"pairs, row {row}: chosen and rejected are needed; got {len(group.responses_ids)} responses"
-                )
+        for row, n in enumerate(len(group.responses_ids) for group in pairs):
+            if n != 2:
+                raise ValueError(f"pairs, row {row}: chosen and rejected are needed; got {n} responses")
         self.folder = run.folder / FOLDER
         self.pairs = list(pairs[:n_rows])
         self.prompts = list({json.dumps(runs.plain(prompt)): prompt for prompt in prompts}.values())[:n_prompts]
@@ -134,16 +124,15 @@ class Probe:
         return not self.pairs and not self.prompts
 
     def _known(self, before: float) -> list[int]:
-        """The steps that count as measured. At its first step a training forgets what a killed one saw from there
-        on."""
+        """The steps that count as measured; at its first step a training forgets what a killed one saw since."""
         about = self._stored()
-        steps = [int(step) for step in about.get("seconds_at", {})]
-        if self._last < 0 and math.isfinite(before) and any(step >= before for step in steps):
-            about["seconds_at"] = {str(step): about["seconds_at"][str(step)] for step in steps if step < before}
-            if distributed.rank() == 0:
-                self._write_tables(about, [], [])
-            steps = [step for step in steps if step < before]
-        return steps
+        steps = list(map(int, about.get("seconds_at", {})))
+        if self._last >= 0 or not math.isfinite(before) or all(step < before for step in steps):
+            return steps
+        about["seconds_at"] = {step: second for step, second in about["seconds_at"].items() if int(step) < before}
+        if distributed.rank() == 0:
+            self._write_tables(about, [], [])
+        return list(map(int, about["seconds_at"]))
 
     def _stored(self) -> dict[str, Any]:
         """What an earlier call with the same pairs, prompts and settings wrote."""
@@ -191,27 +180,16 @@ class Probe:
         quality = [math.nan] * len(texts)
         if self.quality is not None:
             quality = np.asarray(self.quality([self.prompts[i] for i, _ in places], texts), dtype=float).tolist()
-            if len(quality) != len(texts):
-                raise ValueError(
-                    f"quality gave {len(quality)} scores for {len(texts)} responses; it must give one each"
-                )
-        return [
-            [
-                step,
-                i,
-                k,
-                text,
-                len(drawn.tokens[i][k]),
-                drawn.finish_reasons[i][k] == "stop",
-                sum(drawn.token_logps[i][k]),
-                good,
-            ]
-            for (i, k), text, good in zip(places, texts, quality, strict=True)
-        ]
+            if (n := len(quality)) != len(texts):
+                raise ValueError(f"quality gave {n} scores for {len(texts)} responses; it must give one each")
+        rows = []
+        for (i, k), text, good in zip(places, texts, quality, strict=True):
+            has_ended = drawn.finish_reasons[i][k] == "stop"
+            rows.append([step, i, k, text, len(drawn.tokens[i][k]), has_ended, sum(drawn.token_logps[i][k]), good])
+        return rows
 
     def _write_tables(self, about: dict[str, Any], scores: list, samples: list) -> None:
-        """Adds rows, drops those of steps that `about` does not list; the list of steps comes last and makes it
-        valid."""
+        """Adds rows, drops those of steps that `about` does not list; that list is written last and makes it valid."""
         kept = [int(step) for step in about["seconds_at"]]
         if not (self.folder / "rows.parquet").is_file() or not self._stored():
             _write(self.folder / "rows.parquet", self._rows)
@@ -226,10 +204,8 @@ class Probe:
 
 
 def _texts(policy: Policy, pairs: Sequence[Group]) -> pd.DataFrame:
-    rows = [
-        [i, policy.decode(g.prompt_ids), *map(policy.decode, g.responses_ids), *map(len, g.responses_ids)]
-        for i, g in enumerate(pairs)
-    ]
+    texts = [[policy.decode(g.prompt_ids), *map(policy.decode, g.responses_ids)] for g in pairs]
+    rows = [[i, *texts[i], *map(len, g.responses_ids)] for i, g in enumerate(pairs)]
     return pd.DataFrame(rows, columns=["row", "prompt", "chosen", "rejected", "chosen_length", "rejected_length"])
 
 
@@ -240,8 +216,7 @@ def _write(path: Path, table: pd.DataFrame) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- reading
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]] | None:
-    """Tables `rows`, `scores`, `samples` and the settings that a probe left in the part `folder` of a run; None without
-    one.
+    """Tables `rows`, `scores`, `samples` and settings that a probe left in `folder`, a part of a run; None without one.
 
     Only steps that were written whole are given. `about["share"]` is the probe's part of the time, 0 to 1.
     """
@@ -253,12 +228,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[s
     steps = [int(step) for step in about["seconds_at"]]
     spent = about["probe_s"] + about["training_s"]
     about["share"] = about["probe_s"] / spent if about["training_s"] > 0 else math.nan
-    texts = [
-        prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False) for prompt in about["prompts"]
-    ]
-    scores, samples = _of_steps(scores, steps), _of_steps(samples, steps)
+    texts = [text if isinstance(text, str) else json.dumps(text, ensure_ascii=False) for text in about["prompts"]]
+    tables: Any = (scores, samples)
+    scores, samples = (table[table["step"].isin(steps)].reset_index(drop=True) for table in tables)
     return rows, scores, samples.assign(prompt_text=[texts[i] for i in samples["prompt"]]), about
-
-
-def _of_steps(table: Any, steps: Sequence[int]) -> Any:
-    return table[table["step"].isin(steps)].reset_index(drop=True)

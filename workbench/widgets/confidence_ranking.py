@@ -29,8 +29,7 @@ class ConfidenceRanking:
         answers: `qid`, `question`, `answer`, and `correct` (1, 0 or missing) where known.
         scores: scorer -> [answers], higher is surer; the first one orders the answers at first.
         intervals: scorer -> (lower, upper), each [answers]; for those that have them.
-        matchups: judgments `left`, `right` (qid), `outcome` (1: left surer, 0, 0.5), and `parse_status`, `raw_text`
-            where there.
+        matchups: `left`, `right` (qid), `outcome` (1: left surer, 0, 0.5), and `parse_status`, `raw_text` if there.
         labels: scorer -> what a reader calls it.
         kept: answers kept at first, most trusted first; -1 takes half of them.
 
@@ -54,9 +53,8 @@ class ConfidenceRanking:
         if not scores:
             raise ValueError("scores needs at least one scorer")
         self.scores = {name: _checked_scores(name, values, self.answers["qid"]) for name, values in scores.items()}
-        self.intervals = {
-            name: tuple(np.asarray(side, dtype=float) for side in pair) for name, pair in (intervals or {}).items()
-        }
+        sides = (intervals or {}).items()
+        self.intervals = {name: tuple(np.asarray(side, dtype=float) for side in pair) for name, pair in sides}
         self.labels = {name: (labels or {}).get(name, name) for name in self.scores}
         self.matchups: Any = None if matchups is None else _checked_matchups(matchups, self.answers["qid"])
         self.kept = n // 2 if kept < 0 else min(kept, n)
@@ -180,13 +178,10 @@ def _checked_answers(answers: Any) -> Any:
         known = ", ".join(map(str, answers.columns))
         raise ValueError(f"answers lacks the columns {', '.join(missing)}; it has {known}")
     table = answers.reset_index(drop=True)
-    if table["qid"].duplicated().any():
-        row = int(table["qid"].duplicated().to_numpy().argmax())
+    for row in np.flatnonzero(table["qid"].duplicated()):
         raise ValueError(f"answers row {row}, column 'qid': {table['qid'][row]!r} stands there twice")
     correct: Any = pd.to_numeric(table["correct"]) if "correct" in table else pd.Series(np.nan, index=table.index)
-    bad = correct.notna() & ~correct.isin([0, 1])
-    if bad.any():
-        row = int(bad.to_numpy().argmax())
+    for row in np.flatnonzero(correct.notna() & ~correct.isin([0, 1])):
         raise ValueError(f"answers row {row}, column 'correct': 1, 0 or nothing is needed; got {correct[row]:g}")
     return table.assign(correct=correct.astype(float))
 
@@ -195,8 +190,7 @@ def _checked_scores(name: str, values: Any, qids: Any) -> np.ndarray:
     scores = np.asarray(values, dtype=float)
     if scores.shape != (len(qids),):
         raise ValueError(f"scores[{name!r}] has {scores.size} values for {len(qids)} answers")
-    if not np.isfinite(scores).all():
-        row = int((~np.isfinite(scores)).argmax())
+    for row in np.flatnonzero(~np.isfinite(scores)):
         where = f"scores[{name!r}] of {qids[row]!r} (row {row})"
         raise ValueError(f"{where} is {scores[row]}; an order needs finite numbers")
     return scores
@@ -208,9 +202,7 @@ def _checked_matchups(matchups: Any, qids: Any) -> Any:
         for row, qid in enumerate(table[side]):
             if qid not in known:
                 raise ValueError(f"matchups row {row}, column {side!r}: {qid!r} is none of the {len(known)} answers")
-    bad = ~table["outcome"].isin([0.0, 0.5, 1.0])
-    if bad.any():
-        row = int(bad.to_numpy().argmax())
+    for row in np.flatnonzero(~table["outcome"].isin([0.0, 0.5, 1.0])):
         raise ValueError(f"matchups row {row}, column 'outcome': 0, 0.5 or 1 is needed; got {table['outcome'][row]}")
     if "parse_status" not in table:
         table = table.assign(parse_status=np.where(table["outcome"] == 0.5, "tie", "ok"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -18,16 +19,9 @@ class Paged:
 
     noun = "page"
     shown: int
-
-    @property
-    def n_pages(self) -> int:
-        raise NotImplementedError
-
-    def html(self, index: int) -> str:
-        raise NotImplementedError
-
-    def frame(self) -> pd.DataFrame:
-        raise NotImplementedError
+    n_pages: Any
+    html: Callable[..., str]
+    frame: Callable[[], pd.DataFrame]
 
     def widget(self) -> Any:
         """Live face: previous, slider (arrow keys), next."""

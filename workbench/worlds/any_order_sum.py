@@ -8,7 +8,7 @@ written in letters. With `retry_share`, some show a wrong solution, the word RET
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -16,18 +16,19 @@ import numpy as np
 from workbench import runs
 from workbench.data import Row
 from workbench.kernels import Group, sample
-from workbench.models import Policy, new_llama, pick_device
+from workbench.models import Policy
 from workbench.training.loop import TrainConfig, train
 from workbench.training.steps import supervised_step
 from workbench.worlds import sum_facts
-from workbench.worlds.language import word_tokenizer
+from workbench.worlds.language import key_of_start, made_once, small_policy, word_tokenizer
 from workbench.worlds.sum_facts import DIGITS, LETTERS, SumVerifier, bands, chains, in_letters, written
 
 RETRY = "RETRY"
 SPLITS = {"train": 1, "validation": 2, "test": 3, "pool": 4}
 IN_LETTERS = 0.01  # share of demonstrations
 SHARPNESS = 4.0  # of preferences: P(a over b) = sigmoid(4 (score a - score b))
-_FREE = ("device", "n_problems", "n_test", "sampled_test")  # what the starting checkpoints do not depend on
+# what the starting checkpoints do not depend on
+_FREE = ("device", "n_problems", "n_test", "sampled_test", "verifier", "delimiters")
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,14 @@ class AnyOrderSum:
     def problems(self, split: str, seed: int) -> list[Row]:
         """Rows `prompt`, `answer`; "validation" and "test" are the same for every seed."""
         n = self.n_problems if split in ("train", "pool") else self.n_test
-        rng = np.random.default_rng([SPLITS[split], seed if split in ("train", "pool") else 0])
-        return [
-            {"prompt": " ".join(map(str, numbers)), "answer": str(numbers.sum() % sum_facts.M)}
-            for numbers in self.draw(n, rng)
-        ]
+        drawn = self.draw(n, np.random.default_rng([SPLITS[split], seed if split in ("train", "pool") else 0]))
+        return [{"prompt": " ".join(map(str, x)), "answer": str(x.sum() % sum_facts.M)} for x in drawn]
 
     def prompts(self, split: str, seed: int, part: int = 0, parts: int = 1) -> list[str]:
         """Different ones: short problems may be drawn twice, and rounds must not share any."""
         return list(dict.fromkeys(row["prompt"] for row in self.problems(split, seed)))[part::parts]
 
-    def band(self, prompt: str) -> str:
-        """How hard a problem is: "easy", "middle" or "hard"."""
-        return sum_facts.band(prompt)
+    band = staticmethod(sum_facts.band)  # how hard a problem is: "easy", "middle" or "hard"
 
     def correction(self, prompt: str, wrong: str) -> str:
         """The prompt that asks for another try behind a wrong one."""
@@ -111,13 +107,8 @@ class AnyOrderSum:
     # -- what is better
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """1 for the right answer and the share of steps before the first wrong one: 0 to 2."""
-        check = self.verifier
-        return np.array(
-            [
-                check.is_right(prompt, text) + check.valid_share(prompt, text)
-                for prompt, text in zip(prompts, responses, strict=True)
-            ]
-        )
+        check, pairs = self.verifier, zip(prompts, responses, strict=True)
+        return np.array([check.is_right(*pair) + check.valid_share(*pair) for pair in pairs])
 
     def prefer(self, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> np.ndarray:
         return 1 / (1 + np.exp(-SHARPNESS * (self.score(prompts, a) - self.score(prompts, b))))
@@ -129,10 +120,8 @@ class AnyOrderSum:
 
     def demonstrations(self, split: str, seed: int) -> list[Row]:
         prompts = self.prompts(split, seed)
-        return [
-            {"prompt": prompt, "completion": text}
-            for prompt, text in zip(prompts, self.teacher(prompts, seed), strict=True)
-        ]
+        pairs = zip(prompts, self.teacher(prompts, seed), strict=True)
+        return [{"prompt": prompt, "completion": text} for prompt, text in pairs]
 
     def preferences(self, split: str, seed: int) -> list[Row]:
         """Pairs that the start itself wrote to problems of the split; the one with the higher score is chosen."""
@@ -142,32 +131,23 @@ class AnyOrderSum:
             prompts = self.prompts(split, seed)
             samples = sample(self.start(seed), prompts, n=2, max_new_tokens=self.max_new_tokens, seed=SPLITS[split])
             first, second = ([texts[k] for texts in samples.texts] for k in range(2))
-            gap = self.score(prompts, first) - self.score(prompts, second)
-            rows = [
-                {"prompt": prompt, "chosen": a if g > 0 else b, "rejected": b if g > 0 else a}
-                for prompt, a, b, g in zip(prompts, first, second, gap, strict=True)
-                if g
-            ]
+            gaps = self.score(prompts, first) - self.score(prompts, second)
+            told = [one for one in zip(prompts, first, second, gaps, strict=True) if one[3]]
+            rows = [{"prompt": p, "chosen": a if g > 0 else b, "rejected": b if g > 0 else a} for p, a, b, g in told]
             runs.write_json(folder / "rows.json", rows)
 
         return runs.read_json(runs.cached_folder(key, write) / "rows.json")
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
         """`quality`: share of right answers, greedy; the same on the validation problems and of samples at temperature
-        1; `valid_steps`: share of steps before the first wrong one; `closes`: share that ends as it should, both
-        greedy."""
+        1; `valid_steps`: share of steps before the first wrong one; `closes`: share that ends right, both greedy."""
         test, check = self.prompts("test", seed), self.verifier
-        held = [*test, *self.prompts("validation", seed)]
-        texts = self._answers(policy, held, temperature=0.0)
-        right = [check.is_right(prompt, text) for prompt, text in zip(held, texts, strict=True)]
-        n = len(test)
-        pairs = list(zip(test, texts[:n], strict=True))
-        numbers = {
-            "quality": np.mean(right[:n]),
-            "validation": np.mean(right[n:]),
-            "valid_steps": np.mean([check.valid_share(*pair) for pair in pairs]),
-            "closes": np.mean([check.closes(*pair) for pair in pairs]),
-        }
+        held, n = [*test, *self.prompts("validation", seed)], len(test)
+        pairs = list(zip(held, self._answers(policy, held, temperature=0.0), strict=True))
+        right = [check.is_right(*pair) for pair in pairs]
+        numbers = {"quality": np.mean(right[:n]), "validation": np.mean(right[n:])}
+        numbers["valid_steps"] = np.mean([check.valid_share(*pair) for pair in pairs[:n]])
+        numbers["closes"] = np.mean([check.closes(*pair) for pair in pairs[:n]])
         if self.sampled_test:
             sampled = self._answers(policy, test, temperature=1.0, seed=10_000 + seed)
             numbers["sampled"] = np.mean([check.is_right(*pair) for pair in zip(test, sampled, strict=True)])
@@ -193,16 +173,13 @@ class AnyOrderSum:
         """
         tokenizer = word_tokenizer([*DIGITS, *LETTERS, ";", "A", RETRY])
         length = self.k_max + 2 * (self.max_new_tokens + 1) + 2
-        model = new_llama(tokenizer, width=width, layers=layers, heads=4, max_length=length, seed=seed)
-        policy = Policy(model.to(pick_device(self.device)), tokenizer, self.name)  # type: ignore[arg-type]
+        policy = small_policy(self, tokenizer, width=width, layers=layers, max_length=length, seed=seed)
         rows = self.lessons(policy, 64 * steps, np.random.default_rng([seed, 0]))
-        decay = 64 * (steps - round(0.3 * steps))
-        flat = TrainConfig(
-            learning_rate=1e-3, schedule="constant", warmup_ratio=min(1.0, 50 / steps), micro_batch_tokens=2_300
-        )
-        train(policy, rows[:decay], supervised_step, flat, seed=seed)
+        decay, warmup = 64 * (steps - round(0.3 * steps)), min(1.0, 50 / steps)
+        flat = TrainConfig(learning_rate=1e-3, schedule="constant", warmup_ratio=warmup, micro_batch_tokens=2_300)
         last = TrainConfig(learning_rate=1e-3, schedule="linear", warmup_ratio=0.0)
-        train(policy, rows[decay:], supervised_step, last, seed=seed)
+        for part, config in ((rows[:decay], flat), (rows[decay:], last)):
+            train(policy, part, supervised_step, config, seed=seed)
         return policy
 
     def lessons(self, policy: Policy, n: int, rng: np.random.Generator) -> list[Group]:
@@ -224,15 +201,10 @@ class AnyOrderSum:
         return groups
 
     def _cached(self, kind: str, seed: int, build: Callable[[], Policy]) -> Policy:
-        """A starting checkpoint, made once for this world's settings, its code and the seed."""
-        folder = runs.cached_folder(self._key(kind, seed), lambda folder: build().save(folder))
-        return Policy.load(folder, device=self.device)
+        return made_once(self._key(kind, seed), self.device, build)
 
     def _key(self, kind: str, seed: int) -> dict:
-        settings = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_FREE, "verifier", "delimiters")
-        }
-        return {"kind": f"any-order-sum-{kind}", "code": runs.code_hash(__name__), "seed": seed, **settings}
+        return key_of_start(self, f"any-order-sum-{kind}", __name__, seed, _FREE)
 
 
 def _solution(numbers: list[int], rng: np.random.Generator) -> str:

@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from workbench import runs
 from workbench.data import Row
 from workbench.kernels import Group
-from workbench.models import Policy, new_llama, pick_device
+from workbench.models import Policy
 from workbench.stats import games
 from workbench.training.loop import TrainConfig, train
 from workbench.training.steps import supervised_step
-from workbench.worlds.language import draw, word_tokenizer
+from workbench.worlds.language import draw, key_of_start, made_once, small_policy, word_tokenizer
 
 PROMPT_SYMBOLS, SYMBOLS, LENGTH, CLASSES = 12, 6, 3, 3
 WORDS = np.array(list(itertools.product(range(SYMBOLS), repeat=LENGTH)))  # [response, position]
@@ -84,12 +83,9 @@ class CyclicJudge:
     @cached_property
     def nash(self) -> np.ndarray:
         """The symmetric Nash policy [144, 217]: quality 1 only, a third of the mass on each class."""
-        best = np.append(QUALITY[:OUTSIDE] == 1, False)
-        table = np.zeros((len(PROMPTS), OUTSIDE + 1))
-        for c in range(CLASSES):
-            members = best & np.append(self.classes == c, np.zeros((len(PROMPTS), 1), bool), axis=1)
-            table += members / members.sum(1, keepdims=True) / CLASSES
-        return table
+        best = [(QUALITY[:OUTSIDE] == 1) & (self.classes == c) for c in range(CLASSES)]
+        table = np.sum([members / members.sum(1, keepdims=True) / CLASSES for members in best], axis=0)
+        return np.append(table, np.zeros((len(PROMPTS), 1)), axis=1)
 
     @cached_property
     def gold(self) -> np.ndarray:
@@ -127,12 +123,9 @@ class CyclicJudge:
         return rows
 
     def start(self, seed: int) -> Policy:
-        """A model fitted to softmax(-6 quality + 2 [class 0]): mostly low quality, mostly one class; easy to
-        exploit."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("device", "test_share")}
-        key = {"kind": "cyclic-judge-start", "code": runs.code_hash(__name__), "seed": seed, **settings}
-        folder = runs.cached_folder(key, lambda folder: self._train_start(seed).save(folder))
-        return Policy.load(folder, device=self.device)
+        """A model fitted to softmax(-6 quality + 2 [class 0]): mostly low quality, one class; easy to exploit."""
+        key = key_of_start(self, "cyclic-judge-start", __name__, seed, ("device", "test_share"))
+        return made_once(key, self.device, lambda: self._train_start(seed))
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
         """Exact numbers of a policy, see `measure`; `quality` is the mean share of distinct symbols."""
@@ -157,8 +150,7 @@ class CyclicJudge:
             batches.append(logits.double().log_softmax(-1)[..., symbols].cpu().numpy())
         logps = np.concatenate(batches).reshape(len(PROMPTS), SYMBOLS, SYMBOLS, LENGTH, SYMBOLS)
         i, j, k = WORDS.T
-        total = logps[:, 0, 0, 0][:, i] + logps[:, i, 0, 1, j] + logps[:, i, j, 2, k]
-        legal = np.exp(total)
+        legal = np.exp(logps[:, 0, 0, 0][:, i] + logps[:, i, 0, 1, j] + logps[:, i, j, 2, k])
         return np.append(legal, np.maximum(1 - legal.sum(1, keepdims=True), 0.0), axis=1)
 
     def measure(self, table: np.ndarray) -> dict[str, float]:
@@ -182,15 +174,12 @@ class CyclicJudge:
 
     # -- making the start
     def _start_probabilities(self) -> np.ndarray:
-        logits = -6 * QUALITY[:OUTSIDE] + 2 * (self.classes == 0)
-        weights = np.exp(logits)
+        weights = np.exp(-6 * QUALITY[:OUTSIDE] + 2 * (self.classes == 0))
         return weights / weights.sum(1, keepdims=True)
 
     def _train_start(self, seed: int) -> Policy:
-        words = [*(f"p{i}" for i in range(PROMPT_SYMBOLS)), *(f"s{i}" for i in range(SYMBOLS))]
-        tokenizer = word_tokenizer(words)
-        model = new_llama(tokenizer, width=self.width, layers=self.layers, heads=4, max_length=16, seed=seed)
-        policy, rng = Policy(model.to(pick_device(self.device)), tokenizer, self.name), np.random.default_rng([seed, 0])
+        tokenizer = word_tokenizer([*(f"p{i}" for i in range(PROMPT_SYMBOLS)), *(f"s{i}" for i in range(SYMBOLS))])
+        policy, rng = small_policy(self, tokenizer, max_length=16, seed=seed), np.random.default_rng([seed, 0])
         config = TrainConfig(learning_rate=3e-3, batch_size=128, warmup_ratio=0.0)
         numbers = rng.integers(len(PROMPTS), size=config.batch_size * self.start_steps)
         symbols = np.array(tokenizer.convert_tokens_to_ids([f"s{i}" for i in range(SYMBOLS)]))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ import torch
 from workbench import runs
 from workbench.data import Row
 from workbench.kernels import Group, sample
-from workbench.models import Policy, new_llama, pick_device
+from workbench.models import Policy
 from workbench.training.loop import TrainConfig, train
 from workbench.training.reference import reference_logps
 from workbench.training.steps import supervised_step
-from workbench.worlds.language import draw, word_tokenizer
+from workbench.worlds.language import draw, key_of_start, made_once, small_policy, word_tokenizer
 
 TOPICS, SYMBOLS, LENGTH = 8, 16, 10
 OF_THE_BASE = ("noise", "pretrain_steps", "width", "layers")  # worlds that agree in these share the pretrained policy
@@ -77,9 +78,8 @@ class PlantedChain:
 
     def log_p_data(self, topics: np.ndarray, walks: np.ndarray) -> np.ndarray:
         """log p_data of whole responses [n], nats; -inf with a defect."""
-        before = np.concatenate([np.full((len(walks), 1), SYMBOLS), walks[:, :-1]], 1)
         with np.errstate(divide="ignore"):
-            return np.log(self.transitions[topics[:, None], before, walks]).sum(1)
+            return np.log(self.transitions[topics[:, None], _before(walks), walks]).sum(1)
 
     def defects(self, topic: int, text: str) -> int:
         """Defects of one response, 0 to LENGTH: symbols that cannot follow, foreign, missing, or beyond the end."""
@@ -98,8 +98,7 @@ class PlantedChain:
 
     # -- the task
     def start(self, seed: int) -> Policy:
-        """The SFT start: pre-trained on noisy walks, then a few epochs on the clean ones; 5 to 15 % defects are
-        left."""
+        """The SFT start: pre-trained on noisy walks, then a few epochs on clean ones; 5 to 15 % defects are left."""
         return self._cached("sft", seed, self._train_start)
 
     def converged(self, seed: int) -> Policy:
@@ -121,52 +120,39 @@ class PlantedChain:
 
     def preferences(self, split: str, seed: int) -> list[Row]:
         """Pairs that the start itself wrote; the one with fewer defects is chosen. Ties are left out."""
-        folder = runs.cached_folder(
-            self._key(f"pairs-{split}", seed), lambda folder: self._write_pairs(folder, split, seed)
-        )
-        return runs.read_json(folder / "rows.json")
+        key = self._key(f"pairs-{split}", seed)
+        return runs.read_json(runs.cached_folder(key, partial(self._write_pairs, split, seed)) / "rows.json")
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """Share of responses without a defect (`quality`), share of defect symbols, KL(p_data || p_theta) a
-        response."""
+        """Share of responses without a defect (`quality`), of defect symbols, and KL(p_data || p_theta) a response."""
         topics, walks = self.walks(self.test_draws, np.random.default_rng(3))  # the same for every seed and arm
         groups = self._groups(policy, topics, walks)
         kl = self.log_p_data(topics, walks) - reference_logps(policy, groups)[:, 0]
-        samples = sample(
-            policy, [f"t{t}" for t in topics], max_new_tokens=self.max_new_tokens, seed=10_000 + seed, max_rows=500
-        )
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "seed": 10_000 + seed, "max_rows": 500}
+        samples = sample(policy, [f"t{t}" for t in topics], **options)
         defects = np.array([self.defects(t, texts[0]) for t, texts in zip(topics, samples.texts, strict=True)])
-        return {
-            "quality": float(np.mean(defects == 0)),
-            "defect_rate": float(defects.mean() / LENGTH),
-            "kl_nats": float(kl.mean()),
-        }
+        rates = {"quality": float(np.mean(defects == 0)), "defect_rate": float(defects.mean() / LENGTH)}
+        return {**rates, "kl_nats": float(kl.mean())}
 
     # -- making the start
     def _new(self, seed: int) -> Policy:
         tokenizer = word_tokenizer([*(f"t{i}" for i in range(TOPICS)), *(f"s{i}" for i in range(SYMBOLS))])
-        model = new_llama(tokenizer, width=self.width, layers=self.layers, heads=4, max_length=32, seed=seed)
-        return Policy(model.to(pick_device(self.device)), tokenizer, self.name)
+        return small_policy(self, tokenizer, max_length=32, seed=seed)
 
     def _groups(self, policy: Policy, topics: np.ndarray, walks: np.ndarray) -> list[Group]:
         prompts = {t: policy.encode_prompt(f"t{t}") for t in range(TOPICS)}
         symbols = np.array(policy.tokenizer.convert_tokens_to_ids([f"s{i}" for i in range(SYMBOLS)]))
-        end = policy.tokenizer.eos_token_id
-        return [
-            Group(prompts[t], [[*ids, end]]) for t, ids in zip(topics.tolist(), symbols[walks].tolist(), strict=True)
-        ]
+        ended = [[*ids, policy.tokenizer.eos_token_id] for ids in symbols[walks].tolist()]
+        return [Group(prompts[t], [ids]) for t, ids in zip(topics.tolist(), ended, strict=True)]
 
     def _soft_step(self, policy: Policy, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Cross-entropy of each position with p_data's distribution there, EOS token included, nats a token."""
         groups, topics, walks = zip(*batch, strict=True)
         ids = torch.tensor([g.prompt_ids + g.responses_ids[0] for g in groups], device=policy.device)
         logps = policy.model(input_ids=ids).logits[:, -LENGTH - 2 : -1].log_softmax(-1)
-        topic, walk = np.array(topics), np.stack(walks)
-        before = np.concatenate([np.full((len(walk), 1), SYMBOLS), walk[:, :-1]], 1)
+        following = self.transitions[np.array(topics)[:, None], _before(np.stack(walks))]
         target = torch.zeros_like(logps)
-        target[:, :-1, -SYMBOLS:] = torch.as_tensor(
-            self.transitions[topic[:, None], before], dtype=logps.dtype, device=logps.device
-        )
+        target[:, :-1, -SYMBOLS:] = torch.as_tensor(following, dtype=logps.dtype, device=logps.device)
         target[:, -1, policy.tokenizer.eos_token_id] = 1.0
         return -(target * logps).sum(-1).mean(-1), {}
 
@@ -198,21 +184,19 @@ class PlantedChain:
         policy, rng = self._new(seed), np.random.default_rng([seed, 7])
         topics, walks = self.walks(32 * self.data_steps, rng)
         rows = list(zip(self._groups(policy, topics, walks), topics, walks, strict=True))
-        train(
-            policy, rows, self._soft_step, TrainConfig(learning_rate=5e-3, batch_size=32, schedule="cosine"), seed=seed
-        )
+        config = TrainConfig(learning_rate=5e-3, batch_size=32, schedule="cosine")
+        train(policy, rows, self._soft_step, config, seed=seed)
         return policy
 
     def _own_groups(self, policy: Policy, split: str, seed: int) -> list[Group]:
         return [policy.group(row["prompt"], [row["completion"]]) for row in self.demonstrations(split, seed)]
 
-    def _write_pairs(self, folder: Path, split: str, seed: int) -> None:
+    def _write_pairs(self, split: str, seed: int, folder: Path) -> None:
         wanted = self.n_demonstrations if split == "train" else 500
         topics = np.random.default_rng([seed, 4 if split == "train" else 5]).integers(TOPICS, size=2 * wanted).tolist()
         prompts = [f"t{topic}" for topic in topics]
-        samples = sample(
-            self.start(seed), prompts, n=2, max_new_tokens=self.max_new_tokens, seed=seed * 10 + len(split)
-        )
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "seed": seed * 10 + len(split)}
+        samples = sample(self.start(seed), prompts, n=2, **options)
         rows = []
         for topic, pair in zip(topics, samples.texts, strict=True):
             fewer, more = sorted(pair, key=lambda response, t=topic: self.defects(t, response))
@@ -221,14 +205,17 @@ class PlantedChain:
         runs.write_json(folder / "rows.json", rows[:wanted])
 
     def _cached(self, kind: str, seed: int, build: Callable[[int], Policy]) -> Policy:
-        """A starting checkpoint, made once for this world's settings, its code and the seed."""
-        folder = runs.cached_folder(self._key(kind, seed), lambda folder: build(seed).save(folder))
-        return Policy.load(folder, device=self.device)
+        return made_once(self._key(kind, seed), self.device, lambda: build(seed))
 
     def _key(self, kind: str, seed: int) -> dict:
-        names = [f.name for f in fields(self) if f.name not in ("device", "test_draws")]
-        settings = {name: getattr(self, name) for name in (OF_THE_BASE if kind == "base" else names)}
-        return {"kind": f"planted-chain-{kind}", "code": runs.code_hash(__name__), "seed": seed, **settings}
+        others = [f.name for f in fields(self) if f.name not in OF_THE_BASE]
+        free = others if kind == "base" else ["device", "test_draws"]
+        return key_of_start(self, f"planted-chain-{kind}", __name__, seed, free)
+
+
+def _before(walks: np.ndarray) -> np.ndarray:
+    """The state before each symbol of walks [n, LENGTH]."""
+    return np.concatenate([np.full((len(walks), 1), SYMBOLS), walks[:, :-1]], 1)
 
 
 def text(walk: np.ndarray) -> str:

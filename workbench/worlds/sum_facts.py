@@ -3,8 +3,7 @@
 A problem is K numbers mod 16, "7 3 12". A step picks any number n that is not used yet and writes "n w ;" with
 w = v + n mod 16, where v is the running value (0 at first). When all are used comes "A v". So there are many right
 solutions, one right answer, and every step can be checked. A quarter of the 256 facts (v, n) have a *misconception*: a
-fixed wrong result that the demonstrations show 60 % of the time. Values may also be written in letters (a is 0, p is
-15).
+fixed wrong result that demonstrations show 60 % of the time. Values may be written in letters too (a is 0, p is 15).
 """
 
 from __future__ import annotations
@@ -89,20 +88,24 @@ class SumVerifier:
         return re.findall(r"[^;]*;|[^;]+\Z", text)
 
     def first_wrong(self, prompt: str, steps: Sequence[str]) -> int | None:
-        """The first step that takes a number that is not there, miscalculates, or ends too early or with another
-        value."""
+        """The first step that takes an absent number, miscalculates, or ends too early or with another value."""
         left, value = [VALUE[word] for word in prompt.split()], 0
         for i, step in enumerate(steps):
             words = step.split()
             if len(words) == 2 and words[0] == "A" and not left and VALUE.get(words[1]) == value:
                 continue
-            well_formed = len(words) == 3 and words[2] == ";"
-            n, w = (VALUE.get(word, -1) for word in words[:2]) if well_formed else (-1, -1)
+            n, w = self._read(words)
             if n not in left or w != (value + n) % M:
                 return i
             left.remove(n)
             value = w
         return None
+
+    @staticmethod
+    def _read(words: list[str]) -> tuple[int, int]:
+        """The number that a step takes and the value it writes; -1 for what is neither."""
+        is_step = len(words) == 3 and words[2] == ";"
+        return (VALUE.get(words[0], -1), VALUE.get(words[1], -1)) if is_step else (-1, -1)
 
     def is_right(self, prompt: str, text: str) -> bool:
         """Whether the text ends in the right answer, by whatever steps."""
@@ -125,8 +128,7 @@ class SumVerifier:
             if len(words) == 2 and words[0] == "A":
                 count += bool(left) or VALUE.get(words[1]) != value
                 continue
-            well_formed = len(words) == 3 and words[2] == ";"
-            n, w = (VALUE.get(word, -1) for word in words[:2]) if well_formed else (-1, -1)
+            n, w = self._read(words)
             count += n not in left or w != (value + n) % M
             if n in left:
                 left.remove(n)
@@ -142,12 +144,7 @@ class SumVerifier:
 
     def closes(self, prompt: str, text: str) -> bool:
         """Whether the text ends as it should: after as many steps as numbers comes "A v" with its own running value."""
-        steps = self.split(text)
-        words = [step.split() for step in steps]
-        return (
-            len(steps) == len(prompt.split()) + 1
-            and len(words[-1]) == 2
-            and words[-1][0] == "A"
-            and len(words[-2]) == 3
-            and VALUE.get(words[-1][1]) == VALUE.get(words[-2][1], -1)
-        )
+        words = [step.split() for step in self.split(text)]
+        if len(words) != len(prompt.split()) + 1 or (len(words[-1]), len(words[-2])) != (2, 3):
+            return False
+        return words[-1][0] == "A" and VALUE.get(words[-1][1]) == VALUE.get(words[-2][1], -1)

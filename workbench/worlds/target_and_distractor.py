@@ -9,21 +9,20 @@ reward is R = 4 (share of right symbols - 1/2).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from workbench import runs
 from workbench.data import Row
 from workbench.kernels import Group, sample
-from workbench.models import Policy, new_llama, pick_device
+from workbench.models import Policy
 from workbench.stats.text_overlap import bleu
 from workbench.training.loop import TrainConfig, train
 from workbench.training.steps import supervised_step
-from workbench.worlds.language import word_tokenizer
+from workbench.worlds.language import key_of_start, made_once, small_policy, word_tokenizer
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %} {{ m['role'] }} {{ m['content'] }}{% if m['role'] == 'assistant' %} "
@@ -71,7 +70,7 @@ class TargetAndDistractor:
     # -- truth
     def right(self, prompts: Sequence[str]) -> np.ndarray:
         """The right answers [prompt, longest]."""
-        a, b = np.array([[int(word[1:]) for word in prompt.split()[:2]] for prompt in prompts]).T[:, :, None]
+        a, b = _numbers(prompts)
         return (a + np.arange(1, self.longest + 1) * (b + 1) + a * b) % self.symbols
 
     def share_right(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -105,8 +104,7 @@ class TargetAndDistractor:
         return [prompts[i] for i in np.random.default_rng(41).permutation(len(prompts))]
 
     def prompts(self, split: str, seed: int, part: int = 0, parts: int = 1) -> list[str]:
-        """Held-out ("test") or training prompts, the same for every seed; "validation" is a ninth of the training
-        prompts.
+        """Held-out ("test") or training prompts, the same for every seed; "validation": a ninth of the latter.
 
         The validation prompts have training lists: what is chosen there is how the policy itself answers them.
         """
@@ -115,8 +113,7 @@ class TargetAndDistractor:
         return {"test": test, "train": train, "validation": train[: len(train) // 9]}[split][part::parts]
 
     def rankings(self, split: str, seed: int) -> list[Row]:
-        """Training lists as they were drawn, unsorted; "test": a ladder of 0, 1, ... right symbols for each held-out
-        prompt."""
+        """Training lists as drawn, unsorted; "test": a ladder of 0, 1, ... right symbols for each held-out prompt."""
         rng = np.random.default_rng([seed, 43 if split == "train" else 44])
         pool = self.prompts(split, seed)
         if split != "train":
@@ -139,8 +136,7 @@ class TargetAndDistractor:
 
     def start(self, seed: int) -> Policy:
         """A model of the corpus."""
-        folder = runs.cached_folder(self._key("start", seed), lambda folder: self._train_start(seed).save(folder))
-        return Policy.load(folder, device=self.device)
+        return made_once(self._key("start", seed), self.device, lambda: self._train_start(seed))
 
     def evaluate(self, policy: Policy, seed: int, ask: Callable[[str], Any] = str) -> dict[str, float]:
         """Mean reward of samples (`quality`) and of greedy answers, and greedy BLEU, on the held-out prompts.
@@ -152,42 +148,38 @@ class TargetAndDistractor:
             ask: what to make of a prompt before it is answered.
         """
         prompts = self.prompts("test", seed)
-        asked = [ask(prompt) for prompt in prompts]
-        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}
-        drawn = sample(policy, asked, n=self.draws, seed=10_000 + seed, max_rows=500, **options).texts
-        rewards = self.score([p for p in prompts for _ in range(self.draws)], [t for texts in drawn for t in texts])
-        greedy = [texts[0] for texts in sample(policy, asked, temperature=0.0, **options).texts]
+        drawn, greedy = self._answers(policy, [ask(prompt) for prompt in prompts], seed)
+        rewards = self.score([p for p in prompts for _ in range(self.draws)], drawn)
         rng = np.random.default_rng([seed, 45])
         candidates = [self.corpus(prompts, rng) for _ in range(self.n_candidates)]
         best = np.argmax([self.score(prompts, column) for column in candidates], axis=0)
         chosen = [candidates[k][i] for i, k in enumerate(best.tolist())]
         right = [_text(row) for row in self.right(prompts)]
-        return {
-            "quality": float(rewards.mean()),
-            "greedy": float(self.score(prompts, greedy).mean()),
-            "bleu_words": float(np.mean([bleu(g.split(), c.split()) for g, c in zip(greedy, chosen, strict=True)])),
-            "bleu_characters": float(np.mean([bleu(g, c) for g, c in zip(greedy, chosen, strict=True)])),
-            "bleu_right": float(np.mean([bleu(g.split(), r.split()) for g, r in zip(greedy, right, strict=True)])),
-        }
+        numbers = {"quality": float(rewards.mean()), "greedy": float(self.score(prompts, greedy).mean())}
+        words = [[text.split() for text in texts] for texts in (greedy, chosen, right)]
+        pairs = {"words": words[:2], "characters": (greedy, chosen), "right": words[::2]}
+        return numbers | {f"bleu_{name}": float(np.mean(list(map(bleu, *both)))) for name, both in pairs.items()}
+
+    def _answers(self, policy: Policy, asked: list[Any], seed: int) -> tuple[list[str], list[str]]:
+        """`draws` samples of every prompt, one prompt behind the other, and the greedy answers."""
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}
+        drawn = sample(policy, asked, n=self.draws, seed=10_000 + seed, max_rows=500, **options).texts
+        greedy = sample(policy, asked, temperature=0.0, **options).texts
+        return [text for texts in drawn for text in texts], [texts[0] for texts in greedy]
 
     # -- making the start
     def _new(self, seed: int) -> Policy:
         names = [f"{letter}{i}" for letter in "ab" for i in range(self.numbers)]
         words = ["user", "assistant", GOOD, BAD, POSE, *names, *(f"t{i}" for i in range(self.symbols)), *HEARD]
-        tokenizer = word_tokenizer(words)
-        tokenizer.chat_template = TEMPLATE
-        model = new_llama(tokenizer, width=self.width, layers=self.layers, heads=4, max_length=64, seed=seed)
-        return Policy(model.to(pick_device(self.device)), tokenizer, self.name)
+        return small_policy(self, word_tokenizer(words, TEMPLATE), max_length=64, seed=seed)
 
     def _texts(self, policy: Policy, seed: int) -> list[Group]:
         """What the start learns from: one response of the corpus to each of many prompts, held-out ones among them."""
         rng = np.random.default_rng([seed, 42])
         prompts = [self._all_prompts[i] for i in rng.integers(len(self._all_prompts), size=64 * self.start_steps)]
         encoded = {prompt: policy.encode_prompt(prompt) for prompt in self._all_prompts}
-        return [
-            Group(encoded[prompt], [policy.encode_response(response)])
-            for prompt, response in zip(prompts, self.corpus(prompts, rng), strict=True)
-        ]
+        pairs = zip(prompts, self.corpus(prompts, rng), strict=True)
+        return [Group(encoded[prompt], [policy.encode_response(response)]) for prompt, response in pairs]
 
     def _train_start(self, seed: int, **options: bool) -> Policy:
         policy = self._new(seed)
@@ -198,8 +190,7 @@ class TargetAndDistractor:
     def _key(self, kind: str, seed: int) -> dict:
         # what the start does not depend on
         free = ["device", "n_rows", "n_candidates", "draws", "feedback_steps", "explicit", "repetitions", "n_pairs"]
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
-        return {"kind": f"target-{kind}", "code": runs.code_hash(__name__), "seed": seed, **settings}
+        return key_of_start(self, f"target-{kind}", __name__, seed, free)
 
 
 @dataclass(frozen=True)
@@ -242,21 +233,18 @@ class Listener(TargetAndDistractor):
         return {"listener": {kind: [" ".join(row) for row in w.reshape(5, 3)] for kind, w in kinds.items()}}
 
     def right(self, prompts: Sequence[str]) -> np.ndarray:
-        a, b = np.array([[int(word[1:]) for word in prompt.split()[:2]] for prompt in prompts]).T[:, :, None]
+        a, b = _numbers(prompts)
         return (3 * a + 5 * b + np.arange(1, self.longest + 1) * (a + 1)) % self.symbols
 
     def prompts(self, split: str, seed: int, part: int = 0, parts: int = 1) -> list[str]:
-        """All prompts in every split: what is learned here is a taste, not a rule for new prompts. Repeated for
-        training."""
+        """All prompts in every split, since a taste is learned and no rule for new prompts; repeated for training."""
         return (self._all_prompts * (self.repetitions if split == "train" else 1))[part::parts]
 
     def hear(self, prompts: Sequence[str], responses: Sequence[str], k: float, rng: np.random.Generator) -> list[str]:
         """What the listener says after each response."""
         good = rng.random(len(prompts)) < 1 / (1 + np.exp(-k * (self.share_right(prompts, responses) - 0.4)))
-        said = self.follow_ups["listener"]
-        return [
-            said["positive" if g else "negative"][i] for g, i in zip(good, rng.integers(5, size=len(good)), strict=True)
-        ]
+        said, which = self.follow_ups["listener"], rng.integers(5, size=len(good))
+        return [said["positive" if g else "negative"][i] for g, i in zip(good, which, strict=True)]
 
     def dialogues(self, n: int, k: float, rng: np.random.Generator, *, shuffled: bool = False) -> list[Row]:
         """Rows with `prompt`, `response` and `feedback`; shuffled, the feedback belongs to another row."""
@@ -268,9 +256,8 @@ class Listener(TargetAndDistractor):
 
     def feedback(self, seed: int, *, shuffled: bool = False) -> list[Row]:
         """Dialogues with written feedback, to tune a scorer on."""
-        return self.dialogues(
-            64 * self.feedback_steps, self.explicit, np.random.default_rng([seed, 47]), shuffled=shuffled
-        )
+        rng = np.random.default_rng([seed, 47])
+        return self.dialogues(64 * self.feedback_steps, self.explicit, rng, shuffled=shuffled)
 
     def preferences(self, split: str, seed: int) -> list[Row]:
         """Pairs of random responses to the same prompt of unequal quality, the better one chosen; q ~ U(0, 1)."""
@@ -286,24 +273,17 @@ class Listener(TargetAndDistractor):
 
     def deaf(self, seed: int) -> Policy:
         """The start, had what the listener says been independent of the response."""
-        folder = runs.cached_folder(
-            self._key("deaf", seed), lambda folder: self._train_start(seed, deaf=True).save(folder)
-        )
-        return Policy.load(folder, device=self.device)
+        return made_once(self._key("deaf", seed), self.device, lambda: self._train_start(seed, deaf=True))
 
     def evaluate(self, policy: Policy, seed: int, ask: Callable[[str], Any] = str) -> dict[str, float]:
         """Share of right symbols in samples at temperature 1 (`quality`) and in greedy answers, over all prompts."""
         prompts = self.prompts("test", seed)
-        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}
-        asked = [ask(prompt) for prompt in prompts]
-        drawn = sample(policy, asked, n=self.draws, seed=10_000 + seed, max_rows=500, **options).texts
-        share = self.share_right([p for p in prompts for _ in range(self.draws)], [t for texts in drawn for t in texts])
-        greedy = [texts[0] for texts in sample(policy, asked, temperature=0.0, **options).texts]
+        drawn, greedy = self._answers(policy, [ask(prompt) for prompt in prompts], seed)
+        share = self.share_right([p for p in prompts for _ in range(self.draws)], drawn)
         return {"quality": float(share.mean()), "greedy": float(self.share_right(prompts, greedy).mean())}
 
     def _new(self, seed: int) -> Policy:
-        """With weights scaled to the width: from transformers' 0.02 the start does not hear the listener in so few
-        steps."""
+        """With weights scaled to the width: from transformers' 0.02 so few steps do not hear the listener."""
         policy = super()._new(seed)
         torch.manual_seed(seed)
         for weight in policy.model.parameters():
@@ -316,13 +296,14 @@ class Listener(TargetAndDistractor):
         rows = self.dialogues(64 * self.start_steps, self.weak, np.random.default_rng([seed, 42]), shuffled=deaf)
         encoded = {prompt: policy.encode_prompt(prompt) for prompt in self._all_prompts}
         turn = policy.encode_part("user")
-        return [
-            Group(
-                encoded[row["prompt"]],
-                [policy.encode_response(row["response"]) + turn + policy.encode_response(row["feedback"])],
-            )
-            for row in rows
-        ]
+        said = [[policy.encode_response(row[part]) for part in ("response", "feedback")] for row in rows]
+        pairs = zip(rows, said, strict=True)
+        return [Group(encoded[row["prompt"]], [answer + turn + heard]) for row, (answer, heard) in pairs]
+
+
+def _numbers(prompts: Sequence[str]) -> np.ndarray:
+    """The two numbers of each prompt, [2, prompt, 1]."""
+    return np.array([[int(word[1:]) for word in prompt.split()[:2]] for prompt in prompts]).T[:, :, None]
 
 
 def _text(symbols: np.ndarray) -> str:

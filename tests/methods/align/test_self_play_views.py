@@ -26,21 +26,10 @@ def results(**columns):
         for seed in (0, 1):
             for t in range(3):
                 up, down = (0.4 - shift, -0.6 - shift) if t else (np.nan, np.nan)
-                rows.append(
-                    {
-                        "arm": arm,
-                        "seed": seed,
-                        "round": t,
-                        "exploitability": 0.3 - 0.1 * t + shift,
-                        "quality": 0.5 + (0.2, 0.3, 0.1)[t],
-                        "average_exploitability": 0.3 - 0.05 * t + shift,
-                        "win_against_start": 0.5 + 0.1 * t,
-                        "outside_win_against_start": 0.5 + 0.05 * t,
-                        "winner_moved": up,
-                        "loser_moved": down,
-                        **columns,
-                    }
-                )
+                row = {"arm": arm, "seed": seed, "round": t, "winner_moved": up, "loser_moved": down}
+                row |= {"exploitability": 0.3 - 0.1 * t + shift, "average_exploitability": 0.3 - 0.05 * t + shift}
+                row |= {"win_against_start": 0.5 + 0.1 * t, "outside_win_against_start": 0.5 + 0.05 * t}
+                rows.append(row | {"quality": 0.5 + (0.2, 0.3, 0.1)[t], **columns})
     return pd.DataFrame(rows)
 
 
@@ -133,13 +122,8 @@ def test_names_are_escaped():
 
 def test_pairs_are_those_of_the_round(tmp_path):
     moved = pd.DataFrame(
-        {
-            "prompt": ["p"] * 2,
-            "chosen": ["a", "b"],
-            "rejected": ["c", "d"],
-            "chosen_rewards": [1.0, -1.0],
-            "rejected_rewards": [0.0, 0.5],
-        }
+        {"prompt": ["p"] * 2, "chosen": ["a", "b"], "rejected": ["c", "d"], "chosen_rewards": [1.0, -1.0]}
+        | {"rejected_rewards": [0.0, 0.5]}
     )
     Run(tmp_path).child("seed-0").child("sppo").child("round-1").table("moved", lambda: moved)
     assert self_play_views.pairs(experiment(tmp_path), "sppo").margin.tolist() == [-1.5, 1.0]

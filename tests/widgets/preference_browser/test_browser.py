@@ -22,29 +22,15 @@ def _fresh_session(monkeypatch):
 
 
 def pairs():
+    chat = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "When?"}]
+    rewards = {"chosen_rewards": 1.5, "rejected_rewards": 0.5, "source_chosen": "human", "source_rejected": "model"}
+    noted = {**rewards, "iteration": 0, "note": {"a": [1, math.nan]}}
+    said = {"margin": 0.25, "p_chosen": 0.9, "source": "chats", "iteration": 10}
     return [
-        {
-            "prompt": "why?",
-            "chosen": "Because so.",
-            "rejected": "no",
-            "chosen_rewards": 1.5,
-            "rejected_rewards": 0.5,
-            "source_chosen": "human",
-            "source_rejected": "model",
-            "iteration": 0,
-            "note": {"a": [1, math.nan]},
-        },
+        {"prompt": "why?", "chosen": "Because so.", "rejected": "no", **noted},
         {"prompt": "who?", "chosen": "x", "rejected": "x", "margin": math.nan, "iteration": 1},
         {"prompt": "who?", "chosen": "me", "rejected": "", "margin": -2.0, "p_chosen": 0.5, "iteration": 1},
-        {
-            "prompt": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "When?"}],
-            "chosen": "Now",
-            "rejected": "LATER",
-            "margin": 0.25,
-            "p_chosen": 0.9,
-            "source": "chats",
-            "iteration": 10,
-        },
+        {"prompt": chat, "chosen": "Now", "rejected": "LATER", **said},
     ]
 
 
@@ -118,9 +104,8 @@ def test_repeated_rows_are_counted():
 
 
 def test_one_chosen_answer_and_several_rejected_ones_are_a_ranking():
-    rows = [
-        {"question": "q", "chosen": "a", "rejected": ["b", "c"], "scores": [0.5] * 6}
-    ]  # scores of chunks, not of answers
+    # scores of chunks, not of answers
+    rows = [{"question": "q", "chosen": "a", "rejected": ["b", "c"], "scores": [0.5] * 6}]
     browser = PreferenceBrowser(rows)
     assert browser.rows.kinds == ["ranking"]
     row = browser.rows.raw[0]
@@ -226,9 +211,8 @@ def test_of_run_reads_every_table_with_its_place(tmp_path):
         table.to_parquet(home / "generated.parquet")
         table.to_parquet(home / "generated-0.parquet")  # a shard of the one above
         pd.DataFrame({"x": [1]}).to_parquet(home / "policy.parquet")
-        pd.DataFrame({"prompt": ["p"], "responses": [["u", "v"]]}).to_parquet(
-            home / "samples.parquet"
-        )  # nobody judged them
+        unjudged = pd.DataFrame({"prompt": ["p"], "responses": [["u", "v"]]})
+        unjudged.to_parquet(home / "samples.parquet")
         (home / "probe").mkdir()
         table.to_parquet(home / "probe" / "rows.parquet")  # what a probe looked at, which the monitor shows
     lists = pd.DataFrame(
@@ -308,15 +292,8 @@ def test_export_is_jsonl_with_provenance(tmp_path):
     assert len(rows) == 4
     about = rows[0].pop("relabelled")
     assert about.pop("when").endswith("+00:00")
-    assert about == {
-        "from": "chosen",
-        "to": "rejected",
-        "view": "PreferenceBrowser",
-        "source": "mine",
-        "table": "",
-        "row": 0,
-        "fingerprint": labels.fingerprint(browser.rows.raw[0]),
-    }
+    place = {"source": "mine", "table": "", "row": 0, "fingerprint": labels.fingerprint(browser.rows.raw[0])}
+    assert about == {"from": "chosen", "to": "rejected", "view": "PreferenceBrowser", **place}
     assert rows[0]["note"] == {"a": [1, None]}  # JSON has no NaN
     assert rows[1] == pairs()[2]
     assert rows[3]["relabelled"]["from"] == "response 2"

@@ -11,20 +11,12 @@ from workbench.widgets.training_monitor.diagnosis import HARM, LENGTH, bootstrap
 
 
 def planted(*, chosen=0.0, rejected=0.0, quality=None, longer=0.0, per_token=0.0, n=120, prompts=40, seed=0, noise=0.6):
-    """Tables of a probe: mean change of chosen and rejected (nats), of quality, of own samples' length, reward per
-    token."""
+    """Tables of a probe: mean change of chosen and rejected (nats), quality, own samples' length, reward per token."""
     rng = np.random.default_rng(seed)
     size = rng.integers(5, 60, (n, 2))
-    rows = pd.DataFrame(
-        {
-            "row": range(n),
-            "prompt": [f"p{i % prompts}" for i in range(n)],
-            "chosen": [f"yes {i} a" for i in range(n)],
-            "rejected": [f"no, not at all {i}" for i in range(n)],
-            "chosen_length": size[:, 0],
-            "rejected_length": size[:, 1],
-        }
-    )
+    texts = {"chosen": [f"yes {i} a" for i in range(n)], "rejected": [f"no, not at all {i}" for i in range(n)]}
+    lengths = {"chosen_length": size[:, 0], "rejected_length": size[:, 1]}
+    rows = pd.DataFrame({"row": range(n), "prompt": [f"p{i % prompts}" for i in range(n)], **texts, **lengths})
     start = rng.normal(-30, 5, (n, 2))
     end = start + np.array([chosen, rejected]) + per_token * (size - size.mean()) + rng.normal(0, noise, (n, 2))
     tables = [
@@ -36,20 +28,9 @@ def planted(*, chosen=0.0, rejected=0.0, quality=None, longer=0.0, per_token=0.0
     for step, more, better in ((0, 0, 0), (50, longer, quality or 0)):
         jitter = rng.integers(-2, 3, prompts) if step else 0
         wobble = rng.normal(0, 0.05, prompts) if step else 0
-        samples.append(
-            pd.DataFrame(
-                {
-                    "step": step,
-                    "prompt": range(prompts),
-                    "k": 0,
-                    "text": "x",
-                    "length": length + more + jitter,
-                    "ended": True,
-                    "logp": -20.0,
-                    "quality": np.nan if quality is None else good + better + wobble,
-                }
-            )
-        )
+        told = {"quality": np.nan if quality is None else good + better + wobble, "length": length + more + jitter}
+        same = {"step": step, "prompt": range(prompts), "k": 0, "text": "x", "ended": True, "logp": -20.0}
+        samples.append(pd.DataFrame({**same, **told}))
     return rows, pd.concat(tables), pd.concat(samples)
 
 
@@ -74,7 +55,7 @@ def verdict(found, question):
         ({"chosen": -1.0, "rejected": -3.0, "n": 1, "prompts": 1}, diagnosis.TOO_FEW),
     ],
 )
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_displacement_as_planted(changes, expected, seed):
     found = of_probe(*planted(seed=seed, **changes))
     assert verdict(found, HARM) == expected
@@ -103,8 +84,7 @@ def test_length_drift_as_planted(changes, expected):
 
 
 def test_chosen_that_is_longer_and_better_is_no_slope():
-    """Chosen 30 tokens longer and 3 nats up, rejected 3 down: between the sides length tells all, inside them
-    nothing."""
+    """Chosen 30 tokens longer and 3 nats up, rejected 3 down: length tells all between sides, nothing inside."""
     rng = np.random.default_rng(0)
     x = np.c_[rng.integers(40, 50, 200), rng.integers(10, 20, 200)].astype(float)
     y = np.c_[3 + rng.normal(0, 1, 200), -3 + rng.normal(0, 1, 200)]
@@ -121,8 +101,7 @@ def test_slope_is_least_squares_within_sides():
 
 
 def test_shuffled_rows_show_nothing():
-    """Negative control: start and end exchanged at random, prompt by prompt. A claim may come in 2.5 % of them by
-    chance."""
+    """Negative control: start and end exchanged at random, prompt by prompt. 2.5 % may be claimed by chance."""
     claims = 0
     for seed in range(20):
         rows, scores, samples = planted(chosen=-1.0, rejected=-3.0, per_token=0.05, quality=-0.3, longer=8, seed=seed)
@@ -146,8 +125,7 @@ def test_an_interval_moves_with_its_values(values, shift, scale):
 
 
 def test_intervals_cover_with_many_and_with_few_prompts():
-    """No change at all: a fall is claimed in about 2.5 % of trainings, also where each prompt has rows of its own
-    level."""
+    """No change: a fall is claimed in about 2.5 % of trainings, also where each prompt has a level of its own."""
     for prompts, at_most in ((40, 0.07), (8, 0.07)):
         wrong = 0
         for seed in range(100):
@@ -209,15 +187,13 @@ def test_accuracies_and_shares_by_hand():
 
 def test_held_out_rewards_of_a_finished_run():
     rng = np.random.default_rng(0)
-    table = pd.DataFrame(
-        {
-            "prompt": [f"p{i}" for i in range(80)],
-            "chosen": "a b c",
-            "rejected": ["d " * (1 + i % 5) for i in range(80)],
-            "chosen_rewards": rng.normal(-0.1, 0.05, 80),
-            "rejected_rewards": rng.normal(-0.3, 0.05, 80),
-        }
-    )
+    texts = {
+        "prompt": [f"p{i}" for i in range(80)],
+        "chosen": "a b c",
+        "rejected": ["d " * (1 + i % 5) for i in range(80)],
+    }
+    rewards = {f"{side}_rewards": rng.normal(mean, 0.05, 80) for side, mean in (("chosen", -0.1), ("rejected", -0.3))}
+    table = pd.DataFrame({**texts, **rewards})
     found = of_rewards(table, beta=0.1)
     assert verdict(found, HARM) == diagnosis.BENIGN
     assert found.table.iloc[0]["difference"] == pytest.approx(table["chosen_rewards"].mean() / 0.1)

@@ -1,5 +1,4 @@
-"""The monitor's faces for scripts, the reading of growing files, and bad input. The view itself is driven in
-tests/browser."""
+"""The monitor's faces for scripts, growing files, and bad input. The view itself is driven in tests/browser."""
 
 import json
 import math
@@ -45,14 +44,8 @@ def probe(folder, fall=-1.0, n=40):
     pd.DataFrame(samples, columns=SAMPLES).to_parquet(path / "samples.parquet")
     write_json(
         path / "about.json",
-        {
-            "key": "x",
-            "beta": 0.1,
-            "prompts": [f"p{i}" for i in range(6)],
-            "probe_s": 1.0,
-            "training_s": 9.0,
-            "seconds_at": {"0": 0.0, "4": 120.0},
-        },
+        {"key": "x", "beta": 0.1, "prompts": [f"p{i}" for i in range(6)], "probe_s": 1.0, "training_s": 9.0}
+        | {"seconds_at": {"0": 0.0, "4": 120.0}},
     )
 
 
@@ -127,13 +120,11 @@ def test_diagnosis_of_an_arm(folder):
     monitor = TrainingMonitor(folder)
     assert monitor.diagnosis().verdicts[0].verdict == "displacement, no sign of harm"
     assert monitor.diagnosis("dpo", 0).verdicts[0].question == HARM
-    with pytest.raises(
-        ValueError, match=r"nothing to diagnose spin · seed 0 from: neither two steps of a probe nor held_out"
-    ):
+    said = r"nothing to diagnose spin · seed 0 from: neither two steps of a probe nor held_out"
+    with pytest.raises(ValueError, match=said):
         monitor.diagnosis("spin")
-    with pytest.raises(
-        ValueError, match="no training of arm 'sft', seed None; there are dpo · seed 0, dpo · seed 1, spin"
-    ):
+    said = "no training of arm 'sft', seed None; there are dpo · seed 0, dpo · seed 1, spin"
+    with pytest.raises(ValueError, match=said):
         monitor.diagnosis("sft")
 
 
@@ -164,8 +155,7 @@ def test_nan_is_a_gap_and_counted(tmp_path):
 
 
 def test_unequal_rows_text_and_torn_lines(tmp_path):
-    """A column that only some rows have is NaN elsewhere; text and true or false are no series; torn lines are
-    counted."""
+    """A column of some rows is NaN elsewhere; text and true or false are no series; torn lines are counted."""
     lines = [
         '{"step": 0, "loss": 1, "note": "x", "ok": true}',
         "[1]",

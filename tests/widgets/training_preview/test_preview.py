@@ -44,22 +44,10 @@ def test_looking_counts_nothing(tiny):
 
 def test_warnings_name_their_rows(faults):
     table = faults.warnings().set_index("code")
-    assert table.first_rows.to_dict() == {
-        "response_cut": [4],
-        "in_held_out": [20],
-        "special_in_prompt": [8],
-        "prompt_cut": [10],
-        "identical": [1],
-        "near_identical": [13],
-        "conflicting": [3, 6],
-        "duplicates": [2, 5],
-        "template_in_text": [8],
-        "hidden_characters": [9],
-        "leaked": [8, 12],
-        "empty_other": [7],
-        "starts_with_blank": [11],
-        "special_in_response": [9],
-    }
+    first = {"response_cut": [4], "in_held_out": [20], "special_in_prompt": [8], "prompt_cut": [10], "identical": [1]}
+    first |= {"near_identical": [13], "conflicting": [3, 6], "duplicates": [2, 5], "template_in_text": [8]}
+    first |= {"hidden_characters": [9], "leaked": [8, 12], "empty_other": [7], "starts_with_blank": [11]}
+    assert table.first_rows.to_dict() == first | {"special_in_response": [9]}
     assert table.severity.tolist() == ["severe"] * 3 + ["warning"] * 9 + ["note"] * 2
     assert table.rows["leaked"] == 2
     assert table.share["leaked"] == pytest.approx(2 / 30)
@@ -68,9 +56,8 @@ def test_warnings_name_their_rows(faults):
 
 
 def test_check_stops_on_severe_faults_and_clean_rows_pass(tiny, faults):
-    with pytest.raises(
-        ValueError, match=r"3 severe faults in 30 rows: response cut: no end token \(response_cut\): row 4\. Raise"
-    ):
+    said = r"3 severe faults in 30 rows: response cut: no end token \(response_cut\): row 4\. Raise"
+    with pytest.raises(ValueError, match=said):
         faults.check()
     with pytest.raises(ValueError, match="1 severe faults in 30 rows: prompt is held out"):
         faults.check(allow=["response_cut", "special_in_prompt"])

@@ -25,7 +25,7 @@ def clean(n=30):
 
 
 def encoded(words, texts, **more):
-    tokenizer, eos = words.tokenizer, words.eos
+    tokenizer, eos = words.tokenizer, words.end
     prompt = lambda text: [words.bos, *tokenizer(text, add_special_tokens=False).input_ids]  # noqa: E731
     response = lambda text: [*tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids, eos]  # noqa: E731
     return Rows(
@@ -80,7 +80,7 @@ def test_each_fault_is_found_in_its_rows_and_nothing_else(words, changes, expect
 
 def test_what_tokens_alone_show(words):
     rows = encoded(words, clean())
-    bos, eos = words.bos, words.eos
+    bos, eos = words.bos, words.end
     rows.responses[2][1] = rows.responses[2][1][:-1]
     rows.responses[3][0] = [eos, *rows.responses[3][0]]
     rows.prompts[4] = [bos, *rows.prompts[4]]
@@ -166,7 +166,7 @@ def test_tokens_say_what_they_are(words):
     assert shown[:3] == ["⟨E2⟩", "⟨82⟩", "⟨AC⟩"]
     assert "↵" in shown
     assert [words.is_partial(token) for token in ids[:4]] == [True, True, True, False]
-    assert words.shown(words.eos) == "</s>"
+    assert words.shown(words.end) == "</s>"
     assert words.shown(10_000) == "⟨no·token·10000⟩"
 
 

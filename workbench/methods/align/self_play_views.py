@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.figures import Display, blank, lines_in_panels, lines_over_rounds, pair_table, plain
+from workbench.figures import Display, blank, lines_over_rounds, pair_table, plain
 from workbench.methods.align.self_play import stored_table
+from workbench.methods.views import ZERO, curves
 from workbench.runs.run import Run
 from workbench.tasks.protocols import EnumeratedTask
 
@@ -40,24 +41,14 @@ def rounds_figure(experiment: Any, table: pd.DataFrame, what: str, arms: Sequenc
     rows: Any = table[table[what].notna() & table.arm.isin(arms or table.arm.unique())]
     means: Any = rows[rows.arm == own].groupby("round")[what].mean()
     (first, before), *_, (last, after) = [*means.items(), *means.tail(1).items()]
-    title = (
-        f"{own.upper()}: {AXES.get(what, what).split(' (')[0]} {before:.3f} in round {first}, {after:.3f} in round"
-        f" {last}"
-    )
-    return lines_over_rounds(
-        rows,
-        x="round",
-        y=what,
-        title=title,
-        x_title="rounds finished",
-        y_title=AXES.get(what, what),
-        labels=experiment.config.ARMS,
-    )
+    axis, labels = AXES.get(what, what), experiment.config.ARMS
+    moved = f"{before:.3f} in round {first}, {after:.3f} in round {last}"
+    titles: Any = {"title": f"{own.upper()}: {axis.split(' (')[0]} {moved}", "x_title": "rounds finished"}
+    return lines_over_rounds(rows, x="round", y=what, y_title=axis, labels=labels, **titles)
 
 
 def exploitability_figure(experiment: Any, table: pd.DataFrame, arms: Sequence[str] = ()) -> Display | str:
-    """How much the best answer to a policy wins beyond one half: of the last policy, and of the average of all
-    rounds."""
+    """How much the best answer to a policy wins beyond one half: of the last policy, and of the rounds' average."""
     if "average_exploitability" not in table:
         return NOT_HERE.format("exploitability")
     own = experiment.method.name
@@ -67,38 +58,21 @@ def exploitability_figure(experiment: Any, table: pd.DataFrame, arms: Sequence[s
     end = long[(long.arm == own) & (long["round"] == long["round"].max())].groupby("panel").value.mean()
     last, average = end["exploitability"], end["average_exploitability"]
     title = f"{own.upper()} ends at exploitability {average:.3f} on average over its rounds, {last:.3f} in the last"
-    return lines_in_panels(
-        long,
-        panel="panel",
-        x="round",
-        y="value",
-        title=title,
-        x_title="rounds finished",
-        y_title="best response wins beyond 1/2 (share)",
-        labels={**experiment.config.ARMS, **kinds},
-    )
+    labels = {**experiment.config.ARMS, **kinds}
+    return curves(long, "round", title, "rounds finished", "best response wins beyond 1/2 (share)", labels)
 
 
 def movement_figure(experiment: Any, table: pd.DataFrame, arms: Sequence[str]) -> Display:
-    """Where each round moved the log-probs of its own winners and losers, nats: the sign is what section 4.5 is
-    about."""
+    """Where each round moved the log-probs of its winners and losers, nats: the sign is what section 4.5 is about."""
     kinds = {"winner_moved": "winners", "loser_moved": "losers"}
     rows: Any = table[table.arm.isin(arms) & table.winner_moved.notna()]
     long = rows.melt(["arm", "seed", "round"], list(kinds), "panel", "value")
     means = long[(long.arm == experiment.method.name)].groupby("panel").value.mean()
     up, down = means["winner_moved"], means["loser_moved"]
     title = f"{experiment.method.name.upper()} moves winners by {up:+.2f} and losers by {down:+.2f} nats a round"
-    shown = lines_in_panels(
-        long,
-        panel="panel",
-        x="round",
-        y="value",
-        title=title,
-        x_title="round",
-        y_title="mean log-ratio to the round's start (nats)",
-        labels={**experiment.config.ARMS, **kinds},
-    )
-    shown.drawing.add_hline(y=0, line={"color": "#444", "width": 1})
+    labels = {**experiment.config.ARMS, **kinds}
+    shown = curves(long, "round", title, "round", "mean log-ratio to the round's start (nats)", labels)
+    shown.drawing.add_hline(y=0, line=ZERO)
     return shown
 
 
@@ -114,9 +88,7 @@ def best_rounds(table: pd.DataFrame, by: str = "quality") -> pd.DataFrame:
     """For each arm and seed the round that a choice on held-out prompts would return, and its number."""
     rows: Any = table[table["round"] > 0].reset_index(drop=True)
     best = rows.loc[rows.groupby(["arm", "seed"], sort=False)[by].idxmax()]
-    return (
-        best[["arm", "seed", "round", by]].pivot(index="arm", columns="seed", values="round").reindex(rows.arm.unique())
-    )
+    return best.pivot(index="arm", columns="seed", values="round").reindex(rows.arm.unique())
 
 
 def pairs(experiment: Any, arm: str, *, seed: int | None = None, round: int = 1) -> pd.DataFrame:
@@ -142,8 +114,7 @@ def matchups(
 
 
 def cycles(wins: pd.DataFrame, margin: float = 0.0) -> list[tuple[str, str, str]]:
-    """Triples in which the first beats the second, the second the third and the third the first, each by `margin` or
-    more."""
+    """Triples: the first beats the second, the second the third and the third the first, by `margin` or more."""
     beats = wins.to_numpy() > 0.5 + margin
     names = [str(name) for name in wins.index]
     triples = [
@@ -155,8 +126,7 @@ def cycles(wins: pd.DataFrame, margin: float = 0.0) -> list[tuple[str, str, str]
 
 
 def matchup_figure(experiment: Any, arm: str, *, seed: int | None = None, margin: float = 0.02) -> Display | str:
-    """The rounds' policies against each other (and against the teacher, where there is one); the title counts the
-    cycles."""
+    """The rounds' policies against each other (and the teacher, where there is one); the title counts the cycles."""
     if not isinstance(experiment.task, EnumeratedTask):
         return NOT_HERE.format("exact win rates between policies")
     gold = getattr(experiment.task, "gold", None)
@@ -171,17 +141,9 @@ def wins_figure(wins: pd.DataFrame, margin: float = 0.0) -> Display:
     title = f"{len(circles)} cycles of three{first}"
     names = [plain(str(name)) for name in wins.index]
     figure = blank(plain(title).replace("&gt;", ">"), "opponent", "policy", height=460)
-    figure.add_heatmap(
-        z=wins.to_numpy(),
-        x=names,
-        y=names,
-        zmin=0.2,
-        zmax=0.8,
-        colorscale="RdBu",
-        text=wins.round(2).to_numpy(),
-        texttemplate="%{text}",
-        hovertemplate="%{y} against %{x}: %{z:.3f}<extra></extra>",
-        colorbar={"title": {"text": f"row wins; cycles<br>by {margin:g} or more"}},
-    )
+    look: Any = {"zmin": 0.2, "zmax": 0.8, "colorscale": "RdBu", "texttemplate": "%{text}"}
+    look["hovertemplate"] = "%{y} against %{x}: %{z:.3f}<extra></extra>"
+    look["colorbar"] = {"title": {"text": f"row wins; cycles<br>by {margin:g} or more"}}
+    figure.add_heatmap(z=wins.to_numpy(), x=names, y=names, text=wins.round(2).to_numpy(), **look)
     figure.update_yaxes(autorange="reversed")
     return Display(wins.reset_index(names="policy"), figure)

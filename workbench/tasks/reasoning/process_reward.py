@@ -15,6 +15,9 @@ from torch import nn
 
 from workbench.feedback.simulated import Noise
 from workbench.models import pick_device
+from workbench.models.pretrained import check_report
+from workbench.models.turns import apart, render
+from workbench.runs.named_models import where
 
 Scores = Callable[[str, Sequence[str]], list[float]]
 STEP_TOKEN = "<extra_0>"  # of Qwen2.5-Math-PRM: stands behind every step, the score is read there
@@ -83,19 +86,21 @@ class TokenPrm:
     def __init__(self, source: str, *, device: str = "auto", step_token: str = STEP_TOKEN, dtype: str = "float32"):
         from transformers import AutoModelForTokenClassification, AutoTokenizer
 
+        source = where(source)
         try:
             if not Path(source).is_dir():
                 from huggingface_hub import snapshot_download
 
                 source = snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
             self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model: Any = AutoModelForTokenClassification.from_pretrained(
-                source, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
-            )
+            how: dict[str, Any] = {"dtype": getattr(torch, dtype), "trust_remote_code": False, "use_safetensors": True}
+            model, report = AutoModelForTokenClassification.from_pretrained(source, output_loading_info=True, **how)
         except (OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise FileNotFoundError(f"cannot load a process reward model from {source!r}: {reason}") from error
-        if head := _two_layer_head(Path(source)):
+        head = _two_layer_head(Path(source))
+        check_report(source, "process reward model", report, trained_beside=["score"] if head else [])
+        if head:
             model.score = head.to(getattr(torch, dtype))
         ids = self.tokenizer(step_token, add_special_tokens=False).input_ids
         if len(ids) != 1:
@@ -109,14 +114,12 @@ class TokenPrm:
     def __call__(self, prompt: str, steps: Sequence[str]) -> list[float]:
         """A score a step; a step is never scored without the ones before it, and never sees the ones behind it."""
         if getattr(self.tokenizer, "chat_template", None):
-            turn = [{"role": "user", "content": prompt}]
-            ids = list(self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+            ids = render(self.tokenizer, [{"role": "user", "content": prompt}], tokenize=True)
         else:
             ids = self.tokenizer(prompt).input_ids
         places = []
         for step in steps:
-            written = self.tokenizer(step, add_special_tokens=False, split_special_tokens=True).input_ids
-            ids = [*ids, *written, self.step_id]
+            ids = [*ids, *apart(self.tokenizer, step), self.step_id]
             places.append(len(ids) - 1)
         logits = self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0, places].float()
         chosen = logits.sigmoid()[:, 0] if logits.shape[-1] == 1 else logits.softmax(-1)[:, -1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import time
 import weakref
@@ -132,13 +133,10 @@ class PreferenceBrowser:
 
     def frame(self) -> pd.DataFrame:
         """The rows that the view shows, in its order, labels applied: `row` (number) and `label` beside the columns."""
-        values = self._labels.values
-        rows = []
+        values, rows = self._labels.values, []
         for i in map(int, self.order):
-            row, label = self.rows.raw[i], ""
-            if i in values:
-                row, label = labelling.relabelled(row, values[i]), labelling.preferred(row, values[i])
-            rows.append({"row": i, "label": label, **row})
+            row, label = self.rows.raw[i], labelling.preferred(self.rows.raw[i], values[i]) if i in values else ""
+            rows.append({"row": i, "label": label, **(labelling.relabelled(row, values[i]) if i in values else row)})
         return pd.DataFrame(rows, columns=None if rows else ["row", "label"])
 
     def figure(self) -> go.Figure:
@@ -198,8 +196,8 @@ class PreferenceBrowser:
     def labels(self) -> pd.DataFrame:
         """One row a label: `index` in the browser, `label`, from, to, when, and which row of which file it is."""
         columns = ["index", "label", "from", "to", "when", "view", "source", "table", "row", "fingerprint"]
-        told, given = self.relabels, self._labels.given.items()
-        rows = [{"index": i, "label": told[i], **labelling.provenance(self.rows, i, *label)} for i, label in given]
+        told, given = self.relabels, self._labels.given
+        rows = [{"index": i, "label": told[i], **labelling.provenance(self.rows, i, *given[i])} for i in given]
         return pd.DataFrame(rows, columns=columns)
 
     def save_labels(self, path: str | Path) -> Path:
@@ -389,18 +387,16 @@ class PreferenceBrowser:
             return {"kind": "window", "first": first, "rows": self._window(order, first, content["last"])}
         if kind == "open":
             place = content["place"]
-            i = int(order[place]) if 0 <= place < len(order) else -1
-            return {"kind": "row", "place": place, "row": self._detail(i)} if i >= 0 else None
+            there = 0 <= place < len(order)
+            return {"kind": "row", "place": place, "row": self._detail(int(order[place]))} if there else None
         if kind == "tokens":
             row = int(content["row"])
             self._ratios.compute([row], self._texts)
             return {"kind": "tokens", "row": row, "tokens": self._ratios.known[row]}
         if kind == "export":
-            path = first = Path(f"{self.name}-relabelled.jsonl").resolve()
-            number = 1
-            while path.exists():  # nothing is overwritten
-                number += 1
-                path = first.with_name(f"{first.stem}-{number}.jsonl")
+            names = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+            paths = (Path(f"{self.name}-relabelled{number}.jsonl").resolve() for number in names)
+            path = next(path for path in paths if not path.exists())  # nothing is overwritten
             self.export(path, changed_only=bool(content["changed_only"]))
             n = path.read_bytes().count(b"\n")
             return {"kind": "said", "text": f"{n} rows are in {path}"}

@@ -99,16 +99,11 @@ def relabelled(row: Row, value: str) -> Row:
     order = shown_order(row)
     first = order[0 if value == "0" else int(value) - 1]
     order = [first, *(k for k in order if k != first)]
-    for name in ("scores", "ranks"):
-        if row.get(name) is None:
-            continue
-        values = row[name]
-        known = [item for item in values if item is not None]
-        if value == "0":
-            row[name] = [sum(known) / len(known) if known else None] * len(values)
-            continue
-        dealt = sorted(known, reverse=name == "scores") + [None] * (len(values) - len(known))
-        row[name] = [dealt[order.index(k)] for k in range(len(values))]
+    for name in [name for name in ("scores", "ranks") if row.get(name) is not None]:
+        known, n = [item for item in row[name] if item is not None], len(row[name])
+        dealt = sorted(known, reverse=name == "scores") + [None] * (n - len(known))
+        mean = sum(known) / len(known) if known else None
+        row[name] = [mean if value == "0" else dealt[order.index(k)] for k in range(n)]
     return row
 
 

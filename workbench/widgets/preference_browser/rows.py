@@ -72,18 +72,16 @@ class Rows:
         """What lists, filters and figures need of every row: [row], no texts."""
         parts = [responses(row) for row in self.raw]
         margins, lengths = zip(*map(_numbers, self.raw, parts, range(len(parts))), strict=True) if parts else ((), ())
-        keys = [  # the same pair in the tables of two arms is no repetition
-            (origin, json.dumps(row["prompt"], sort_keys=True), *texts)
-            for origin, row, texts in zip(self.origin_of.tolist(), self.raw, parts, strict=True)
-        ]
+        prompts = [json.dumps(row["prompt"], sort_keys=True) for row in self.raw]
+        # the same pair in the tables of two arms is no repetition
+        keys = [(*at, *texts) for *at, texts in zip(self.origin_of.tolist(), prompts, parts, strict=True)]
         copies, kinds = Counter(keys), enumerate(self.kinds)
         scores = [_number(self.raw[i], "score", i) if kind == "rated" else math.nan for i, kind in kinds]
         table = pd.DataFrame({"kind": self.kinds})
-        for name, values in (("margin", margins), ("length", lengths), ("score", scores)):
-            table[name] = np.array(values, float)
-        table["identical"] = np.array([len(texts) > 1 and len(set(texts)) == 1 for texts in parts], bool)
-        table["empty"] = np.array([not all(map(str.strip, texts)) for texts in parts], bool)
-        table["tie"] = np.array([is_tie(row) for row in self.raw], bool)
+        marks = {"identical": [len(texts) > 1 and len(set(texts)) == 1 for texts in parts]}
+        marks |= {"empty": [not all(map(str.strip, texts)) for texts in parts], "tie": list(map(is_tie, self.raw))}
+        for name, values in (("margin", margins), ("length", lengths), ("score", scores), *marks.items()):
+            table[name] = np.array(values, bool if name in marks else float)
         table["copies"] = np.array([copies[key] for key in keys], int)
         for name in (*SOURCES, *PLACES):
             table[name] = pd.Series([_name(row.get(name)) for row in self.raw], dtype=object)
@@ -125,31 +123,20 @@ class Rows:
         if words := view["text"].strip().lower().replace("\0", ""):
             keep &= self._holding(words)
         margin = table["margin"].to_numpy()
-        if view["low"] is not None:
-            keep &= margin >= view["low"]
-        if view["high"] is not None:
-            keep &= margin <= view["high"]
+        for bound, side in (("low", np.greater_equal), ("high", np.less_equal)):
+            keep &= view[bound] is None or side(margin, view[bound])
         if view["source"]:
             keep &= (table[list(SOURCES)] == view["source"]).any(axis=1).to_numpy()
         for name in PLACES:
             if view[name]:
                 keep &= (table[name] == view[name]).to_numpy()
-        state = view["state"]
-        if state in ("relabelled", "not relabelled", "left out", "tie"):
-            value = np.full(n, "", object)
-            value[list(labels)] = list(labels.values())
-            labelled = value != ""
-            if state == "tie":
-                keep &= np.where(labelled, value == "0", table["tie"].to_numpy())
-            else:
-                keep &= value == "x" if state == "left out" else labelled == (state == "relabelled")
-        elif state == "identical":
-            keep &= table["identical"].to_numpy()
-        elif state == "duplicate":
-            keep &= (table["copies"] > 1).to_numpy()
-        elif state == "margin unknown":
-            keep &= np.isnan(margin)
-        found = np.flatnonzero(keep)
+        value = np.full(n, "", object)
+        value[list(labels)] = list(labels.values())
+        labelled, is_tie = value != "", table["tie"].to_numpy()
+        states = {"relabelled": labelled, "not relabelled": ~labelled, "left out": value == "x"}
+        states |= {"tie": np.where(labelled, value == "0", is_tie), "identical": table["identical"].to_numpy()}
+        states |= {"duplicate": (table["copies"] > 1).to_numpy(), "margin unknown": np.isnan(margin)}
+        found = np.flatnonzero(keep & states.get(view["state"], True))
         if view["sort"] == "order":
             return found[::-1] if view["down"] else found
         column: Any = pd.to_numeric(table[view["sort"]], errors="coerce")
@@ -272,11 +259,8 @@ def _checked(given: Mapping[str, Any], index: int) -> Row:
     if not isinstance(given, Mapping):
         raise ValueError(f"row {index}: a row is a dict with named columns; got {type(given).__name__}")
     row: Row = {str(key): value.tolist() if hasattr(value, "tolist") else value for key, value in given.items()}
-    if row.get("p_b_preferred") == 0.5 and "chosen" not in row:  # prefers neither: shown as a tie
-        row |= {"chosen": row.pop("response_a", None), "rejected": row.pop("response_b", None), "p_chosen": 0.5}
-    elif "p_b_preferred" in row and "chosen" not in row:
-        swapped = row["p_b_preferred"] > 0.5
-        sides = (row.pop("response_a", None), row.pop("response_b", None))
+    if "p_b_preferred" in row and "chosen" not in row:  # one half prefers neither: shown as a tie
+        swapped, sides = row["p_b_preferred"] > 0.5, (row.pop("response_a", None), row.pop("response_b", None))
         row |= {"chosen": sides[swapped], "rejected": sides[not swapped]}
         row["p_chosen"] = max(row["p_b_preferred"], 1 - row["p_b_preferred"])
     if "responses" not in row and any(isinstance(value, dict) and "is_correct" in value for value in row.values()):
@@ -285,8 +269,7 @@ def _checked(given: Mapping[str, Any], index: int) -> Row:
         if row.get(column) is None and (alias := next((name for name in names if row.get(name) is not None), "")):
             row[column] = row.pop(alias)
     rejected: Any = row.get("rejected")
-    are_texts = isinstance(rejected, list) and all(isinstance(text, str) for text in rejected)
-    if are_texts and isinstance(row.get("chosen"), str):
+    if isinstance(rejected, list) and all(isinstance(x, str) for x in rejected) and isinstance(row.get("chosen"), str):
         if "scores" in row:  # of something else, such as the chunks that LOGO answers from
             row["scores given"] = row.pop("scores")
         row |= {"responses": [row.pop("chosen"), *row.pop("rejected")], "ranks": [1, *[2] * len(rejected)]}
@@ -296,16 +279,13 @@ def _checked(given: Mapping[str, Any], index: int) -> Row:
             row = {"prompt": turns[:-1], **row, side: turns[-1]["content"]}
     kind = kind_of(row)
     if not kind:
-        for columns in COLUMNS.values():
-            if all(name in row for name in columns):
-                name = next(name for name in columns if row[name] is None)
-                told = 'it is missing (null); an empty response is written as ""'
-                raise ValueError(f"row {index}, column {name!r}: {told}")
+        whole = (columns for columns in COLUMNS.values() if all(name in row for name in columns))
+        if null := next((name for name in next(whole, ()) if row[name] is None), ""):
+            told = 'it is missing (null); an empty response is written as ""'
+            raise ValueError(f"row {index}, column {null!r}: {told}")
         raise ValueError(f"row {index} is no pair, ranking or rated row: {NEEDS}; found {', '.join(row) or 'nothing'}")
     if isinstance(row["prompt"], str) and row["prompt"].startswith('[{"'):  # a chat, as tables keep it
-        from workbench.data import prompt_of  # brings torch, which plain rows do not need
-
-        row["prompt"] = prompt_of(row["prompt"])
+        row["prompt"] = data.prompt_of(row["prompt"])
     if not isinstance(row["prompt"], str):
         row["prompt"] = _chat(row["prompt"], index, "prompt")
     for column in {"pair": ("chosen", "rejected"), "rated": ("completion",)}.get(kind, ()):
@@ -331,8 +311,8 @@ def _check_ranking(row: Row, index: int) -> None:
         values = row.get(name)
         if values is None:
             continue
-        if not isinstance(values, list) or len(values) != len(texts):
-            many = len(values) if isinstance(values, list) else repr(values)[:60]
+        many = len(values) if isinstance(values, list) else repr(values)[:60]
+        if many != len(texts):
             raise ValueError(f"row {index}, column {name!r}: {len(texts)} responses need as many values; got {many}")
         for k, value in enumerate(values if name != "names" else ()):
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
@@ -349,9 +329,8 @@ def _chat(turns: Any, index: int, column: str) -> list[dict[str, str]]:
     for k, turn in enumerate(turns):
         content = turn.get("content") if isinstance(turn, Mapping) else None
         if isinstance(content, (list, tuple)) and all(isinstance(part, Mapping) for part in content):
-            texts = (part.get("text") for part in content)
-            both = zip(texts, content, strict=True)
-            content = "".join(text if isinstance(text, str) else f"[{part.get('type', 'part')}]" for text, part in both)
+            both = ((part.get("text"), part.get("type", "part")) for part in content)
+            content = "".join(text if isinstance(text, str) else f"[{kind}]" for text, kind in both)
         if not isinstance(content, str):
             raise ValueError(f"row {index}, column {column!r}: turn {k} needs a role and content; got {turn!r:.80}")
         found.append({**turn, "role": str(turn.get("role", "user")), "content": content})

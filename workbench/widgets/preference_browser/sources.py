@@ -24,8 +24,7 @@ def of_frame(frame: pd.DataFrame) -> list[Row]:
         return _gathered(frame)
     rows: Any = frame.to_dict("records")
     for name in frame.columns.difference(UNKNOWN, sort=False):
-        holes: Any = frame[name].isna()
-        for k in np.flatnonzero(holes.to_numpy()):
+        for k in np.flatnonzero(frame[name].isna()):
             del rows[k][name]
     return rows
 

@@ -12,6 +12,7 @@ import torch
 from workbench.kernels import score
 from workbench.kernels.batching import microbatches, n_tokens, tokens_per_microbatch
 from workbench.models import Policy
+from workbench.models.turns import read_turn
 
 Piece = list[Any]  # [text, log-ratio in nats or None where the text was cut off, "end" for the end token or ""]
 
@@ -84,13 +85,18 @@ def pieces(tokenizer: Any, text: str, ids: Sequence[int], values: Sequence[float
     A character of several tokens (byte-level BPE) goes to the first one, the others are empty. What was cut off behind
     the last token comes as a piece without a number.
     """
-    ends, at = _ends(tokenizer, text), 0
+    turn, at = read_turn(tokenizer), 0
+    ends = [0] * len(turn.lead_ids)  # what the template writes before the text is no part of it
+    if turn.lead_ids:
+        ends += _ends(tokenizer, text)
+    else:
+        ends += [max(0, end - len(turn.lead)) for end in _ends(tokenizer, turn.lead + text)]
     found: list[Piece] = []
-    for k, (token, value) in enumerate(zip(ids, values, strict=False)):
-        if token == tokenizer.eos_token_id:
+    for k, (_, value) in enumerate(zip(ids, values, strict=False)):
+        if k >= len(ends):  # all behind the text closes the turn
             found.append(["", round(value, 5), "end"])
             continue
-        end = max(ends[k], at) if k < len(ends) else at
+        end = max(ends[k], at)
         found.append([text[at:end], round(value, 5), ""])
         at = end
     if at < len(text):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,7 @@ def panels_of(known: Sequence[str], wanted: Sequence[str]) -> list[Panel]:
     for panel in PANELS:
         both = [(s, panel.names[min(k, len(panel.names) - 1)]) for k, s in enumerate(panel.series) if s in here]
         if both:
-            series, names = zip(*both, strict=True)
-            panels.append(Panel(panel.title, panel.unit, series, names, panel.log))
+            panels.append(Panel(panel.title, panel.unit, *zip(*both, strict=True), log=panel.log))
     told = {name for panel in PANELS for name in panel.series}
     panels += [Panel(name, "", (name,)) for name in known if name in here and name not in told]
     if wanted:
@@ -88,17 +88,14 @@ def probe_lines(probe: tuple[Any, Any, Any, dict]) -> dict[str, tuple[np.ndarray
         steps = tables["chosen"].index.to_numpy(dtype=float)
         now = {side: table.to_numpy(dtype=float) for side, table in tables.items()}
         change = {side: x - x[0] for side, x in now.items()}
-        for side in _SIDES:
-            lines[f"held_out_{side}"] = steps, _row_means(change[side])
+        lines |= {f"held_out_{side}": (steps, _row_means(change[side])) for side in _SIDES}
         # at the first step every reward is 0 and every pair a tie
         lines["held_out_reward_accuracy"] = steps, _row_means(_right(change["chosen"] - change["rejected"]))
         lines["held_out_accuracy"] = steps, _row_means(_right(now["chosen"] - now["rejected"]))
     if len(samples):
         table = samples.assign(ended=samples["ended"].astype(float))
-        means = table.groupby("step")[["length", "quality", "ended"]].mean()
-        for name in means:
-            if means[name].notna().any():
-                lines[f"sample_{name}"] = means.index.to_numpy(dtype=float), means[name].to_numpy(dtype=float)
+        means = table.groupby("step")[["length", "quality", "ended"]].mean().dropna(axis=1, how="all").astype(float)
+        lines |= {f"sample_{name}": (means.index.to_numpy(dtype=float), y.to_numpy()) for name, y in means.items()}
     return lines
 
 
@@ -118,17 +115,15 @@ def seconds_at(clock: tuple[np.ndarray, np.ndarray] | None, x: np.ndarray) -> np
 
 def mean_line(lines: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> dict[str, Any]:
     """Mean of lines (steps, values, seconds) at the steps that all of them have; NaN where one of them is NaN."""
-    shared = lines[0][0]
-    for x, _, _ in lines[1:]:
-        shared = np.intersect1d(shared, x)
+    shared = reduce(np.intersect1d, (x for x, _, _ in lines))
     rows, times = [], []
     for x, y, t in lines:
         unique, first = np.unique(x, return_index=True)
         places = first[np.searchsorted(unique, shared)]
         rows.append(y[places])
-        times.append(None if t is None else t[places])
-    fine = [t for t in times if t is not None]
-    return {"x": shared, "y": np.mean(rows, axis=0), "t": np.mean(fine, axis=0) if len(fine) == len(rows) else None}
+        times += [] if t is None else [t[places]]
+    timed = np.mean(times, axis=0) if len(times) == len(rows) else None
+    return {"x": shared, "y": np.mean(rows, axis=0), "t": timed}
 
 
 # ---------------------------------------------------------------------------------------------------------------- JSON

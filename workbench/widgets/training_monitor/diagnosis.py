@@ -41,23 +41,18 @@ REWARD_ONLY = "the reward does not favour length; own samples not measured"
 
 FILTER = "filter near-identical pairs, which cause it (Razin et al. 2024, arXiv 2410.08847; Pal et al. 2024, arXiv "
 FILTER += "2402.13228): the list of most alike rows shows them"
-ANCHOR = (
-    "hold the chosen response up: DPO-Positive (Pal et al. 2024, arXiv 2402.13228), anchored preference optimisation "
-)
-ANCHOR += (
-    "(D'Oosterlinck et al. 2024, arXiv 2408.06266; loss_type='apo_zero' here), or a log-likelihood term on chosen "
-)
-ANCHOR += "(Pang et al. 2024, arXiv 2404.19733)"
+ANCHOR = "hold the chosen response up: DPO-Positive (Pal et al. 2024, arXiv 2402.13228), anchored preference "
+ANCHOR += "optimisation (D'Oosterlinck et al. 2024, arXiv 2408.06266; loss_type='apo_zero' here), or a log-likelihood "
+ANCHOR += "term on chosen (Pang et al. 2024, arXiv 2404.19733)"
 GENTLER = "move less: a larger beta, fewer epochs, a lower learning rate"
-MEASURE = (
-    "measure the quality of own samples: give the probe a scorer (a reward model as judge), or read the samples below"
-)
+MEASURE = "measure the quality of own samples: give the probe a scorer (a reward model as judge), or read the samples "
+MEASURE += "below"
 MORE = "measure more: more held-out prompts in the probe narrow the intervals"
 SAMPLE = "sample while training: give the probe prompts"
-NORMALISE = (
-    "take length out of the objective: rewards per token as SimPO has them (Meng et al. 2024, arXiv 2405.14734), "
+NORMALISE = "take length out of the objective: rewards per token as SimPO has them (Meng et al. 2024, arXiv "
+NORMALISE += (
+    "2405.14734), IPO's averages, or a length penalty in the margin, R-DPO (Park et al. 2024, arXiv 2403.19159)"
 )
-NORMALISE += "IPO's averages, or a length penalty in the margin, R-DPO (Park et al. 2024, arXiv 2403.19159)"
 BALANCE = "balance the data: pairs in which the chosen response is the longer one teach length beside the preference"
 REMEDIES = {
     NONE: [],
@@ -218,9 +213,7 @@ def of_probe(
     old, new = (samples[samples["step"] == at] for at in (first, last))
     both = old.merge(new, on=["prompt", "k"], suffixes=("_before", "_after"))
     notes = [f"compared: step {first} and step {last}"]
-    numbers: Any = table[[f"{side}_{when}" for side in SIDES for when in WHEN]]
-    if bad := int(numbers.isna().any(axis=1).sum()):
-        notes.append(f"{bad} of {len(table)} held-out rows have a log-prob that is NaN and are left out")
+    notes += _left_out(table[[f"{side}_{when}" for side in SIDES for when in WHEN]], "log-prob")
     return _diagnose(table, both, unit="nats", beta=beta, notes=notes)
 
 
@@ -246,13 +239,17 @@ def of_rewards(table: pd.DataFrame, *, beta: float = 0.0, is_change: bool = True
         rewards = table[f"{side}_rewards"].to_numpy(dtype=float)
         rows[f"{side}_after"] = rewards / (beta or 1.0) if is_change else math.nan
     notes = ["no probe watched this training: changes are read from held-out rewards after it, lengths are characters"]
-    if bad := int(table[needed[3:]].isna().to_numpy().any(1).sum()):
-        notes.append(f"{bad} of {len(table)} held-out rows have a reward that is NaN and are left out")
+    notes += _left_out(table[needed[3:]], "reward")
     found = _diagnose(rows, None, unit="nats" if beta else "reward", beta=beta, notes=notes, per_token=False)
     if not is_change:
         found.verdicts[0] = Verdict(HARM, NO_CHANGE, "the objective has no reference", REMEDIES[NO_CHANGE])
         found.table.loc[found.table["question"] == HARM, "verdict"] = NO_CHANGE
     return found
+
+
+def _left_out(numbers: Any, what: str) -> list[str]:
+    bad = int(numbers.isna().to_numpy().any(1).sum())
+    return [f"{bad} of {len(numbers)} held-out rows have a {what} that is NaN and are left out"] if bad else []
 
 
 class _Measures:

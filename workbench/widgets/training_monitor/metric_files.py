@@ -6,8 +6,9 @@ import json
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,13 @@ class Tail:
 
     def __init__(self, path: Path):
         self.path = path
+        self._begin((0, 0))
+
+    def _begin(self, file: tuple[int, int]) -> None:
+        """Forgets what was read; `file` says by its device and number which file is read from now on."""
         self.rows: list[dict[str, Any]] = []
         self.broken = 0  # whole lines that are no JSON object
-        self._place, self._file, self._mark, self._open_row = 0, (0, 0), b"", False
+        self._place, self._file, self._mark, self._open_row = 0, file, b"", False
 
     def read(self) -> bool:
         """True where something changed."""
@@ -41,24 +46,21 @@ class Tail:
                 file.seek(max(0, self._place - len(self._mark)))
                 same = file.read(len(self._mark)) == self._mark
                 if (facts.st_dev, facts.st_ino) != self._file or facts.st_size < self._place or not same:
-                    self.rows, self.broken, self._place, self._mark = [], 0, 0, b""
-                    self._file, self._open_row = (facts.st_dev, facts.st_ino), False
+                    self._begin((facts.st_dev, facts.st_ino))
                 file.seek(self._place)
                 new = file.read()
         except FileNotFoundError:
             changed = bool(self.rows)
-            self.rows, self._place, self._mark, self._file = [], 0, b"", (0, 0)
+            self._begin((0, 0))
             return changed
         whole, _, rest = new.rpartition(b"\n")
         before = len(self.rows)
         if self._open_row and (whole or not rest):
             self.rows.pop()
             self._open_row = False
-        for line in whole.split(b"\n") if whole else ():
-            if (row := _parsed(line)) is not None:
-                self.rows.append(row)
-            elif line.strip():
-                self.broken += 1
+        lines = [(line, _parsed(line)) for line in whole.split(b"\n")]
+        self.rows += [row for _, row in lines if row is not None]
+        self.broken += sum(row is None and bool(line.strip()) for line, row in lines)
         if whole or new.endswith(b"\n"):
             taken = len(new) - len(rest)
             self._place += taken
@@ -89,9 +91,8 @@ class Part:
 
     arm: str
     seed: int | None
-    folders: list[Path] = field(default_factory=list)
-    tails: list[Tail] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
+    folders: list[Path]
+    tails: list[Tail]
 
     @property
     def name(self) -> str:
@@ -119,10 +120,9 @@ class Part:
         for offset, tail in zip(self.offsets(), self.tails, strict=True):
             steps += [offset + _number(row.get("step"), k) for k, row in enumerate(tail.rows)]
             rows += tail.rows
-        found = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value))
-        found = {
-            name: np.array([_number(row.get(name), math.nan) for row in rows]) for name in found if name not in _AXES
-        }
+        names = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value))
+        names = [name for name in names if name not in _AXES]
+        found = {name: np.array([_number(row.get(name), math.nan) for row in rows]) for name in names}
         for name, values in found.items():
             bad += sum(name in row and not math.isfinite(x) for row, x in zip(rows, values, strict=True))
             values[~np.isfinite(values)] = math.nan
@@ -167,7 +167,7 @@ class Files:
 
     def refresh(self) -> bool:
         """Looks for new files and reads the new end of each; True where something changed."""
-        changed, parts = False, {}
+        changed, found = False, defaultdict(list)
         for label, root in self.sources.items():
             for path in sorted(root.rglob(NAME)):
                 arm, seed, number = place_of(path.parent, root)
@@ -175,15 +175,12 @@ class Files:
                     arm = label if path.parent == root or arm == root.name else f"{label} · {arm}"
                 tail = self._tails.setdefault(path, Tail(path))
                 changed |= tail.read()
-                part = parts.setdefault((arm, seed), Part(arm, seed))
-                part.folders.append(path.parent)
-                part.tails.append(tail)
-                part.rounds.append(number)
-        for part in parts.values():
-            order = np.argsort(part.rounds, kind="stable")
-            for name in ("folders", "tails", "rounds"):
-                setattr(part, name, [getattr(part, name)[i] for i in order])
-        new = sorted(parts.values(), key=lambda part: (part.arm, -1 if part.seed is None else part.seed))
+                found[arm, seed].append((number, path.parent, tail))
+        new = []
+        for (arm, seed), rounds in found.items():
+            rounds.sort(key=lambda one: one[0])
+            new.append(Part(arm, seed, [folder for _, folder, _ in rounds], [tail for *_, tail in rounds]))
+        new.sort(key=lambda part: (part.arm, -1 if part.seed is None else part.seed))
         changed |= [part.name for part in new] != [part.name for part in self.parts]
         self.parts = new
         return changed

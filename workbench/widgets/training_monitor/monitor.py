@@ -85,11 +85,13 @@ class TrainingMonitor:
         return scripted.bundle("monitor", self.data(), widget, repr(self), **_STATE)
 
     def __repr__(self) -> str:
-        steps = [int(part.columns()[0].max()) for part in self._parts]
-        if not steps:
+        if not self._parts:
             return f"TrainingMonitor: no metrics yet in {', '.join(map(str, self.files.sources.values()))}"
-        arms = dict.fromkeys(part.arm for part in self._parts)
-        return f"TrainingMonitor of {len(steps)} trainings ({', '.join(arms)}), to step {max(steps)}"
+        last, arms = (
+            max(int(part.columns()[0].max()) for part in self._parts),
+            dict.fromkeys(p.arm for p in self._parts),
+        )
+        return f"TrainingMonitor of {len(self._parts)} trainings ({', '.join(arms)}), to step {last}"
 
     def frame(self) -> pd.DataFrame:
         """Every value logged or probed: `arm`, `seed`, `step` (rounds one behind the other), `series`, `value`.
@@ -100,9 +102,9 @@ class TrainingMonitor:
         self._need_metrics()
         tables = []
         for part in self._parts:
-            for name, (x, y) in self._lines_of(part).items():
-                seed = math.nan if part.seed is None else part.seed
-                tables.append(pd.DataFrame({"arm": part.arm, "seed": seed, "step": x, "series": name, "value": y}))
+            of = {"arm": part.arm, "seed": math.nan if part.seed is None else part.seed}
+            lines = self._lines_of(part).items()
+            tables += [pd.DataFrame({**of, "step": x, "series": name, "value": y}) for name, (x, y) in lines]
         return pd.concat(tables, ignore_index=True)
 
     def figure(self, *series: str) -> go.Figure:
@@ -148,10 +150,9 @@ class TrainingMonitor:
             raise ValueError(f"no training of arm {arm!r}, seed {seed}; there are {there}")
         if found := next(filter(None, map(self._diagnosis_of, fitting)), None):
             return found
-        raise ValueError(
-            f"nothing to diagnose {', '.join(p.name for p in fitting)} from: neither two steps of a probe nor "
-            "held_out_rewards.parquet; pass workbench.training.probes.Probe as watch to train (dpo: probe_every)"
-        )
+        lacks = "neither two steps of a probe nor held_out_rewards.parquet"
+        remedy = "pass workbench.training.probes.Probe as watch to train (dpo: probe_every)"
+        raise ValueError(f"nothing to diagnose {', '.join(p.name for p in fitting)} from: {lacks}; {remedy}")
 
     # -- live
     def follow(self, every_s: float = 1.0, *, idle_s: float = 600.0) -> TrainingMonitor | Note:
@@ -284,10 +285,9 @@ class TrainingMonitor:
 
     def _need_metrics(self) -> None:
         if not self._parts:
-            raise ValueError(
-                f"no metrics.jsonl with rows below {', '.join(map(str, self.files.sources.values()))}; a training"
-                " writes it there (training.train(..., run=...), or experiment.results() in a notebook)"
-            )
+            below = ", ".join(map(str, self.files.sources.values()))
+            how = "(training.train(..., run=...), or experiment.results() in a notebook)"
+            raise ValueError(f"no metrics.jsonl with rows below {below}; a training writes it there {how}")
 
     def _colours(self) -> dict[str, str]:
         """One colour an arm: the project's own, unless another arm here looks nearly the same."""
@@ -342,14 +342,11 @@ class TrainingMonitor:
 
     # -- probes and diagnoses
     def _read_probe(self, part: Part) -> bool:
-        changed = False
-        for folder in part.folders:
-            about = folder / probes.FOLDER / "about.json"
-            stamp = about.stat().st_mtime_ns if about.is_file() else 0
-            if self._probes.get(folder, (0, None))[0] != stamp:
-                self._probes[folder] = stamp, probes.read(folder)
-                changed = True
-        return changed
+        abouts = {folder: folder / probes.FOLDER / "about.json" for folder in part.folders}
+        stamps = {folder: about.stat().st_mtime_ns if about.is_file() else 0 for folder, about in abouts.items()}
+        new = [folder for folder, stamp in stamps.items() if self._probes.get(folder, (0, None))[0] != stamp]
+        self._probes |= {folder: (stamps[folder], probes.read(folder)) for folder in new}
+        return bool(new)
 
     def _diagnosis_of(self, part: Part) -> diagnosis.Diagnosis | None:
         """From the last round's probe, else from held-out rewards of the finished run; None where there is neither."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -54,11 +55,11 @@ class TrainingPreview:
         except ValueError as error:
             raise ValueError(str(error).replace("group ", "row ", 1)) from None
         known = max(len(policy.tokenizer), policy.model.get_input_embeddings().num_embeddings)
-        for number, group in enumerate(groups):
-            for ids in (group.prompt_ids, *group.responses_ids):
-                if min(ids) < 0 or max(ids) >= known:
-                    bad = f"token {min(ids) if min(ids) < 0 else max(ids)} is none of the model's {known}"
-                    raise ValueError(f"row {number}: {bad}; was it tokenised with another tokenizer?")
+        parts = ((row, ids) for row, group in enumerate(groups) for ids in (group.prompt_ids, *group.responses_ids))
+        for row, ids in parts:
+            if min(ids) < 0 or max(ids) >= known:
+                bad = f"token {min(ids) if min(ids) < 0 else max(ids)} is none of the model's {known}"
+                raise ValueError(f"row {row}: {bad}; was it tokenised with another tokenizer?")
         names = [str(getattr(row, "id", f"row {number}")) for number, row in enumerate(rows)]
         self._begin(policy, groups, names, None, held_out)
 
@@ -78,8 +79,7 @@ class TrainingPreview:
         Args:
             kind: "preference" (prompt, chosen, rejected), "ranking" (prompt, responses, scores) or "demonstration"
                 (prompt, completion); see `workbench.data`.
-            max_length: of prompt and response together; 0 takes the model's context. `max_prompt_length` as in
-                `policy.group`.
+            max_length: of prompt and response; 0: the model's context. `max_prompt_length` as in `policy.group`.
 
         Raises:
             ValueError: a row that `data.check` refuses, that the tokenizer cannot write, or whose prompt leaves no room
@@ -88,8 +88,7 @@ class TrainingPreview:
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
         if min(max_length, max_prompt_length) < 0:
-            given = f"max_length={max_length}, max_prompt_length={max_prompt_length}"
-            raise ValueError(f"lengths are 0 or more; got {given}")
+            raise ValueError(f"lengths are 0 or more; got {max_length=}, {max_prompt_length=}")
         checked = data.check([dict(row) for row in rows], kind)
         limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
         before, groups, whole = policy.counts.copy(), [], []
@@ -151,33 +150,26 @@ class TrainingPreview:
             raise ValueError(f"{many}: {named} Or allow them by their codes")
 
     def warnings(self) -> pd.DataFrame:
-        """One row a fault that was found: `code`, `severity`, `title`, `rows` (count), `share`, `first_rows`, `why` and
-        `remedy`."""
+        """One row a fault: `code`, `severity`, `title`, `rows` (count), `share`, `first_rows`, `why`, `remedy`."""
         names = ["code", "severity", "title", "rows", "share", "first_rows", "why", "remedy"]
-        many = len(self.groups)
-        facts = [(*f.rule[:3], len(f.rows), len(f.rows) / many, f.rows[:10], *f.rule[3:5]) for f in self.findings]
+        sizes = [(len(f.rows), len(f.rows) / len(self.groups), f.rows[:10]) for f in self.findings]
+        facts = [(*f.rule[:3], *size, *f.rule[3:5]) for f, size in zip(self.findings, sizes, strict=True)]
         return pd.DataFrame(facts, columns=names)
 
     def frame(self) -> pd.DataFrame:
         """One row a training row: its name, tokens of prompt and responses, tokens cut (NaN where rows came as tokens),
         tokens that the first two responses share at their start, and the codes of its warnings."""
-        k = max(map(len, self.rows.lengths))
-        lengths = np.full((len(self.groups), k), np.nan)
-        for row, many in enumerate(self.rows.lengths):
-            lengths[row, : len(many)] = many
-        of_row: list[list[str]] = [[] for _ in self.groups]
-        for finding in self.findings:
-            for row in finding.rows:
-                of_row[row].append(finding.rule.code)
-        known = self.rows.prompts_cut is not None
+        columns = list(zip_longest(*self.rows.lengths, fillvalue=np.nan))
+        with_fault = {finding.rule.code: set(finding.rows) for finding in self.findings}
+        known, index = self.rows.prompts_cut is not None, pd.RangeIndex(len(self.groups), name="row")
         shared = [row_checks.shared_start(*many[:2]) if len(many) > 1 else np.nan for many in self.rows.responses]
         table = {"name": self.names, "prompt_tokens": [len(ids) for ids in self.rows.prompts]}
-        for label, column in zip(self._labels(k), lengths.T, strict=True):
-            table[f"{label}_tokens"] = column.astype(int) if np.isfinite(column).all() else column
+        labels = self._labels(len(columns))
+        table |= {f"{label}_tokens": column for label, column in zip(labels, columns, strict=True)}
         table["prompt_cut"] = self.rows.prompts_cut if known else np.nan
         table["responses_cut"] = [sum(many) for many in self.rows.responses_cut or []] if known else np.nan
-        table |= {"shared_start": shared, "warnings": [", ".join(codes) for codes in of_row]}
-        return pd.DataFrame(table, index=pd.RangeIndex(len(self.groups), name="row"))
+        told = [", ".join(code for code, rows in with_fault.items() if row in rows) for row in index]
+        return pd.DataFrame(table | {"shared_start": shared, "warnings": told}, index=index)
 
     def tokens(self, row: int) -> pd.DataFrame:
         """One row a token: `part`, `position` (as the model counts it), `id`, `text` (what is invisible made visible),
@@ -281,7 +273,7 @@ class TrainingPreview:
             **self._vocabulary(carried.values()),
             "say": self._say(),
             "rule": self._rule_text(),
-            "eos": self.words.eos,
+            "eos": self.words.end,
             "spread": [{"name": n, "text": _quantiles(v), **_histogram(v, tops[n])} for n, v in spread.items()],
             "findings": told,
         }
@@ -349,10 +341,8 @@ class TrainingPreview:
         if s["prompts_cut"] is not None:
             cuts = f"{_many(s['prompts_cut'], 'prompt')} and {_many(s['responses_cut'], 'response')} cut"
         passes = "1 pass" if s["micro_batches"] == 1 else f"{s['micro_batches']:,} passes"
-        return (
-            f"{_many(s['rows'], what)}, {_many(s['tokens'], 'token')}, {s['scored_tokens']:,} of them scored; {cuts}; "
-            f"about {_many(s['rows_held'], 'row')} held at once, {passes} an epoch."
-        )
+        read = f"{_many(s['rows'], what)}, {_many(s['tokens'], 'token')}, {s['scored_tokens']:,} of them scored"
+        return f"{read}; {cuts}; about {_many(s['rows_held'], 'row')} held at once, {passes} an epoch."
 
     def _rule_text(self, *, short: bool = False) -> str:
         rule = row_checks.length_rule(self.rows)
@@ -360,19 +350,16 @@ class TrainingPreview:
             return "" if not short else "Lengths of the first two responses"
         if short:
             return f"The chosen response is the longer one in {rule.share:.0%} of {rule.n} pairs"
-        return (
-            f"Of {rule.n:,} pairs that differ in length the chosen response is the longer one in {rule.share:.1%} "
-            f"(95 % interval {rule.low:.1%} to {rule.high:.1%})."
-        )
+        sure = f"(95 % interval {rule.low:.1%} to {rule.high:.1%})"
+        of = f"Of {rule.n:,} pairs that differ in length"
+        return f"{of} the chosen response is the longer one in {rule.share:.1%} {sure}."
 
 
 def _group_of(row: Any, number: int) -> Group:
     group = getattr(row, "group", row)
     if not isinstance(group, Group):
-        kind = type(row).__name__
-        raise ValueError(
-            f"row {number} is a {kind} without a group of tokens; for raw rows use TrainingPreview.of_rows"
-        )
+        what = f"a {type(row).__name__} without a group of tokens"
+        raise ValueError(f"row {number} is {what}; for raw rows use TrainingPreview.of_rows")
     if not group.responses_ids:
         raise ValueError(f"row {number} has no responses, so there is nothing to train on; drop it")
     return group

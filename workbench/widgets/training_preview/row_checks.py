@@ -100,11 +100,11 @@ def response_cut(rows: Rows) -> list[int]:
 
 def no_end_token(rows: Rows) -> list[int]:
     cut = set(response_cut(rows))
-    return [row for row in rows.where(lambda ids: ids[-1:] != [rows.words.eos]) if row not in cut]
+    return [row for row in rows.where(lambda ids: ids[-1:] != [rows.words.end]) if row not in cut]
 
 
 def end_token_inside(rows: Rows) -> list[int]:
-    return rows.where(lambda ids: rows.words.eos in ids[:-1])
+    return rows.where(lambda ids: rows.words.end in ids[:-1])
 
 
 def empty_chosen(rows: Rows) -> list[int]:
@@ -119,7 +119,7 @@ def empty_other(rows: Rows) -> list[int]:
 
 def two_begin_tokens(rows: Rows) -> list[int]:
     bos = rows.words.bos
-    if bos is None or bos == rows.words.eos:
+    if bos is None or bos == rows.words.end:
         return []
     inside = set(rows.where(lambda ids: bos in ids))
     return [row for row, ids in enumerate(rows.prompts) if ids[:2] == [bos, bos] or row in inside]
@@ -127,7 +127,7 @@ def two_begin_tokens(rows: Rows) -> list[int]:
 
 def unknown_token(rows: Rows) -> list[int]:
     unk = rows.words.unk
-    if unk is None or unk in (rows.words.eos, rows.words.bos):  # some tokenizers lend the end token to what is unknown
+    if unk is None or unk in (rows.words.end, rows.words.bos):  # some tokenizers lend the end token to what is unknown
         return []
     inside = set(rows.where(lambda ids: unk in ids))
     return [row for row, ids in enumerate(rows.prompts) if unk in ids or row in inside]
@@ -262,19 +262,15 @@ def not_written_back(rows: Rows) -> list[int]:
     """
     if rows.texts is None:
         return []
-    found = []
-    for row, (ids, (_, texts)) in enumerate(zip(rows.responses, rows.said, strict=True)):
-        cuts = rows.responses_cut[row] if rows.responses_cut else [0] * len(ids)
-        if any(_lost(rows.words, *one) for one in zip(ids, texts, cuts, strict=True)):
-            found.append(row)
-    return found
+    cuts = rows.responses_cut or [[0] * len(many) for many in rows.responses]
+    texts = [many for _, many in rows.texts]
+    parts = enumerate(zip(rows.responses, texts, cuts, strict=True))
+    return [row for row, of_row in parts if any(_lost(rows.words, *one) for one in zip(*of_row, strict=True))]
 
 
 def _lost(words: TokenText, ids: list[int], text: str, cut: int) -> bool:
-    for read in (
-        words.join,
-        lambda ids: words.tokenizer.decode(ids, skip_special_tokens=True),
-    ):  # the exact one is slow
+    # the exact one is slow
+    for read in (words.join, lambda ids: words.tokenizer.decode(ids, skip_special_tokens=True)):
         back, wanted = "".join(read(ids).split()), "".join(text.split())
         if back == wanted or (cut and wanted.startswith(back.rstrip("\ufffd"))):
             return False

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from workbench.models.turns import read_turn
+
 _LONGEST = 120  # characters of a single token that are shown
 _NAMED = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}  # control, format, surrogate, private, separators
@@ -43,13 +45,15 @@ class TokenText:
     """The vocabulary of a tokenizer as text.
 
     Attributes:
-        special: ids that no text may spell (begin, end, turns); `eos`, `bos`, `unk` are single ids or None.
+        special: ids that no text may spell (begin, end, turns); `bos`, `unk` are single ids or None.
+        end: id of the token that ends the assistant's turn.
         spelled: special token -> id.
     """
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        self.eos, self.bos, self.unk = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id
+        self.end = read_turn(tokenizer).end_ids[-1]
+        self.bos, self.unk = tokenizer.bos_token_id, tokenizer.unk_token_id
         added = getattr(tokenizer, "get_added_vocab", dict)()
         marked = getattr(tokenizer, "added_tokens_decoder", {})
         marked = [i for i, token in marked.items() if getattr(token, "special", False)]

@@ -1,5 +1,4 @@
-"""DNO: candidates and their points, pairs and their rules, replay, bad input, real text, and what sabotage does to the
-verdicts."""
+"""DNO: candidates and their points, pairs and their rules, replay, bad input, real text, verdicts, sabotage."""
 
 import logging
 from dataclasses import replace
@@ -8,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import Told, save_judge, save_policy
 
 from workbench import methods
 from workbench.methods.align.dno import method as dno
@@ -17,11 +17,10 @@ from workbench.methods.align.dno.pairs import with_replay
 from workbench.methods.align.dno.view import pair_counts
 from workbench.methods.align.self_play import stored_table
 from workbench.methods.experiment import Results, run_seed
-from workbench.models import Policy, bpe_tokenizer, new_llama
+from workbench.models import Policy, new_llama
 from workbench.runs.files import read_json
 from workbench.runs.run import Run
 from workbench.training import reference
-from workbench.training.reward_model import RewardModel
 from workbench.worlds.language import word_tokenizer
 
 QUICK = {"rounds": 2, "epochs": 1, "prompt_repeats": 1, "max_pairs": 96, "world": {"start_steps": 60}}
@@ -29,14 +28,6 @@ QUICK = {"rounds": 2, "epochs": 1, "prompt_repeats": 1, "max_pairs": 96, "world"
 
 def config(**changes):
     return dno.Config.at("tiny", **{**QUICK, **changes})
-
-
-@pytest.fixture(scope="module")
-def root(starts):
-    folder = starts("dno")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -341,16 +332,11 @@ def test_sabotage_a_stale_reference_is_stopped(trained, root, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------- verdicts
-class Told:
-    """An experiment of which only the results matter."""
-
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
-    config = config()
+TOLD = Told(config=config())
 
 
 def told(**changes):
-    """Made-up results of five seeds over four rounds: wins against gold (last), against the last round, S>T share,
-    signs."""
+    """Five made-up seeds of four rounds: wins against gold (last), against the last round, S>T share, signs."""
     rng = np.random.default_rng(1)
     arms = {
         "dno": (0.7, 0.55, [0.2, 0.4, 0.6, 0.8], 1.0),
@@ -380,7 +366,7 @@ def told(**changes):
 
 
 def test_verdicts_of_a_method_that_works():
-    verdicts = claims(Told(), told()).verdicts()
+    verdicts = claims(TOLD, told()).verdicts()
     shown = {"C1", "C2", "C3", "C4", "C4 sampled", "C5", "C5 sampled", "C6", "C10"}
     assert {id for id, verdict in verdicts.items() if verdict == "shown in small"} == shown
     assert {id for id, verdict in verdicts.items() if verdict == "needs full scale"} == {"C7", "C8", "C9"}
@@ -400,36 +386,20 @@ def test_verdicts_of_a_method_that_works():
     ],
 )
 def test_verdicts_of_a_broken_method(broken, lost):
-    assert claims(Told(), told(**broken)).verdicts()[lost] == "not shown"
+    assert claims(TOLD, told(**broken)).verdicts()[lost] == "not shown"
 
 
 # --------------------------------------------------------------------------------------------------------- real text
 def test_real_answers_as_the_teacher_and_a_reward_model_as_judge(shared, root):
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    tokenizer = bpe_tokenizer(["How many apples are left? Give three tips for a good day."] * 3, vocab_size=300)
-    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=160, seed=0), tokenizer).save(root / "model")
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=160,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    judging = LlamaForSequenceClassification(shape)
-    judging.score.weight.data *= 200  # a judge with opinions
-    RewardModel(judging, tokenizer).save(root / "judge")
+    judge = save_judge(root / "judge", max_length=160, opinion=200)
     overrides = {"n_prompts": 6, "samples": 3, "batch_size": 3, "test_size": 6, "learning_rate": 1e-3}
     overrides |= {"max_new_tokens": 6, "max_length": 120, "max_prompt_length": 100}
-    overrides |= {"judge": str(root / "judge"), "judge_kind": "reward", "arms": ["dno", "shuffled"]}
-    real = {"model": str(root / "model"), "dataset": str(shared / "data/gsm8k/train.jsonl")}
+    overrides |= {"judge": judge, "judge_kind": "reward", "arms": ["dno", "shuffled"]}
+    real = {"model": save_policy(root / "model", max_length=160), "dataset": str(shared / "data/gsm8k/train.jsonl")}
     experiment = methods.Experiment(
         "dno", scale="smoke", **real, seeds=[0], overrides=overrides, output=str(root / "text")
     )
-    results = experiment.results()
+    results = experiment.results(workers=1)
     start, after = results[0]["arms"]["dno"]
     assert start["quality"] == pytest.approx(0.5)
     assert after["prompts without a teacher"] == 0

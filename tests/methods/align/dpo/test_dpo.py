@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from small import Told
 
 from workbench import methods
 from workbench.methods.align.dpo import method as dpo
@@ -65,12 +66,6 @@ def test_ipo_takes_log_probs_a_token(shared_starts, tmp_path):
 def test_bad_config(changes, message):
     with pytest.raises(ValueError, match=message):
         dpo.Config.at("tiny", **changes)
-
-
-class Told:
-    """An experiment of which only the results matter."""
-
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
 
 
 def results(accuracy, shuffled=0.5):

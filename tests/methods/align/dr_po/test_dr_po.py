@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small import play, save_policy
 
 from workbench.methods.align.dr_po import measures
 from workbench.methods.align.dr_po import method as dr_po
@@ -12,7 +13,6 @@ from workbench.methods.align.dr_po.experiment import ARMS, at_matched_kl, claims
 from workbench.methods.align.dr_po.method import Arm
 from workbench.methods.align.dr_po.references import encode_reference, read_references
 from workbench.methods.experiment import Results, run_seed
-from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 from workbench.training import ppo
 
@@ -22,15 +22,9 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def played(root):
     """One small run of the method and PPO, its folder and its seed."""
-    folder = tmp_path_factory.mktemp("dr_po")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-        settings = config()
-        task = dr_po.open_task(settings)
-        run = Run(folder / "seed-3")
-        yield task, settings, run, run_seed(dr_po, task, settings, 3, run)
+    return play(dr_po, config(), 3, root)
 
 
 def trained(task, folder, monkeypatch, arm=None):
@@ -199,18 +193,14 @@ def test_planted_arms_are_refused_on_real_text():
 
 # --------------------------------------------------------------------------------------------------------- real text
 def test_real_pairs_and_a_learned_reward_end_to_end(runs_root, shared, tmp_path):
-    """Rows of alpaca_eval, a small random model in the hub's format, a reward model trained on the pairs, two
-    updates."""
+    """Rows of alpaca_eval, a small random model, a reward model trained on the pairs, two updates."""
     from workbench import data
 
     dataset = str(shared / "data" / "alpaca_eval" / "pairs.jsonl.gz")
     texts = [row["chosen"] for row in data.as_preferences(data.load(dataset))[:100]]
-    tokenizer = bpe_tokenizer(texts, vocab_size=400)
-    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=256, seed=0), tokenizer).save(
-        tmp_path / "model"
-    )
+    model = save_policy(tmp_path / "model", texts, vocab_size=400, max_length=256)
     settings = dr_po.Config.at("smoke", True, arms=["dr_po_50"])
-    task = dr_po.open_task(settings, model=str(tmp_path / "model"), dataset=dataset, device="cpu")
+    task = dr_po.open_task(settings, model=model, dataset=dataset, device="cpu")
     run = Run(tmp_path / "run")
     before, after = run_seed(dr_po, task, settings, 0, run)["arms"]["dr_po_50"]
     assert {"quality", "reward", "kl_nats", "missing_end", "reward_model_accuracy"} <= set(after)
@@ -246,17 +236,8 @@ def results(levels):
     return Results({"arms": {name: arm(level) for name, level in levels.items()}} for _ in range(5))
 
 
-GOOD = {
-    "dr_po": 0.3,
-    "dr_po_50": 0.5,
-    "dr_po_25": 0.4,
-    "ppo": 0.02,
-    "ppo_pp": 0.02,
-    "wrong": 0.02,
-    "sft": 0.2,
-    "patchy": 0.3,
-    "sft_patchy": 0.1,
-}
+GOOD = {"dr_po": 0.3, "dr_po_50": 0.5, "dr_po_25": 0.4, "ppo": 0.02, "ppo_pp": 0.02, "wrong": 0.02, "sft": 0.2}
+GOOD |= {"patchy": 0.3, "sft_patchy": 0.1}
 TOKENS = {"dr_po_50": (19.0, 4.5), "ppo": (19.0, 0.0), "ppo_pp": (19.0, 4.5)}
 
 

@@ -1,5 +1,4 @@
-"""LOGO: positions reach the attention, M and the mask, the SFT term, resuming, bad input, real text, and what sabotage
-does."""
+"""LOGO: positions reach the attention, M and the mask, the SFT term, resuming, bad input, real text, sabotage."""
 
 import json
 import logging
@@ -11,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from small import Told, play, save_policy
+from transformers import BloomConfig, BloomForCausalLM
 
 from workbench import methods, objectives
 from workbench.kernels import Group, score
@@ -20,7 +20,7 @@ from workbench.methods.align.logo import rows as logo_rows
 from workbench.methods.align.logo.experiment import ARMS, claims
 from workbench.methods.align.logo.rows import build_rows
 from workbench.methods.experiment import Results, run_seed
-from workbench.models import Policy, bpe_tokenizer, new_llama
+from workbench.models import Policy, new_llama
 from workbench.runs.run import Run
 from workbench.training.loop import TrainConfig, train
 
@@ -32,15 +32,9 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def played(root):
     """One small run of some arms, its folder and its seed."""
-    folder = tmp_path_factory.mktemp("logo")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-        settings = config(arms=["logo", "logo_real", "logo_unpassed", "sft", "b_copied"])
-        task = logo.open_task(settings)
-        run = Run(folder / "seed-0")
-        yield task, settings, run, run_seed(logo, task, settings, 0, run)
+    return play(logo, config(arms=["logo", "logo_real", "logo_unpassed", "sft", "b_copied"]), 0, root)
 
 
 def rows_of(task, settings, run, arm="logo", **changes):
@@ -50,8 +44,7 @@ def rows_of(task, settings, run, arm="logo", **changes):
 
 # --------------------------------------------------------------------------------------------------------- positions
 def test_attention_sees_the_positions(played):
-    """score at synthetic positions is a plain forward pass of the model with these position_ids, and differs from real
-    ones."""
+    """Scoring at synthetic positions is a plain forward pass with these position_ids, and differs from real ones."""
     task, settings, run, _ = played
     row = rows_of(task, settings, run)[0]
     tokenizer = task.start(0).tokenizer
@@ -136,8 +129,7 @@ def test_rows_with_different_m_share_a_batch(played):
 
 
 def test_the_loss_by_hand(played):
-    """Means over tokens, mean over rejected answers, margin subtracted, cross-entropy shifted and without the
-    prompt."""
+    """Means over tokens and rejected answers, margin subtracted, cross-entropy shifted and without the prompt."""
     policy = played[0].start(0)
     row = hand_made(policy, "v2 v4", "v2 v9 v9", "v1")
     losses, logged = logo.LogoStep(config(), ARMS["logo"])(policy, [row])
@@ -161,7 +153,7 @@ def test_a_common_beginning_can_be_left_out(played):
     losses, _ = logo.LogoStep(settings, ARMS["b_no_sft"])(policy, [row])
     logps = score(policy, [row.group]).token_logps[0]
     x = logps[0, 1:3].mean() - (logps[1, 1:3].mean() + logps[2, 1]) / 2 - 0.1
-    assert losses.item() == pytest.approx(-nn.functional.logsigmoid(2.5 * x).item(), abs=1e-5)
+    assert losses.item() == pytest.approx(-torch.nn.functional.logsigmoid(2.5 * x).item(), abs=1e-5)
 
 
 def training_margins(policy, rows, step, n=6):
@@ -295,15 +287,9 @@ def test_a_table_of_positions_that_ends_too_early():
 
 
 def test_a_model_without_position_ids_is_refused(played):
+    """Bloom's attention knows distances only."""
     task, settings, run, _ = played
-
-    class Body(nn.Module):
-        def forward(self, input_ids, use_cache=False):
-            return SimpleNamespace(last_hidden_state=torch.zeros(*input_ids.shape, 4))
-
-    model = nn.Module()
-    model.base_model, model.lm_head = Body(), nn.Linear(4, 200, bias=False)
-    model.get_output_embeddings = lambda: model.lm_head
+    model = BloomForCausalLM(BloomConfig(vocab_size=200, hidden_size=16, n_layer=1, n_head=2))
     row = rows_of(task, settings, run)[0]
     with pytest.raises(ValueError, match="takes no position_ids"):
         score(model, [row.group], route="padded")
@@ -322,25 +308,15 @@ def test_nan_names_the_rows(played):
 # --------------------------------------------------------------------------------------------------------- real text
 @pytest.fixture(scope="module")
 def real_model(tmp_path_factory):
-    """A small random model in the hub's format that can write any text."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = bpe_tokenizer(["How many eggs? 3 + 4 = 7.\n#### 7"] * 3, vocab_size=300)
-    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=4096, seed=0)
-    Policy(model, tokenizer).save(folder)
-    return folder
+    return save_policy(tmp_path_factory.mktemp("model"), "How many eggs? 3 + 4 = 7.\n#### 7", max_length=4096)
 
 
 def test_packed_problems_train_for_some_steps(shared, real_model, runs_root):
     changes = {"lora_rank": 4, "max_new_tokens": 6, "arms": ["logo", "sft", "shuffled"], "window": 4096}
     changes |= {"chunks": 4, "pack": 5, "learning_rate": 1e-3}
-    experiment = methods.Experiment(
-        "logo",
-        scale="smoke",
-        model=str(real_model),
-        dataset=str(shared / "data/gsm8k/test.jsonl"),
-        seeds=[0, 1, 2],
-        overrides=changes,
-    )
+    given = {"scale": "smoke", "model": str(real_model), "dataset": str(shared / "data/gsm8k/test.jsonl")}
+    given |= {"seeds": [0, 1, 2], "overrides": changes}
+    experiment = methods.Experiment("logo", **given)
     run = experiment.run.child("seed-0")
     results = Results([run_seed(logo, experiment.task, experiment.config, 0, run)] * 3)
     before, after = results[0]["arms"]["logo"]
@@ -353,12 +329,8 @@ def test_packed_problems_train_for_some_steps(shared, real_model, runs_root):
 
 
 def test_given_answers_are_kept(real_model, tmp_path):
-    row = {
-        "chunks": ["Mira hid the letter.", "It rained."],
-        "question": "Who hid it?",
-        "chosen": "Mira.",
-        "rejected": ["The butler.", "Mira."],
-    }
+    row = {"chunks": ["Mira hid the letter.", "It rained."], "question": "Who hid it?", "chosen": "Mira."}
+    row |= {"rejected": ["The butler.", "Mira."]}
     (tmp_path / "rows.jsonl").write_text(
         "\n".join([json.dumps({**row, "question": f"{i}. Who hid it?"}) for i in range(4)])
     )
@@ -381,19 +353,12 @@ def test_a_chosen_answer_needs_rejected_ones(real_model, tmp_path):
 
 
 def test_what_real_text_cannot_feed_is_refused():
-    with pytest.raises(
-        ValueError, match=r"arms \['b_logo'\] start from a misaligned model, which only the embedded world has"
-    ):
+    said = r"arms \['b_logo'\] start from a misaligned model, which only the embedded world has"
+    with pytest.raises(ValueError, match=said):
         logo.open_task(logo.Config.at("smoke", True, arms=["b_logo"]), model="m", dataset="d")
 
 
 # ---------------------------------------------------------------------------------------------------------- verdicts
-class Told:
-    """An experiment of which only the results matter."""
-
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
-
-
 CLEAN = {"retrieval_6": 1.0, "retrieval_12": 1.0, "retrieval_24": 0.8, "retrieval_44": 0.5}
 CLEAN |= {"recall_6": 1.0, "recall_12": 1.0, "quality": 0.8}
 MISALIGNED = {**CLEAN, "recall_6": 0.5, "recall_12": 0.4, "quality": 0.3}
@@ -401,13 +366,8 @@ LONG = {"retrieval_24": 0.87, "retrieval_44": 0.6}
 TOLD = {"recall_6": 0.9, "recall_12": 0.85, "quality": 0.75}
 FALLEN = {"retrieval_6": 0.4, "retrieval_12": 0.4, "recall_6": 0.2, "recall_12": 0.2, "quality": 0.15}
 GOOD = {"logo": LONG, "logo_real": {}, "logo_unpassed": {}, "sft": LONG, "sft_real": {}, "sft_unpassed": {}}
-GOOD |= {
-    "swapped": FALLEN,
-    "b_swapped": FALLEN,
-    "b_shuffled": FALLEN,
-    "b_logo": TOLD,
-    "b_sft": {**TOLD, "quality": 0.7},
-}
+GOOD |= {"swapped": FALLEN, "b_swapped": FALLEN, "b_shuffled": FALLEN, "b_logo": TOLD}
+GOOD |= {"b_sft": {**TOLD, "quality": 0.7}}
 GOOD |= {"b_one": {**TOLD, "quality": 0.7}, "b_copied": {**TOLD, "quality": 0.7}, "b_no_sft": {**TOLD, "quality": 0.72}}
 
 
@@ -453,8 +413,7 @@ def test_verdicts_of_a_broken_method(broken, lost):
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_a_misaligned_start_learns_to_tell_what_it_finds(tmp_path, runs_root, monkeypatch):
-    """One seed of Part B, shortened. Sabotage of the running method, roles swapped where rows are read: recall
-    falls."""
+    """One seed of Part B, shortened. Sabotage: roles swapped where rows are read, and recall falls."""
     world = {"steps": 300, "misaligned_steps": 60, "n_documents": 80, "n_test": 60, "lengths": (6,), "n_values": 8}
     settings = config(arms=["b_logo"], world=world, misaligned_steps=50)
     task = logo.open_task(settings)

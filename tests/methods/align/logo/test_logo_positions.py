@@ -36,16 +36,8 @@ def layout(**changes):
 def test_every_variant_keeps_the_rules(lengths, room, start, beacon, seed):
     qa, n = 9, len(lengths)
     window = start + qa + n * room + seed  # some positions are left over
-    variants = spread(
-        lengths,
-        window=window,
-        start=start,
-        qa=qa,
-        n_question=5,
-        n_answer=4,
-        beacon=beacon,
-        rng=np.random.default_rng(seed),
-    )
+    sizes = {"window": window, "start": start, "qa": qa, "n_question": 5, "n_answer": 4, "beacon": beacon}
+    variants = spread(lengths, **sizes, rng=np.random.default_rng(seed))
     region = (window - start - qa) // n
     assert 1 <= len(variants) <= 2**n
     assert len({tuple(v) for v in variants}) == len(variants)

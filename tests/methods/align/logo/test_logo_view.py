@@ -1,5 +1,4 @@
-"""The needle map and its neighbours: tables say what was stored, figures follow, text is escaped, missing parts are
-named."""
+"""The needle map and its neighbours: tables and figures of what was stored, escapes, missing parts named."""
 
 from types import SimpleNamespace
 

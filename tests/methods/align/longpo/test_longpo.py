@@ -1,5 +1,4 @@
-"""LongPO: two conditionings of the same tokens, several turns, filters, rounds, resuming, bad input, real text,
-sabotage."""
+"""LongPO: two conditionings of one answer, turns, filters, rounds, resuming, bad input, real text, sabotage."""
 
 import json
 import logging
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import Told, play, save_policy
 
 from workbench import methods
 from workbench.kernels import sample
@@ -36,16 +36,9 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
-    """One small run of some arms, its folder and its seed."""
-    folder = tmp_path_factory.mktemp("longpo")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-        # drawn answers: an untrained model's greedy ones are nearly all the same
-        settings = config(arms=["longpo", "lam1", "dpo", "iterated"], temperature=1.0)
-        task = longpo.open_task(settings)
-        run = Run(folder / "seed-0")
-        yield task, settings, run, run_seed(longpo, task, settings, 0, run)
+def played(root):
+    """One small run of some arms; drawn answers, because an untrained model's greedy ones are nearly all the same."""
+    return play(longpo, config(arms=["longpo", "lam1", "dpo", "iterated"], temperature=1.0), 0, root)
 
 
 @pytest.fixture
@@ -178,8 +171,7 @@ def test_padding_has_no_part(played):
 
 
 def test_nll_of_the_rejected_text_would_be_seen(played):
-    """Swapped roles exchange the preference term and leave the NLL where it is; the arm on rejected answers does
-    not."""
+    """Swapped roles exchange the preference term and leave the NLL; the arm on rejected answers does not."""
     task, settings, *_ = played
     policy, rows = task.start(0), rows_of(played)
     rows = [row for row in rows if row.is_pair][:3]
@@ -362,9 +354,8 @@ def test_nothing_left_says_why(played, tmp_path, monkeypatch):
 
 def test_a_reference_with_a_window_that_is_too_short(played, monkeypatch):
     monkeypatch.setattr(Policy, "max_length", 5)
-    with pytest.raises(
-        ValueError, match=r"row 0: a short text with its answer has \d+ tokens, the reference's window 5"
-    ):
+    said = r"row 0: a short text with its answer has \d+ tokens, the reference's window 5"
+    with pytest.raises(ValueError, match=said):
         rows_of(played)
 
 
@@ -441,15 +432,13 @@ def test_bad_config(changes, message):
 
 # --------------------------------------------------------------------------------------------------------- real text
 def test_packed_problems_train_for_some_steps(shared, tmp_path, runs_root):
-    tokenizer = bpe_tokenizer(["How many eggs? 3 + 4 = 7.\n#### 7"] * 3, vocab_size=300)
-    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=4096, seed=0)
-    Policy(model, tokenizer).save(tmp_path / "model")
     lines = (shared / "data/gsm8k/test.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in sorted(lines, key=len)[:40]]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     changes = {"rope_theta": 50_000.0, "lengths": [4, 6], "arms": ["longpo", "iterated"]}
     changes |= {"max_steps": 2, "temperature": 1.0}
-    where = {"model": str(tmp_path / "model"), "dataset": str(tmp_path / "rows.jsonl")}
+    model = save_policy(tmp_path / "model", "How many eggs? 3 + 4 = 7.\n#### 7", max_length=4096)
+    where = {"model": model, "dataset": str(tmp_path / "rows.jsonl")}
     experiment = methods.Experiment("longpo", scale="smoke", **where, seeds=[0, 1, 2], overrides=changes)
     true = pairs.unfit
     with pytest.MonkeyPatch.context() as patch:  # a random model hardly ever ends an answer
@@ -466,12 +455,6 @@ def test_packed_problems_train_for_some_steps(shared, tmp_path, runs_root):
 
 
 # ---------------------------------------------------------------------------------------------------------- verdicts
-class Told:
-    """An experiment of which only the results matter."""
-
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
-
-
 START = {"retrieval_6": 1.0, "retrieval_40": 0.5, "retrieval_60": 0.4, "second_task": 1.0, "margin": -48.0}
 START |= {"reward_accuracy": 0.0, "short_to_long_kl": 2.8, "start_loss": 4.6}
 BETTER = {"retrieval_40": 0.85, "retrieval_60": 0.75, "margin": -21.0, "short_to_long_kl": 0.4}

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import play, save_policy
 
 from workbench.methods.align.mpo import margins
 from workbench.methods.align.mpo import method as mpo
@@ -27,16 +28,11 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def played(root):
     """One small run of the method, its folder and its seed."""
-    folder = tmp_path_factory.mktemp("mpo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
         patch.setattr(mpo, "check_reward_model", lambda *a, **o: None)  # a world this small teaches it little
-        settings = config()
-        task = mpo.open_task(settings)
-        run = Run(folder / "seed-3")
-        yield task, settings, run, run_seed(mpo, task, settings, 3, run)
+        yield play(mpo, config(), 3, root)
 
 
 def stage_one_weights(folder):
@@ -151,8 +147,7 @@ def test_the_reward_model_learns_from_all_pairs(played, tmp_path, monkeypatch):
 
 
 def test_sabotage_sign_of_the_margin_or_chosen_reward_alone():
-    """With planted margins: the right split has fewer wrong labels among easy pairs; the flipped one has the most
-    there."""
+    """With planted margins: the right split has fewest wrong labels among easy pairs; the flipped one most."""
     rng = np.random.default_rng(0)
     better, worse = rng.normal(size=4_000), rng.normal(size=4_000)
     gap = better - worse
@@ -237,7 +232,7 @@ def test_bad_config(changes, message):
 
 
 # --------------------------------------------------------------------------------------------------------- real text
-@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=pytest.mark.exhaustive), 2])
 def test_real_pairs_end_to_end(runs_root, shared, tmp_path, monkeypatch, lora_rank):
     """Rows of alpaca_eval and a small random model in the hub's format: reward model, split, DPO, a real PPO update.
     What is left in the run folder is the final policy, with and without adapters."""
@@ -246,10 +241,7 @@ def test_real_pairs_end_to_end(runs_root, shared, tmp_path, monkeypatch, lora_ra
     monkeypatch.setattr(mpo, "check_reward_model", lambda *a, **o: None)  # a random model may be below a coin
     dataset = str(shared / "data" / "alpaca_eval" / "pairs.jsonl.gz")
     texts = [row["chosen"] for row in data.as_preferences(data.load(dataset))[:100]]
-    tokenizer = bpe_tokenizer(texts, vocab_size=400)
-    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=256, seed=0), tokenizer).save(
-        tmp_path / "model"
-    )
+    save_policy(tmp_path / "model", texts, vocab_size=400, max_length=256)
     settings = mpo.Config.at("smoke", True, lora_rank=lora_rank, dpo_learning_rate=1e-2, learning_rate=1e-2)
     task = mpo.open_task(settings, model=str(tmp_path / "model"), dataset=dataset, device="cpu")
     found = run_seed(mpo, task, settings, 0, Run(tmp_path / "run"))["arms"]["mpo"]

@@ -1,5 +1,4 @@
-"""PaMi-VDPO: one response under two clips, selection close then far, weights, real text, verdicts, the view,
-sabotage."""
+"""PaMi-VDPO: one response under two clips, selection, weights, real text, verdicts, the view, sabotage."""
 
 import json
 import math
@@ -8,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import Told, play, save_policy
 
 from workbench import methods, objectives
 from workbench.methods.align.pami_vdpo import alterations, bags
@@ -17,7 +17,6 @@ from workbench.methods.align.pami_vdpo.experiment import ARMS, claims
 from workbench.methods.align.pami_vdpo.view import ClipBags, accuracy_figure, likelihood
 from workbench.methods.align.pami_vdpo.world import Clips
 from workbench.methods.experiment import Results, run_seed
-from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 
 
@@ -26,14 +25,8 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pami")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-        settings = config()
-        task = pami_vdpo.open_task(settings)
-        run = Run(folder / "seed-0")
-        yield task, settings, run, run_seed(pami_vdpo, task, settings, 0, run)
+def played(root):
+    return play(pami_vdpo, config(), 0, root)
 
 
 def samples_of(task, policy, n=24):
@@ -297,21 +290,13 @@ def test_unknown_alterations_and_a_missing_untrained_model():
 
 # ----------------------------------------------------------------------------------------------------------- real text
 def test_real_passages_are_trained_on_end_to_end(shared, tmp_path, runs_root):
-    tokenizer = bpe_tokenizer(["She sells eggs. How many are left? Answer: 12."] * 3, vocab_size=300)
-    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=1024, seed=0), tokenizer).save(
-        tmp_path / "model"
-    )
     lines = (shared / "data/gsm8k/test.jsonl").read_text().splitlines()[:24]
     rows = [{"prompt": json.loads(line)["question"], "completion": json.loads(line)["answer"][:40]} for line in lines]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    experiment = methods.Experiment(
-        "pami_vdpo",
-        scale="smoke",
-        model=str(tmp_path / "model"),
-        dataset=str(tmp_path / "rows.jsonl"),
-        seeds=[0, 1, 2],
-        overrides={"arms": ["pami", "shuffled"], "max_steps": 3},
-    )
+    model = save_policy(tmp_path / "model", "She sells eggs. How many are left? Answer: 12.")
+    given = {"scale": "smoke", "model": model, "dataset": str(tmp_path / "rows.jsonl"), "seeds": [0, 1, 2]}
+    given |= {"overrides": {"arms": ["pami", "shuffled"], "max_steps": 3}}
+    experiment = methods.Experiment("pami_vdpo", **given)
     seed = experiment.run.child("seed-0")
     results = Results([run_seed(pami_vdpo, experiment.task, experiment.config, 0, seed)] * 3)
     before, after = results[0]["arms"]["pami"]
@@ -321,11 +306,7 @@ def test_real_passages_are_trained_on_end_to_end(shared, tmp_path, runs_root):
 
 
 # --------------------------------------------------------------------------------------------------------------- claims
-class Told:
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
-    config = config()
-
-
+TOLD = Told(config=config())
 GOOD = {"pami": (0.85, 0.99, 0.6), "random": (0.7, 0.95, 0.4), "shuffle": (0.55, 0.97, 0.3), "sft": (0.5, 1.0, 0.2)}
 GOOD |= {
     "untrained": (0.68, 0.9, 0.4),
@@ -350,7 +331,7 @@ def told(seed, good, false, grounded=1.0):
 
 def verdicts(good=None, false=None, grounded=(1.0,) * 5):
     results = [told(seed, {**GOOD, **(good or {})}, {**FALSE, **(false or {})}, g) for seed, g in enumerate(grounded)]
-    return claims(Told(), Results(results)).verdicts()
+    return claims(TOLD, Results(results)).verdicts()
 
 
 def test_claims_that_hold_are_shown():
@@ -376,20 +357,15 @@ def test_claims_that_fail_are_not_shown(good, false, claim):
 
 
 def test_seeds_that_do_not_see_are_left_out():
-    found = claims(Told(), Results(told(seed, GOOD, FALSE, 0.7 if seed == 1 else 1.0) for seed in range(5)))
+    found = claims(TOLD, Results(told(seed, GOOD, FALSE, 0.7 if seed == 1 else 1.0) for seed in range(5)))
     assert found.seeds == [0, 2, 3, 4]
     assert "seeds [1] left out: their start was not grounded" in found.records()[0]["note"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- view
 def table():
-    shared = {
-        "question": "HAS",
-        "prompt": "<b>HAS</b> o1",
-        "response": "<i>yes</i>",
-        "identical": 0,
-        "fell_back": False,
-    }
+    shared = {"question": "HAS", "prompt": "<b>HAS</b> o1", "response": "<i>yes</i>", "identical": 0}
+    shared |= {"fell_back": False}
     shared |= {"evidence": ["o1", "<script>x</script>"], "altered": ["-", "o1"], "close": 0.5}
     rows = [
         {**shared, "sample": n, "candidate": kind, "far": far, "weight": weight, "is_false": float(not weight)}
@@ -442,6 +418,6 @@ def test_figures_state_their_finding():
             for t in (0, 1)
         ]
     )
-    drawn = accuracy_figure(Told(), rows).figure()
+    drawn = accuracy_figure(TOLD, rows).figure()
     assert drawn.layout.title.text == "PaMi-VDPO answers 60% of question pairs right, from 20%"
-    assert likelihood(Told(), rows).loc["PaMi-VDPO", "after"] == pytest.approx(-0.1)
+    assert likelihood(TOLD, rows).loc["PaMi-VDPO", "after"] == pytest.approx(-0.1)

@@ -75,9 +75,8 @@ def test_candidates_are_fresh_and_not_the_original():
 
 def test_one_frame_has_no_time():
     single = {**ROW, "evidence": ["a"]}
-    with pytest.raises(
-        ValueError, match="has one frame, which reverse, shuffle leave as it is; add kinds that change a frame"
-    ):
+    said = "has one frame, which reverse, shuffle leave as it is; add kinds that change a frame"
+    with pytest.raises(ValueError, match=said):
         candidates(single, ["reverse", "shuffle"], 2, np.random.default_rng(0), other=["x"], blank="-")
     found, identical = candidates(single, ["reverse", "crop"], 2, np.random.default_rng(0), other=["x"], blank="-")
     assert ([one.kind for one in found], identical) == (["crop"], 1)

@@ -72,15 +72,9 @@ def test_a_picture_is_looked_at_once(videos, monkeypatch):
 
 def test_real_videos_end_to_end(videos, runs_root):
     """Some optimiser steps of the method on pictures; vision tower and projector stay as they are."""
-    experiment = methods.Experiment(
-        "pami_vdpo",
-        scale="smoke",
-        model=str(videos / "model"),
-        dataset=str(videos / "rows.jsonl"),
-        seeds=[0],
-        overrides={"arms": ["pami", "shuffled"], "max_steps": 3, "n_frames": 4, "kinds": ["shuffle", "crop", "mix"]}
-        | {"weighting": "none"},
-    )
+    overrides = {"arms": ["pami", "shuffled"], "max_steps": 3, "n_frames": 4, "kinds": ["shuffle", "crop", "mix"]}
+    given = {"model": str(videos / "model"), "dataset": str(videos / "rows.jsonl"), "scale": "smoke", "seeds": [0]}
+    experiment = methods.Experiment("pami_vdpo", overrides=overrides | {"weighting": "none"}, **given)
     found = run_seed(pami_vdpo, experiment.task, experiment.config, 0, experiment.run.child("seed-0"))
     before, after = found["arms"]["pami"]
     assert after["evidence_nats"] != before["evidence_nats"]

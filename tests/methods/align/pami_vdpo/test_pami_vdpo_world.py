@@ -1,5 +1,4 @@
-"""Clips: the oracle by hand and on altered clips, questions and habit, pictures, and a start that looks and then
-leans."""
+"""Clips: the oracle by hand and on altered clips, questions and habit, pictures, a start that looks and leans."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,4 @@
-"""PRO: its first loss by hand and what breaks it, selection by dev reward, real lists, verdicts, the browser,
-sabotage."""
+"""PRO: first loss by hand and what breaks it, selection by dev reward, real lists, verdicts, browser, sabotage."""
 
 import json
 import math
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import Told, save_judge, save_policy
 
 from workbench import methods, objectives
 from workbench.kernels import Group
@@ -19,7 +19,6 @@ from workbench.methods.align.pro.experiment import claims
 from workbench.methods.align.pro.lists import as_lists, list_step, rank_rows
 from workbench.methods.align.pro.view import ListBrowser, bleu_figure, rewards_figure
 from workbench.methods.experiment import Results, run_seed
-from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 from workbench.training.checkpoints import load_weights
 from workbench.worlds.target_and_distractor import TargetAndDistractor
@@ -31,15 +30,6 @@ WORLD |= {"n_rows": 40, "draws": 1, "width": 16}
 def config(**changes):
     settings = {"world": WORLD, "max_steps": 3, "batch_size": 6, "max_new_tokens": 10}
     return pro.Config.at("smoke", **{**settings, "select_every": 0, "candidates_at_once": 0, **changes})
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A runs folder that all tests of this file share, so that a start is made once."""
-    folder = tmp_path_factory.mktemp("pro")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-        yield folder
 
 
 @pytest.fixture
@@ -131,13 +121,8 @@ def looped(mistake):
 
 
 MISTAKES = (
-    "not normalised by length",
-    "mean in the SFT term",
-    "weight does not grow",
-    "better answers are negatives",
-    "smallest gap for the positive",
-    "temperatures the wrong way",
-    "positive counted twice",
+    *("not normalised by length", "mean in the SFT term", "weight does not grow", "better answers are negatives"),
+    *("smallest gap for the positive", "temperatures the wrong way", "positive counted twice"),
 )
 
 
@@ -293,9 +278,8 @@ def test_the_best_dev_reward_is_kept(arms, monkeypatch):
 def test_bad_settings():
     with pytest.raises(ValueError, match="answer_room=64 leaves no token of 64 for a prompt"):
         pro.Config.at("tiny", max_length=64, answer_room=64)
-    with pytest.raises(
-        ValueError, match=r"select_every=600 keeps the checkpoint .* give judge .* or set select_every=0"
-    ):
+    said = r"select_every=600 keeps the checkpoint .* give judge .* or set select_every=0"
+    with pytest.raises(ValueError, match=said):
         pro.open_task(pro.Config.at("full"), dataset="x.jsonl", model="m")
 
 
@@ -308,48 +292,22 @@ def test_strict_refuses_unsorted_lists(arms):
 @pytest.fixture(scope="module")
 def on_text(tmp_path_factory):
     """A small random policy and two small random reward models in the hub's format."""
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    from workbench.training.reward_model import RewardModel
-
-    folder = tmp_path_factory.mktemp("text")
-    tokenizer = bpe_tokenizer(["How many apples are left? Give three tips."] * 3, vocab_size=300)
-    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=600, seed=0), tokenizer).save(folder / "model")
+    folder, said = tmp_path_factory.mktemp("text"), "How many apples are left? Give three tips."
+    save_policy(folder / "model", said, max_length=600)
     for seed, name in enumerate(("judge", "larger")):
-        torch.manual_seed(seed)
-        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1 + seed, "num_attention_heads": 2}
-        shape = LlamaConfig(
-            **sizes,
-            vocab_size=len(tokenizer),
-            max_position_embeddings=600,
-            num_labels=1,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        RewardModel(LlamaForSequenceClassification(shape), tokenizer).save(folder / name)
+        save_judge(folder / name, said, max_length=600, layers=1 + seed, seed=seed)
     return folder
 
 
 def test_real_rankings_end_to_end(shared, on_text, root):
     """Four models' graded solutions, scored anew by one reward model, dev rewards by it, evaluation by another."""
-    overrides = {
-        "judge": str(on_text / "judge"),
-        "evaluation_judge": str(on_text / "larger"),
-        "select_every": 1,
-        "learning_rate": 1e-3,
-        "arms": ["pro", "shuffled"],
-        **{"n_lists": 6, "test_size": 4, "dev_size": 3, "max_new_tokens": 4, "max_length": 200, "answer_room": 100},
-    }
-    dataset = str(shared / "data/gsm8k/example_model_solutions.jsonl")
-    experiment = methods.Experiment(
-        "pro",
-        scale="smoke",
-        model=str(on_text / "model"),
-        dataset=dataset,
-        seeds=[0],
-        overrides=overrides,
-        output=str(root / "text"),
-    )
-    results = experiment.results()
+    overrides = {"judge": str(on_text / "judge"), "evaluation_judge": str(on_text / "larger"), "select_every": 1}
+    overrides |= {"n_lists": 6, "test_size": 4, "dev_size": 3, "max_new_tokens": 4, "max_length": 200}
+    overrides |= {"answer_room": 100, "learning_rate": 1e-3, "arms": ["pro", "shuffled"]}
+    given = {"model": str(on_text / "model"), "dataset": str(shared / "data/gsm8k/example_model_solutions.jsonl")}
+    given |= {"overrides": overrides, "output": str(root / "text")}
+    experiment = methods.Experiment("pro", scale="smoke", seeds=[0], **given)
+    results = experiment.results(workers=1)
     start, end = results[0]["arms"]["pro"]
     assert {"quality", "token_nll", "bleu_characters", "bleu_words", "agreement"} <= set(end)
     assert 0 < end["quality"] < 100
@@ -364,28 +322,15 @@ def test_real_rankings_end_to_end(shared, on_text, root):
 
 def test_real_pairs_without_a_judge(shared, on_text, root):
     overrides = {"n_lists": 4, "test_size": 3, "dev_size": 2, "max_length": 120, "answer_room": 60, "max_steps": 1}
-    overrides |= {"arms": ["pro"]}
-    experiment = methods.Experiment(
-        "pro",
-        scale="smoke",
-        model=str(on_text / "model"),
-        seeds=[0],
-        overrides=overrides,
-        dataset=str(shared / "data/alpaca_eval/pairs.jsonl.gz"),
-        output=str(root / "pairs"),
-    )
-    start, end = experiment.results()[0]["arms"]["pro"]
+    given = {"model": str(on_text / "model"), "dataset": str(shared / "data/alpaca_eval/pairs.jsonl.gz")}
+    given |= {"overrides": overrides | {"arms": ["pro"]}, "output": str(root / "pairs")}
+    experiment = methods.Experiment("pro", scale="smoke", seeds=[0], **given)
+    start, end = experiment.results(workers=1)[0]["arms"]["pro"]
     assert set(end) == {"quality", "token_nll", "agreement"}
     assert end["quality"] != start["quality"]
 
 
 # ---------------------------------------------------------------------------------------------------------- verdicts
-class Told:
-    """An experiment of which only the results matter."""
-
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
-
-
 QUALITY = {"pro_2": 0.3, "pro_3": 0.35, "pro_5": 0.4, "sft_2": -0.4, "bon_5": 0.0, "rrhf_2": -0.2, "rrhf_5": 0.1}
 QUALITY |= {"coh_2": -0.2, "plain_5": 0.2, "no_sft_5": 0.2, "reversed_5": -1.8}
 QUALITY |= dict.fromkeys(("shuffled_2", "shuffled_3", "shuffled_5"), -0.6)
@@ -430,14 +375,9 @@ def test_verdicts_of_a_broken_method(broken, lost):
 
 # ----------------------------------------------------------------------------------------------------------- browser
 LISTS = pd.DataFrame(
-    {
-        "list": [0, 0, 0, 1, 1],
-        "prompt": ["<b>a3</b>"] * 3 + ["a4"] * 2,
-        "response": ["<script>alert(1)</script>", "t1", "t2", "t3", "t4"],
-        "score": [2.0, 0.0, 0.0, 1.0, -1.0],
-        "before": [-3.0, -1.0, -2.0, -1.0, -1.5],
-        "after": [-1.0, -2.0, -3.0, -1.0, -1.5],
-    }
+    {"list": [0, 0, 0, 1, 1], "prompt": ["<b>a3</b>"] * 3 + ["a4"] * 2}
+    | {"response": ["<script>alert(1)</script>", "t1", "t2", "t3", "t4"], "score": [2.0, 0.0, 0.0, 1.0, -1.0]}
+    | {"before": [-3.0, -1.0, -2.0, -1.0, -1.5], "after": [-1.0, -2.0, -3.0, -1.0, -1.5]}
 )
 
 
@@ -473,13 +413,8 @@ def test_no_lists_is_an_error():
 
 def test_curves_of_a_run_without_bleu():
     table = pd.DataFrame(
-        {
-            "arm": ["pro", "pro", "bon", "bon"],
-            "seed": 0,
-            "round": [0, 1] * 2,
-            "quality": [-2.0, -1.0, -2.0, -1.5],
-            "agreement": [0.5, 0.7, 0.5, 0.6],
-        }
+        {"arm": ["pro", "pro", "bon", "bon"], "seed": 0, "round": [0, 1] * 2}
+        | {"quality": [-2.0, -1.0, -2.0, -1.5], "agreement": [0.5, 0.7, 0.5, 0.6]}
     )
     drawn = rewards_figure(SimpleNamespace(config=config()), table)
     assert "ends at -1.00, SFT on the best answer at -1.50" in drawn.figure().layout.title.text
@@ -489,8 +424,7 @@ def test_curves_of_a_run_without_bleu():
 # ---------------------------------------------------------------------------------------------------------- sabotage
 @pytest.mark.slow
 def test_a_reversed_sort_in_the_world(arms, monkeypatch):
-    """The world of the experiment, one seed: PRO gains a reward and orders planted qualities; with the sort turned
-    round it does neither."""
+    """One seed of the world: PRO gains a reward and orders planted qualities; with the sort reversed it does not."""
     options = {"world": {"draws": 10}, "max_steps": 60, "batch_size": 16, "max_new_tokens": 8, "learning_rate": 1e-3}
     _, sound = arms("pro_2", **options)
     start, end = sound["pro_2"]

@@ -1,5 +1,4 @@
-"""Ranked lists: sorted, freed of duplicates, counted; every bad input named; official rows, pairs and real lists
-understood."""
+"""Ranked lists: sorted, freed of duplicates, counted; bad input named; official rows, pairs, real lists read."""
 
 import logging
 
@@ -73,12 +72,8 @@ def test_bad_input_is_named(rows, options, message):
 
 def test_official_rows():
     turns = ["<|prompter|>Which river is longest?", "<|assistant|>"]
-    official = {
-        "prefix": [turns, turns],
-        "suffix": ["By most measures the Nile.", "No idea."],
-        "reward": [1.7, -0.9],
-        "sft_index": 0,
-    }
+    official = {"prefix": [turns, turns], "suffix": ["By most measures the Nile.", "No idea."], "reward": [1.7, -0.9]}
+    official |= {"sft_index": 0}
     (found,), counts = as_lists([official])
     assert found["prompt"] == [{"role": "user", "content": "Which river is longest?"}]
     assert (found["responses"], found["scores"]) == (official["suffix"], official["reward"])

@@ -1,5 +1,4 @@
-"""SimulPL: prefixes that do not leak, confidence that is used, latency in the loss, bad input, real text, verdicts,
-sabotage."""
+"""SimulPL: prefixes that do not leak, confidence, latency in the loss, bad input, real text, verdicts, sabotage."""
 
 import json
 import math
@@ -8,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import Told, play, save_policy
 
 from workbench import methods, objectives
 from workbench.methods.align.simulpl import method as simulpl
@@ -28,7 +28,7 @@ from workbench.methods.align.simulpl.sweep import numbers
 from workbench.methods.align.simulpl.view import ReadWritePath, aspect_figure, counted, curve_figure
 from workbench.methods.align.simulpl.world import LOWEST_AL, ORACLE_DELAYS, Clauses
 from workbench.methods.experiment import Results, run_seed
-from workbench.models import Policy, bpe_tokenizer, new_llama
+from workbench.models import Policy, new_llama
 from workbench.runs.run import Run
 
 
@@ -37,14 +37,8 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("simulpl")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-        settings = config()
-        task = simulpl.open_task(settings)
-        run = Run(folder / "seed-0")
-        yield task, settings, run, run_seed(simulpl, task, settings, 0, run)
+def played(root):
+    return play(simulpl, config(), 0, root)
 
 
 @pytest.fixture(scope="module")
@@ -351,9 +345,7 @@ def test_bad_readers():
 
 
 # ------------------------------------------------------------------------------------------------------------ verdicts
-class Told:
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
-    config = simulpl.Config.at("tiny")
+TOLD = Told(config=simulpl.Config.at("tiny"))
 
 
 def point(reader, value, lag, quality):
@@ -373,13 +365,9 @@ def told(rng, **changes):
         lag = lag + abs(jitter())
         preferred = name in ("simul_dpo", "alpha_0")
         arms[name] = [
-            {
-                "quality": quality,
-                "AL": lag,
-                "monotonicity": 1.0 if preferred else 0.95 + jitter(),
-                "key_points": 1.0 if preferred else 0.97 + jitter(),
-                "length": 7.0 if preferred else 7.8 + jitter(),
-            }
+            {"quality": quality, "AL": lag, "monotonicity": 1.0 if preferred else 0.95 + jitter()}
+            | {"key_points": 1.0 if preferred else 0.97 + jitter()}
+            | {"length": 7.0 if preferred else 7.8 + jitter()}
         ]
         curves[name] = [point("confidence", 0.5, lag - 1, quality / 2), point("confidence", 0.7, lag, quality)]
         curves[name] += [point("random", 0.5, 2.0, 0.3 + jitter())] if name == "simul_dpo" else []
@@ -388,7 +376,7 @@ def told(rng, **changes):
 
 
 def verdicts(**changes):
-    return claims(Told(), Results(told(np.random.default_rng(seed), **changes) for seed in range(5))).verdicts()
+    return claims(TOLD, Results(told(np.random.default_rng(seed), **changes) for seed in range(5))).verdicts()
 
 
 def test_claims_that_hold_are_shown():
@@ -464,19 +452,17 @@ def test_figures_state_their_finding():
         return [{"reader": "confidence", "value": v, "AL": 1 + v, "quality": quality, **text} for v in (0.3, 0.7)]
 
     results = Results([{"curves": {"simul_dpo": curve(1.0), "msft": curve(0.5)}}] * 5)
-    figure = curve_figure(Told(), results).figure()
+    figure = curve_figure(TOLD, results).figure()
     assert figure.layout.title.text.startswith("Quality against latency: SimulDPO reaches 100%")
-    assert set(aspect_figure(Told(), results).frame()["measure"]) >= {"quality", "AL", "monotonicity"}
-    assert len(counted(Told(), results)) == 2
+    assert set(aspect_figure(TOLD, results).frame()["measure"]) >= {"quality", "AL", "monotonicity"}
+    assert len(counted(TOLD, results)) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------- real text
 @pytest.fixture(scope="module")
 def real_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = bpe_tokenizer(["Translate simultaneously. Source so far: a letter was found."] * 3, vocab_size=300)
-    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=512, seed=0), tokenizer).save(folder)
-    return folder
+    said = "Translate simultaneously. Source so far: a letter was found."
+    return save_policy(tmp_path_factory.mktemp("model"), said, max_length=512)
 
 
 def real_pairs(shared, path, **changes):
@@ -485,15 +471,8 @@ def real_pairs(shared, path, **changes):
     for line in (shared / "data/gsm8k/test.jsonl").read_text().splitlines()[:20]:
         words = json.loads(line)["question"].split()[:7]
         rows.append(
-            {
-                "source": " ".join(words),
-                "chosen": " ".join(words[:5]),
-                "rejected": " ".join(words[::-1]),
-                "lang": "en-en",
-                "key_items": words[:1],
-                "alignment": [[i, i] for i in range(5)],
-                **changes,
-            }
+            {"source": " ".join(words), "chosen": " ".join(words[:5]), "rejected": " ".join(words[::-1])}
+            | {"lang": "en-en", "key_items": words[:1], "alignment": [[i, i] for i in range(5)], **changes}
         )
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return str(path)
@@ -501,14 +480,9 @@ def real_pairs(shared, path, **changes):
 
 def test_real_rows_train_both_stages_and_are_decoded_in_words(shared, real_model, tmp_path, runs_root):
     dataset = real_pairs(shared, tmp_path / "pairs.jsonl")
-    experiment = methods.Experiment(
-        "simulpl",
-        scale="smoke",
-        model=str(real_model),
-        dataset=dataset,
-        seeds=[0, 1, 2],
-        overrides={"arms": ["simul_dpo"], "n_pairs": 8, "test_size": 3, "max_new_tokens": 6},
-    )
+    given = {"scale": "smoke", "model": str(real_model), "dataset": dataset, "seeds": [0, 1, 2]}
+    given |= {"overrides": {"arms": ["simul_dpo"], "n_pairs": 8, "test_size": 3, "max_new_tokens": 6}}
+    experiment = methods.Experiment("simulpl", **given)
     seed = experiment.run.child("seed-0")
     results = Results([run_seed(simulpl, experiment.task, experiment.config, 0, seed)] * 3)
     metrics = Run(experiment.run.folder / "seed-0/simul_dpo/round-1").metrics()

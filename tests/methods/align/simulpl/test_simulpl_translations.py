@@ -18,14 +18,10 @@ from workbench.methods.align.simulpl.translations import (
     usable,
 )
 
-ROW = {
-    "source": "wir haben gestern im haus den brief gefunden",
-    "chosen": "we yesterday in the house found the letter",
-    "rejected": "we found the letter in the house yesterday",
-    "lang": "de-en",
-    "alignment": [[0, 0], [2, 1], [4, 4], [6, 7], [7, 5]],
-    "key_items": ["yesterday", "house", "letter"],
-}
+ROW = {"source": "wir haben gestern im haus den brief gefunden"}
+ROW |= {"chosen": "we yesterday in the house found the letter"}
+ROW |= {"rejected": "we found the letter in the house yesterday", "lang": "de-en"}
+ROW |= {"alignment": [[0, 0], [2, 1], [4, 4], [6, 7], [7, 5]], "key_items": ["yesterday", "house", "letter"]}
 
 
 def test_aspects_of_the_preferred_and_of_the_offline_text():

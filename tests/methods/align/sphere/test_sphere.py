@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from small import Told, play
 
 from workbench.methods.align.sphere import method as sphere
 from workbench.methods.align.sphere.experiment import ARMS, claims, dependence
@@ -25,13 +26,8 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def trained(starts):
-    folder = starts("sphere")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder))
-        settings = config()
-        task, run = sphere.open_task(settings), Run(folder / "seed-0")
-        yield task, settings, run, run_seed(sphere, task, settings, 0, run)
+def trained(root):
+    return play(sphere, config(), 0, root)
 
 
 def chains(run, stage):
@@ -180,10 +176,6 @@ def test_real_text_needs_its_models(changes, message):
         sphere.open_task(sphere.Config.at("smoke", True, **changes), model="m", dataset="d")
 
 
-class Told:
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
-
-
 GOOD = {"sphere": 0.5, "stage1": 0.45, "random": 0.35, "exact": 0.5, "noisy": 0.42, "coin": 0.3, "shuffled": 0.2}
 GOOD |= {"cross": 0.15, "cross_shuffled": 0.05}
 TABLE = [[1, "middle"]] * 60 + [[1, "easy"]] * 20 + [[1, "hard"]] * 20 + [[2, "hard"]] * 40 + [[3, "easy"]] * 40
@@ -281,15 +273,9 @@ def test_real_problems_end_to_end(shared, tmp_path, runs_root):
     train(policy, groups * 8, supervised_step, TrainConfig(learning_rate=3e-3, batch_size=16, epochs=12))
     policy.save(tmp_path / "model")
     tokenizer.add_tokens([STEP_TOKEN])
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_labels=2,
-        max_position_embeddings=512,
-    )
+    given = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    given |= {"num_attention_heads": 2, "num_labels": 2, "max_position_embeddings": 512}
+    shape = LlamaConfig(**given)
     LlamaForTokenClassification(shape).save_pretrained(tmp_path / "prm")
     tokenizer.save_pretrained(tmp_path / "prm")
 

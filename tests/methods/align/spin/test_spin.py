@@ -3,18 +3,20 @@
 import logging
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import Told, play
 
 from workbench import objectives
 from workbench.feedback import samples
 from workbench.methods.align.spin import method as spin
 from workbench.methods.align.spin.experiment import ARMS, claims
 from workbench.methods.align.spin.view import next_policy
-from workbench.methods.experiment import Results, run_seed
+from workbench.methods.experiment import Results
 from workbench.runs.run import Run
 from workbench.training import reference
 
@@ -29,8 +31,7 @@ def config(**changes):
 # ------------------------------------------------------------------------------------------------------- closed form
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 def test_exact_minimiser_of_a_round(beta):
-    """One topic, 256 responses, free logits: minimising the expected loss reaches p_t (p_data / p_t)^(1/lambda) to
-    1e-4."""
+    """One topic, 256 responses, free logits: the minimum is p_t (p_data / p_t)^(1/lambda), to 1e-4."""
     rng = np.random.default_rng(3)
     p_policy, p_data = (torch.tensor(rng.dirichlet(np.full(256, 2.0))) for _ in range(2))
     pair_weight = (p_data[:, None] * p_policy[None, :]).flatten()
@@ -69,15 +70,9 @@ def test_lambda_one_jumps_to_the_data():
 
 # -------------------------------------------------------------------------------------------------------- data steps
 @pytest.fixture(scope="module")
-def trained(starts):
+def trained(root):
     """One small run of the method, its folder and its seed."""
-    folder = starts("spin")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder))
-        settings = config(arms=["spin"])
-        task = spin.open_task(settings)
-        run = Run(folder / "seed-3")
-        yield task, settings, run, run_seed(spin, task, settings, 3, run)
+    return play(spin, config(arms=["spin"]), 3, root)
 
 
 def rows_of(run, t, name="generated"):
@@ -206,11 +201,7 @@ def test_two_rounds_gain_with_true_labels_alone(shared_starts):
     assert max(gains["swapped"]) < -0.02
 
 
-class Told:
-    """An experiment of which only the results matter."""
-
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
-    task = type("Task", (), {"test_draws": 2_000})()
+TOLD = Told(task=SimpleNamespace(test_draws=2_000))
 
 
 def told(**curves):
@@ -224,17 +215,12 @@ def told(**curves):
     return Results({"arms": {arm: evaluations(values) for arm, values in curves.items()}} for _ in Told.seeds)
 
 
-ROUNDS = {
-    "spin": [0.3, 0.5, 0.6, 0.65, 0.65],
-    "shuffled": [0.3, 0.29, 0.28, 0.27, 0.26],
-    "sft": [0.3, 0.35, 0.4, 0.42, 0.43],
-    "long": [0.3, 0.5, 0.5],
-    "frozen": [0.3, 0.5, 0.5],
-}
+ROUNDS = {"spin": [0.3, 0.5, 0.6, 0.65, 0.65], "shuffled": [0.3, 0.29, 0.28, 0.27, 0.26]}
+ROUNDS |= {"sft": [0.3, 0.35, 0.4, 0.42, 0.43], "long": [0.3, 0.5, 0.5], "frozen": [0.3, 0.5, 0.5]}
 
 
 def test_verdicts_of_a_method_that_works():
-    found = claims(Told(), told(**ROUNDS)).verdicts()
+    found = claims(TOLD, told(**ROUNDS)).verdicts()
     assert {id for id, verdict in found.items() if verdict == "shown in small"} == {"C1", "C2", "C3", "C4"}
 
 
@@ -250,13 +236,12 @@ def test_verdicts_of_a_method_that_works():
     ],
 )
 def test_verdicts_of_a_broken_method(broken, lost):
-    assert claims(Told(), told(**{**ROUNDS, **broken})).verdicts()[lost] == "not shown"
+    assert claims(TOLD, told(**{**ROUNDS, **broken})).verdicts()[lost] == "not shown"
 
 
 @pytest.mark.slow
 def test_a_stale_reference_is_stopped_by_the_step_zero_check(shared_starts):
-    """The bug itself: reference log-probs of round 1 taken from the first policy, while the method believes
-    otherwise."""
+    """The bug itself: round 1's reference log-probs are the first policy's, while the method believes otherwise."""
     settings = config(arms=["spin"], learning_rate=[1e-3])
     task = spin.open_task(settings)
     first = task.start(0)

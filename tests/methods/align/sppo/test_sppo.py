@@ -1,5 +1,4 @@
-"""SPPO: what a round does on the enumerable world, bad input, resume, real text, and what sabotage does to the
-verdicts."""
+"""SPPO: a round on the enumerable world, bad input, resume, real text, and what sabotage does to the verdicts."""
 
 import json
 import logging
@@ -8,16 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from small import Told, play, save_judge, save_policy
 
 from workbench import methods
 from workbench.feedback import samples
 from workbench.methods.align.sppo import method as sppo
 from workbench.methods.align.sppo.experiment import ARMS, claims
 from workbench.methods.experiment import Results, run_seed
-from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 from workbench.training import reference, steps
-from workbench.training.reward_model import RewardModel
 from workbench.worlds.cyclic_judge import CyclicJudge
 
 QUICK = {"rounds": 2, "epochs": 2, "prompt_repeats": 1, "world": {"start_steps": 60}}
@@ -28,20 +26,8 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A runs folder that all tests of this file share, so that the start is made once."""
-    folder = tmp_path_factory.mktemp("sppo")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def played(root):
-    settings = config(arms=["sppo"])
-    task = sppo.open_task(settings)
-    run = Run(root / "seed-3")
-    return task, settings, run, run_seed(sppo, task, settings, 3, run)
+    return play(sppo, config(arms=["sppo"]), 3, root)
 
 
 # ------------------------------------------------------------------------------------------------------- what it does
@@ -60,8 +46,7 @@ def test_pairs_hold_the_win_rates_of_their_samples(played):
 
 
 def test_every_round_starts_at_the_exact_loss(played):
-    """eta^2/2 [(p_w - 1/2)^2 + (p_l - 1/2)^2] before any update, in every round: the reference is that round's
-    policy."""
+    """eta^2/2 [(p_w - 1/2)^2 + (p_l - 1/2)^2] before any update, in every round: each has its own reference."""
     _, settings, run, _ = played
     for t in (1, 2):
         part = Run(run.folder / "sppo" / f"round-{t}")
@@ -93,12 +78,6 @@ def test_averages_are_those_of_the_rounds_without_the_start(played):
 
 def test_last_weights_are_where_the_contract_says(played):
     assert (played[2].folder / "sppo" / "round-2" / "weights.safetensors").is_file()
-
-
-def test_a_second_call_computes_nothing(played, monkeypatch):
-    task, settings, run, result = played
-    monkeypatch.setattr(sppo, "train_arm", lambda *a: pytest.fail("played again"))
-    assert run_seed(sppo, task, settings, 3, run) == result
 
 
 def test_killed_in_round_two_goes_on_with_the_same_numbers(played, monkeypatch):
@@ -156,7 +135,6 @@ def test_disjoint_parts_are_used_where_there_are_enough_prompts(played, root):
     [
         ({"eta": 0.0}, "eta = 0.0: Input should be greater than 0"),
         ({"samples": 1}, "samples = 1: Input should be greater than or equal to 2"),
-        ({"arms": ["sppo", "dpo"]}, r"unknown arms \['dpo'\]; known: sppo, k2"),
         ({"select_by": "score"}, "select_by = 'score'"),
         ({"beta": 0.001}, "beta = 0.001: Unexpected keyword argument"),
     ],
@@ -168,9 +146,8 @@ def test_bad_config(changes, message):
 
 def test_missing_probabilities_name_the_columns_and_the_way_out():
     plain = pd.DataFrame([{"prompt": "p", "chosen": "a", "rejected": "b"}])
-    with pytest.raises(
-        ValueError, match=r"needs the columns prob_win, prob_lose, prob_pair; .* missing.* take the loss sppo_hard"
-    ):
+    said = r"needs the columns prob_win, prob_lose, prob_pair; .* missing.* take the loss sppo_hard"
+    with pytest.raises(ValueError, match=said):
         sppo.targets_of(plain, ARMS["sppo"])
     assert sppo.targets_of(plain, ARMS["hard"]) == [{}]
     with pytest.raises(ValueError, match=r"row 0, column 'prob_lose': a probability in .0, 1. is needed; got 1.4"):
@@ -234,9 +211,8 @@ def test_identical_samples_leave_no_pair(played, root, monkeypatch):
     same = pd.DataFrame({"prompt": ["p0 p0"], "responses": [["", " "]], "responses_ids": [[[3], [3]]]})
     monkeypatch.setattr(sppo, "draw_samples", lambda *a, **k: same)
     monkeypatch.setattr(sppo, "prompts_of_round", lambda *a, **k: ["p0 p0"])
-    with pytest.raises(
-        ValueError, match=r"round 0: no pair is left of 1 prompts .*'identical': 1.* raise temperature or samples"
-    ):
+    said = r"round 0: no pair is left of 1 prompts .*'identical': 1.* raise temperature or samples"
+    with pytest.raises(ValueError, match=said):
         sppo.judged_pairs(task, None, settings, ARMS["sppo"], 0, 0, Run(root / "same"))
     counts = json.loads((root / "same" / "counts.json").read_text())
     assert counts["identical"] == 1
@@ -249,26 +225,13 @@ def test_model_dataset_and_judge_come_together():
 
 
 # ---------------------------------------------------------------------------------------------------------- verdicts
-class Told:
-    """An experiment of which only the results matter."""
-
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
-
-
 def told(**changes):
-    """Made-up results of five seeds: averaged exploitability over three rounds, winner and loser movement, for each
-    arm."""
+    """Five made-up seeds: averaged exploitability over three rounds, winner and loser movement, for each arm."""
     rng = np.random.default_rng(1)
-    arms = {
-        "sppo": ([0.3, 0.28, 0.2, 0.1], 0.4, -0.6),
-        "shuffled": ([0.3, 0.3, 0.295, 0.29], 0.0, -0.02),
-        "swapped": ([0.3, 0.3, 0.31, 0.3], -0.5, 0.3),
-        "dpo_0.3": ([0.3, 0.25, 0.2, 0.18], -0.8, -5.0),
-        "dpo_1": ([0.3, 0.25, 0.2, 0.17], -0.2, -3.0),
-        "ipo_0.25": ([0.3, 0.25, 0.2, 0.16], 0.4, -1.2),
-        "ipo_1": ([0.3, 0.29, 0.28, 0.27], 0.2, -0.2),
-        "k2": ([0.3, 0.29, 0.2, 0.105], 0.2, -0.3),
-    }
+    arms = {"sppo": ([0.3, 0.28, 0.2, 0.1], 0.4, -0.6), "shuffled": ([0.3, 0.3, 0.295, 0.29], 0.0, -0.02)}
+    arms |= {"swapped": ([0.3, 0.3, 0.31, 0.3], -0.5, 0.3), "dpo_0.3": ([0.3, 0.25, 0.2, 0.18], -0.8, -5.0)}
+    arms |= {"dpo_1": ([0.3, 0.25, 0.2, 0.17], -0.2, -3.0), "ipo_0.25": ([0.3, 0.25, 0.2, 0.16], 0.4, -1.2)}
+    arms |= {"ipo_1": ([0.3, 0.29, 0.28, 0.27], 0.2, -0.2), "k2": ([0.3, 0.29, 0.2, 0.105], 0.2, -0.3)}
 
     def rounds(curve, up, down):
         for t, value in enumerate(curve):
@@ -378,54 +341,26 @@ def test_a_reference_that_stays_the_start_keeps_growing(played, root):
 @pytest.fixture(scope="module")
 def on_text(tmp_path_factory):
     """Model and reward model of the same small text, in the hub's format."""
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
     folder = tmp_path_factory.mktemp("text")
-    tokenizer = bpe_tokenizer(["How many apples are left? Give three tips for a good day."] * 3, vocab_size=300)
-    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=800, seed=0), tokenizer).save(folder / "model")
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=800,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    RewardModel(LlamaForSequenceClassification(shape), tokenizer).save(folder / "judge")
+    save_policy(folder / "model", max_length=800)
+    save_judge(folder / "judge", max_length=800)
     return folder
 
 
 @pytest.mark.parametrize(
     ("file", "select_by"),
-    [("gsm8k/train.jsonl", "logit"), pytest.param("alpaca_eval/pairs.jsonl.gz", "win_rate", marks=pytest.mark.slow)],
+    [
+        ("gsm8k/train.jsonl", "logit"),
+        pytest.param("alpaca_eval/pairs.jsonl.gz", "win_rate", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_real_prompts_with_a_reward_model_as_judge(shared, on_text, root, file, select_by):
-    overrides = {
-        "rounds": 2,
-        "n_prompts": 6,
-        "samples": 3,
-        "batch_size": 3,
-        "max_new_tokens": 6,
-        "max_length": 120,
-        "max_prompt_length": 100,
-        "test_size": 6,
-        "judge": str(on_text / "judge"),
-        "arms": ["sppo", "shuffled"],
-        "select_by": select_by,
-        "learning_rate": 1e-3,
-    }
-    experiment = methods.Experiment(
-        "sppo",
-        scale="smoke",
-        model=str(on_text / "model"),
-        dataset=str(shared / "data" / file),
-        seeds=[0],
-        overrides=overrides,
-        output=str(root / file.split("/")[0]),
-    )
-    results = experiment.results()
+    overrides = {"rounds": 2, "n_prompts": 6, "samples": 3, "batch_size": 3, "max_new_tokens": 6, "max_length": 120}
+    overrides |= {"max_prompt_length": 100, "test_size": 6, "judge": str(on_text / "judge")}
+    overrides |= {"arms": ["sppo", "shuffled"], "select_by": select_by, "learning_rate": 1e-3}
+    given = {"model": str(on_text / "model"), "dataset": str(shared / "data" / file), "overrides": overrides}
+    experiment = methods.Experiment("sppo", scale="smoke", seeds=[0], output=str(root / file.split("/")[0]), **given)
+    results = experiment.results(workers=1)
     start, *rounds = results[0]["arms"]["sppo"]
     assert start["quality"] == pytest.approx(0.5)
     assert all({"quality", "mean_length", "winner_moved", "n_pairs"} <= set(numbers) for numbers in rounds)
@@ -437,19 +372,10 @@ def test_real_prompts_with_a_reward_model_as_judge(shared, on_text, root, file, 
 
 def test_a_chat_judge_on_text_counts_what_it_cannot_read(on_text, tmp_path):
     """A random model says nothing readable: every prompt is dropped, and the error says so."""
-    (tmp_path / "prompts.jsonl").write_text(
-        "\n".join(json.dumps({"prompt": f"How many apples {i}?"}) for i in range(12))
-    )
-    settings = sppo.Config.at(
-        "smoke",
-        True,
-        judge=str(on_text / "model"),
-        judge_kind="chat",
-        n_prompts=4,
-        samples=2,
-        max_new_tokens=4,
-        test_size=4,
-    )
+    rows = [json.dumps({"prompt": f"How many apples {i}?"}) for i in range(12)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
+    asked = {"judge": str(on_text / "model"), "judge_kind": "chat", "n_prompts": 4, "samples": 2, "max_new_tokens": 4}
+    settings = sppo.Config.at("smoke", True, test_size=4, **asked)
     task = sppo.open_task(settings, model=str(on_text / "model"), dataset=str(tmp_path / "prompts.jsonl"), device="cpu")
     assert np.isnan(task.prefer(["a"], ["b"], ["c"])).all()
     with pytest.raises(ValueError, match="no pair is left of"):

@@ -1,5 +1,4 @@
-"""Step-DPO: the three data stages, tokens without an end, resuming, bad input, real text, views, and what sabotage
-does."""
+"""Step-DPO: three data stages, tokens without an end, resuming, bad input, real text, views, and sabotage."""
 
 import json
 import logging
@@ -8,13 +7,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from small import Told, play, save_policy
 
 from workbench import methods
 from workbench.methods.align.step_dpo import method as step_dpo
 from workbench.methods.align.step_dpo.experiment import ARMS, claims
 from workbench.methods.align.step_dpo.view import WrongStep, accuracy_figure, rates_figure
 from workbench.methods.experiment import Results, run_arm, run_seed
-from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 from workbench.tasks.reasoning import step_pairs
 from workbench.worlds.sum_facts import SumVerifier
@@ -27,14 +26,9 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def trained(starts):
+def trained(root):
     """One small run of three arms, its folder and its seed."""
-    folder = starts("step_dpo")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder))
-        settings = config(arms=["step_dpo", "dpo", "ood"])
-        task, run = step_dpo.open_task(settings), Run(folder / "seed-0")
-        yield task, settings, run, run_seed(step_dpo, task, settings, 0, run)
+    return play(step_dpo, config(arms=["step_dpo", "dpo", "ood"]), 0, root)
 
 
 def table(run, name):
@@ -237,12 +231,8 @@ def test_nothing_to_train_on_says_what_happened(trained, tmp_path):
 # --------------------------------------------------------------------------------------------------------- real text
 @pytest.fixture(scope="module")
 def real_model(tmp_path_factory):
-    """A small random model in the hub's format that can write any text."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = bpe_tokenizer(["Let's think step by step.\nStep 1: 3 + 4 = 7.\n#### 7"] * 3, vocab_size=300)
-    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=1024, seed=0)
-    Policy(model, tokenizer).save(folder)
-    return folder
+    said = "Let's think step by step.\nStep 1: 3 + 4 = 7.\n#### 7"
+    return save_policy(tmp_path_factory.mktemp("model"), said)
 
 
 def real_pairs(shared, path, **broken):
@@ -319,20 +309,9 @@ def test_problems_without_an_answer_are_refused(real_model, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ claims
-class Told:
-    """An experiment of which only the results matter."""
-
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
-
-
-GOOD = {
-    "step_dpo": (0.38, 0.65, 0.80, 0.13),
-    "dpo": (0.25, 0.50, 0.68, 0.08),
-    "shuffled": (0.17, 0.38, 0.5, 0.0),
-    "dpo_shuffled": (0.17, 0.38, 0.5, 0.0),
-    "ood": (0.25, 0.5, 0.8, 0.13),
-    "ood_shuffled": (0.17, 0.38, 0.5, 0.0),
-}
+GOOD = {"step_dpo": (0.38, 0.65, 0.80, 0.13), "dpo": (0.25, 0.50, 0.68, 0.08), "shuffled": (0.17, 0.38, 0.5, 0.0)}
+GOOD |= {"dpo_shuffled": (0.17, 0.38, 0.5, 0.0), "ood": (0.25, 0.5, 0.8, 0.13)}
+GOOD |= {"ood_shuffled": (0.17, 0.38, 0.5, 0.0)}
 
 
 def told(**arms):
@@ -374,13 +353,8 @@ def test_verdicts_of_a_broken_method(broken, lost):
 
 # ------------------------------------------------------------------------------------------------------------- views
 PAIRS = pd.DataFrame(
-    {
-        "prompt": ["<b>3</b> 9 5"] * 7,
-        "prefix": ["", "3 3 ;"] + ["x"] * 5,
-        "chosen": [" 9 12 ;"] * 7,
-        "rejected": [" <script>alert(1)</script>"] * 7,
-        "margin": [-0.5, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
-    }
+    {"prompt": ["<b>3</b> 9 5"] * 7, "prefix": ["", "3 3 ;"] + ["x"] * 5, "chosen": [" 9 12 ;"] * 7}
+    | {"rejected": [" <script>alert(1)</script>"] * 7, "margin": [-0.5, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
 )
 
 

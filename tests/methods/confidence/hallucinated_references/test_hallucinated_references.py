@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from small import save_policy
 
 from workbench.claims import DIFFERS, FOLLOWS
 from workbench.feedback.chat import Reply, Request
@@ -79,14 +80,8 @@ class Recording:
 TITLE = 'On "quotes", {braces}\nand \\lines'
 REFS = references(
     [
-        {
-            "ref_id": "a",
-            "topic": "T",
-            "gen_title": TITLE,
-            "list_text": "1. X\n2. {title}",
-            "position": 3,
-            "grounded": 1,
-        },
+        {"ref_id": "a", "topic": "T", "gen_title": TITLE, "list_text": "1. X\n2. {title}", "position": 3}
+        | {"grounded": 1},
         {"ref_id": "b", "topic": "T", "gen_title": "Plain", "list_text": "1. Plain", "position": 1, "grounded": 0},
     ]
 )
@@ -195,13 +190,8 @@ MEASURE = {"seed": 0, "bootstrap": 20, "curve_bootstrap": 20}
 
 def test_measurements_leave_out_and_count_what_is_missing():
     table = pd.DataFrame(
-        {
-            "ref_id": list("abcdef"),
-            "topic": list("aabbcc"),
-            "grounded": [1, 0, 1, 0, None, 1],
-            "IQ": [0.9, 0.1, 0.8, 0.2, 0.5, None],
-            "duplicate_of": ["", "", "", "", "", "a"],
-        }
+        {"ref_id": list("abcdef"), "topic": list("aabbcc"), "grounded": [1, 0, 1, 0, None, 1]}
+        | {"IQ": [0.9, 0.1, 0.8, 0.2, 0.5, None], "duplicate_of": ["", "", "", "", "", "a"]}
     )
     found = reference_scores.measure(table, **MEASURE)
     assert (found["n"], found["n_labelled"], found["n_measured"], found["missing"]) == (6, 5, 4, {"IQ": 1})
@@ -414,35 +404,17 @@ def test_own_references_without_labels_get_scores_and_no_claims(tmp_path, real):
 
 @pytest.mark.slow
 def test_a_tiny_real_model(tmp_path):
-    """A random Llama in the hub's format: its lists cannot be read; of given references its replies are counted as
-    unread."""
-    from workbench.models import Policy, bpe_tokenizer, new_llama
-
-    tokenizer = bpe_tokenizer(["AUTHORS: Ana Rossi. Yes."] * 3, vocab_size=300)
-    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=1024, seed=0), tokenizer).save(
-        tmp_path / "tiny"
-    )
-    config = hr.Config(
-        **SMALL | {"overlaps": ["judge", "jaccard"]},
-        list_tokens=16,
-        author_tokens=8,
-        direct_tokens=2,
-        direct_samples=2,
-        judge_tokens=4,
-    )
+    """A random Llama: its lists cannot be read; of given references its replies are counted as unread."""
+    save_policy(tmp_path / "tiny", "AUTHORS: Ana Rossi. Yes.")
+    sizes = {"list_tokens": 16, "author_tokens": 8, "direct_tokens": 2, "direct_samples": 2, "judge_tokens": 4}
+    config = hr.Config(**SMALL | {"overlaps": ["judge", "jaccard"]} | sizes)
     model = str(tmp_path / "tiny")
     topics = write(tmp_path / "topics.jsonl", [{"topic": "Tools: hammers"}, {"topic": "Tools: saws"}])
     with pytest.raises(ValueError, match="no title could be read in the lists for 2 topics; look at transcript"):
         hr.run(hr.open_task(config, model=model, dataset=topics, device="cpu"), config, 0, Run(tmp_path / "a"))
     rows = [
-        {
-            "ref_id": f"r{i}",
-            "topic": "T",
-            "gen_title": f"Title {i}",
-            "list_text": f"1. Title {i}",
-            "position": 1,
-            "grounded": i % 2,
-        }
+        {"ref_id": f"r{i}", "topic": "T", "gen_title": f"Title {i}", "list_text": f"1. Title {i}"}
+        | {"position": 1, "grounded": i % 2}
         for i in range(4)
     ]
     task = hr.open_task(config, model=model, dataset=write(tmp_path / "refs.jsonl", rows), device="cpu")
@@ -543,13 +515,8 @@ def again(base, folder, seeds=SEEDS, keep=(), **overrides):
 def test_the_prototype_comes_back(base):
     """AUROC of our pilot, 20 seeds, mean (sd): ours, of five other seeds, lies within 2 sd."""
     _, experiment, results = base
-    expected = {
-        "IQ": (0.834, 0.024),
-        "DQ1": (0.805, 0.024),
-        "DQ2": (0.753, 0.024),
-        "DQ3": (0.561, 0.024),
-        "IQ_DQ": (0.920, 0.014),
-    }
+    expected = {"IQ": (0.834, 0.024), "DQ1": (0.805, 0.024), "DQ2": (0.753, 0.024), "DQ3": (0.561, 0.024)}
+    expected |= {"IQ_DQ": (0.920, 0.014)}
     for name, (mean, sd) in expected.items():
         assert area(results, name).mean() == pytest.approx(mean, abs=2 * sd), name
     assert (area(results, "IQ_DQ") > np.maximum(area(results, "IQ"), area(results, "DQ"))).all()

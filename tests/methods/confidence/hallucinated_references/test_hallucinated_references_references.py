@@ -16,13 +16,8 @@ from workbench.methods.confidence.hallucinated_references.references import (
     topics,
 )
 
-ROW = {
-    "ref_id": "a",
-    "topic": "T",
-    "gen_title": "Notes on Tools",
-    "list_text": "1. X\n2. Notes on Tools.",
-    "position": 2,
-}
+ROW = {"ref_id": "a", "topic": "T", "gen_title": "Notes on Tools", "list_text": "1. X\n2. Notes on Tools."}
+ROW |= {"position": 2}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""The planted citations say what their constants promise, and the model of books learns; both read nothing but
-prompts."""
+"""Planted citations say what their constants promise, the model of books learns; both read prompts alone."""
 
 import re
 

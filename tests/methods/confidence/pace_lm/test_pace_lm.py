@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from small import save_policy
 
 from workbench.feedback.chat import Reply
 from workbench.feedback.templates import Template
@@ -106,9 +107,8 @@ def test_every_reply_is_logged_once_and_scoring_again_asks_nothing(small, tmp_pa
 
 
 def test_too_many_unread_replies_stop_the_run(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"replies of phase 'coe' could not be read, more than max_unparsed = 0\.1 allows"
-    ):
+    said = r"replies of phase 'coe' could not be read, more than max_unparsed = 0\.1 allows"
+    with pytest.raises(ValueError, match=said):
         run_seeds(tmp_path, pl.Config(**{**SMALL, "garbled": 0.3}), [0])
 
 
@@ -204,12 +204,9 @@ class Plain:
 
 
 def real(cases, history):
-    return SimpleNamespace(
-        tables=lambda seed: (cases, history),
-        is_simulated=False,
-        name="real",
-        subject=lambda seed: Plain(Incidents(garbled=0.0).subject(seed)),
-    )
+    given = {"tables": lambda seed: (cases, history), "is_simulated": False, "name": "real"}
+    given |= {"subject": lambda seed: Plain(Incidents(garbled=0.0).subject(seed))}
+    return SimpleNamespace(**given)
 
 
 def rows(n, **changes):
@@ -272,8 +269,7 @@ def test_cases_without_an_older_incident_are_left_out_and_counted(tmp_path):
 
 
 def test_real_cases_with_self_consistency_and_a_second_predictor(tmp_path):
-    """The way of a file: one set of cases for all seeds, a predictor that was sampled, claims with intervals over
-    cases."""
+    """A file: one set of cases for all seeds, a predictor that was sampled, claims with intervals over cases."""
     cases, history = rows(130)
     other = cases.assign(case_id=cases["case_id"] + "-b", predictor="other")
     both = pd.concat([cases, other], ignore_index=True)
@@ -290,7 +286,6 @@ def test_real_cases_with_self_consistency_and_a_second_predictor(tmp_path):
 @pytest.mark.slow
 def test_a_tiny_real_model_reads_grade_school_problems(tmp_path, shared):
     """A random Llama in the hub's format: prompts lose references to fit, its replies are logged, none can be read."""
-    from workbench.models import Policy, bpe_tokenizer, new_llama
 
     lines = (shared / "data" / "gsm8k" / "train.jsonl").read_text().splitlines()[:12]
     problems = [json.loads(line) for line in lines]
@@ -307,11 +302,9 @@ def test_a_tiny_real_model_reads_grade_school_problems(tmp_path, shared):
     ]
     for name, table in (("cases", cases), ("history", history)):
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in table))
-    tokenizer = bpe_tokenizer([p["question"] for p in problems], vocab_size=400)
-    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=1024, seed=0)
-    Policy(model, tokenizer).save(tmp_path / "tiny")
+    model = save_policy(tmp_path / "tiny", [p["question"] for p in problems], vocab_size=400)
     config = pl.Config.at("smoke", True, n_analyses=1, analysis_tokens=8, answer_tokens=4, max_unparsed=1.0)
-    task = pl.open_task(config, model=str(tmp_path / "tiny"), dataset=str(folder), device="cpu")
+    task = pl.open_task(config, model=model, dataset=str(folder), device="cpu")
     result = pl.run(task, config, 0, Run(tmp_path / "run"))
     used = {int(k) for k in result["k_used"]}
     assert max(used) < config.k
@@ -333,8 +326,7 @@ SEEDS = list(range(200, 207))
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """Seven seeds at a smaller size than the published run: as few as Wilcoxon's test with Holm's correction can
-    use."""
+    """Seven seeds, smaller than the published run: as few as Wilcoxon's test with Holm's correction can use."""
     folder = tmp_path_factory.mktemp("base")
     return folder, *run_seeds(folder, pl.Config(**MEDIUM), SEEDS)
 
@@ -366,9 +358,8 @@ def test_the_trap_random_references_have_a_low_ece_and_no_worth(base):
     assert mean(results, "logistic", "ece", "random") < 0.12
     assert abs(mean(results, "logistic", "auroc", "random") - 0.5) < 0.06
     assert mean(results, "logistic", "brier", "random") > mean(results, "base_rate", "brier", "random") - 0.01
-    assert mean(results, "base_rate", "ece") < mean(
-        results, "logistic", "ece"
-    )  # the null that ECE must be read against
+    # the null that ECE must be read against
+    assert mean(results, "base_rate", "ece") < mean(results, "logistic", "ece")
     assert mean(results, "base_rate", "auroc") == 0.5
 
 
@@ -446,8 +437,7 @@ def test_fitting_on_test_cases_shows_against_a_second_fresh_set(base, tmp_path, 
 
 
 def test_unread_ratings_counted_as_zero_move_the_mean(tmp_path, monkeypatch):
-    """The same replies, three in a hundred of them broken: the mean of what was read stays, a zero for each moves
-    it."""
+    """Three in a hundred replies broken: the mean of what was read stays, a zero for each moves it."""
     config, five = pl.Config(**{**SMALL, "garbled": 0.0}), pl.Arm("five", k=5)
     cases, history = pl.open_task(config).tables(0)
     refs = pl.find_references(cases, history, five, config, 0)

@@ -15,13 +15,8 @@ CASES = pd.DataFrame(
     {"case_id": ["c0", "c1"], "title": "", "summary": ['s {analysis} "0"', "s1"], "predicted_root_cause": ["p0", "p1"]}
 )
 REFS = pd.DataFrame(
-    {
-        "case_id": ["c0"] * 3,
-        "rank": [3, 1, 2],
-        "title": "",
-        "summary": ["x3" * 20, "x1", "x2"],
-        "root_cause": ["r3", "r1", "r2"],
-    }
+    {"case_id": ["c0"] * 3, "rank": [3, 1, 2], "title": "", "summary": ["x3" * 20, "x1", "x2"]}
+    | {"root_cause": ["r3", "r1", "r2"]}
 )
 PHASE = Phase(
     "rce",
@@ -84,9 +79,8 @@ def test_unread_answers_are_left_out_and_too_many_leave_the_score_missing():
     assert math.isnan(scores["c1"])  # three of ten
     assert case_scores(samples, "rce", 0.3)["c1"] == 0.5
     check_read(samples, 0.2, "x")
-    with pytest.raises(
-        ValueError, match=r"4 of 20 replies of phase 'rce' could not be read, more than max_unparsed = 0\.05"
-    ):
+    said = r"4 of 20 replies of phase 'rce' could not be read, more than max_unparsed = 0\.05"
+    with pytest.raises(ValueError, match=said):
         check_read(samples, 0.05, "x")
 
 
@@ -172,14 +166,7 @@ def test_the_first_phase_has_no_slot_for_the_prediction_and_every_version_differ
     for template in (prompts.RCE_ANALYSIS, prompts.RCE_RATING, prompts.DIRECT, prompts.DIRECT_REFERENCES):
         assert "prediction" in template.slots
     assert "references" not in prompts.DIRECT.slots
-    templates = (
-        prompts.COE_ANALYSIS,
-        prompts.COE_ANSWER,
-        prompts.RCE_ANALYSIS,
-        prompts.RCE_RATING,
-        prompts.DIRECT,
-        prompts.DIRECT_REFERENCES,
-    )
-    assert len({template.version for template in templates}) == 6
+    names = ("COE_ANALYSIS", "COE_ANSWER", "RCE_ANALYSIS", "RCE_RATING", "DIRECT", "DIRECT_REFERENCES")
+    assert len({getattr(prompts, name).version for name in names}) == 6
     assert "Score:" not in prompts.RCE_ANALYSIS.text
     assert all(f"\n{level}: " in prompts.RCE_RATING.text for level in range(6))

@@ -7,15 +7,8 @@ import pytest
 
 from workbench.methods.confidence.pace_lm.cases import CaseFile, check_cases, check_history, has_prediction
 
-CASE = {
-    "case_id": "c1",
-    "title": "t",
-    "summary": "s",
-    "predicted_root_cause": "x",
-    "created": "2024-05-01",
-    "correct": 1,
-    "split": "test",
-}
+CASE = {"case_id": "c1", "title": "t", "summary": "s", "predicted_root_cause": "x", "created": "2024-05-01"}
+CASE |= {"correct": 1, "split": "test"}
 PAST = {"incident_id": "h1", "summary": "s", "root_cause": "x", "created": "2024-04-01"}
 
 

@@ -21,13 +21,8 @@ def tables(case_texts, history_texts, case_day=10):
         }
     )
     history = pd.DataFrame(
-        {
-            "incident_id": [f"h{i}" for i in range(len(history_texts))],
-            "title": "",
-            "summary": history_texts,
-            "root_cause": "x",
-            "created": START + pd.to_timedelta(range(len(history_texts)), "D"),
-        }
+        {"incident_id": [f"h{i}" for i in range(len(history_texts))], "title": "", "summary": history_texts}
+        | {"root_cause": "x", "created": START + pd.to_timedelta(range(len(history_texts)), "D")}
     )
     return cases, history
 
@@ -97,9 +92,8 @@ def test_bad_stores_and_vectors_are_named():
         retrieval.retrieve(cases, history, 2, "given")
     history["embedding"] = [[1.0, 0.0], [0.5, 0.5]]
     cases["embedding"] = [[1.0, 0.0, 0.0]]
-    with pytest.raises(
-        ValueError, match="cases row 0, column 'embedding': 2 numbers as in history row 0 are needed; got 3"
-    ):
+    said = "cases row 0, column 'embedding': 2 numbers as in history row 0 are needed; got 3"
+    with pytest.raises(ValueError, match=said):
         retrieval.retrieve(cases, history, 2, "given")
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from small import save_policy
 
 from workbench import metrics
 from workbench.feedback.simulated import SimulatedModel
@@ -130,9 +131,8 @@ def test_the_judge_may_think_aloud(tmp_path):
 
 
 def test_too_many_unread_judgments_stop_the_run(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"judgments of .* could not be read, more than max_unparsed = 0\.05 allows; see raw_text"
-    ):
+    said = r"judgments of .* could not be read, more than max_unparsed = 0\.05 allows; see raw_text"
+    with pytest.raises(ValueError, match=said):
         run_seeds(tmp_path, rc.Config(**SMALL, **REGIMES_ALONE, garbled=0.3), [0])
     _, results = run_seeds(
         tmp_path / "allowed", rc.Config(**SMALL, **REGIMES_ALONE, garbled=0.3, max_unparsed=1.0), [0]
@@ -249,13 +249,9 @@ def test_rounds_grid_and_inspector(small):
 # ---- real questions: the same code with a file and another model
 def write_questions(path, n=30, gold=True):
     rows = [
-        {
-            "qid": f"{name}{i}",
-            "question": f"{name}: how much is {i} + {i}?",
-            "dataset": name,
-            "choices": [] if name == "open" else [str(2 * i), "other"],
-            "gold": None if not gold else 2 * i if name == "open" else 0,
-        }
+        {"qid": f"{name}{i}", "question": f"{name}: how much is {i} + {i}?", "dataset": name}
+        | {"choices": [] if name == "open" else [str(2 * i), "other"]}
+        | {"gold": None if not gold else 2 * i if name == "open" else 0}
         for name in ("open", "closed")
         for i in range(n)
     ]
@@ -326,14 +322,10 @@ def test_labels_make_strengths_probabilities():
 
 def test_a_tiny_real_model_without_answers_says_so(tmp_path):
     """A random Llama: its text holds no answer, and the run stops with the questions' names."""
-    from workbench.models import Policy, bpe_tokenizer, new_llama
-
-    tokenizer = bpe_tokenizer(["Answer: B\nConfidence: 0.8"] * 3, vocab_size=300)
-    model = new_llama(tokenizer, width=16, layers=1, heads=2, max_length=1024, seed=0)
-    Policy(model, tokenizer).save(tmp_path / "tiny")
+    model = save_policy(tmp_path / "tiny", "Answer: B\nConfidence: 0.8")
     config = rc.Config.at("full", n_questions=3, max_tokens=8)
     dataset = write_questions(tmp_path / "q.jsonl", 3)
-    task = rc.open_task(config, model=str(tmp_path / "tiny"), dataset=dataset, device="cpu")
+    task = rc.open_task(config, model=model, dataset=dataset, device="cpu")
     with pytest.raises(ValueError, match=r"no answer could be read for 3 of 3 questions \(open0, open1, open2\)"):
         rc.run(task, config, 0, Run(tmp_path / "run"))
 

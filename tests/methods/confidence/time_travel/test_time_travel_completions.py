@@ -83,14 +83,8 @@ def test_two_sentences_are_always_cut_in_the_middle():
 
 def test_pairs_are_their_sentences():
     frame = pd.DataFrame(
-        {
-            "instance_id": ["a"],
-            "dataset": "d",
-            "split": "s",
-            "sentence1": ["It rains."],
-            "sentence2": ["Wet."],
-            "label": ["1 (entailment)"],
-        }
+        {"instance_id": ["a"], "dataset": "d", "split": "s", "sentence1": ["It rains."], "sentence2": ["Wet."]}
+        | {"label": ["1 (entailment)"]}
     )
     (row,) = con.split_instances(frame, "nli").instances.to_dict("records")
     assert (row["first_piece"], row["second_piece"], row["label"]) == ("It rains.", "Wet.", "1 (entailment)")
@@ -135,21 +129,14 @@ def test_bad_partitions(change, task, options, message):
 
 
 def test_without_splitting_the_pieces_must_be_there():
-    with pytest.raises(
-        ValueError, match="splitting is off, so the pieces must be given: column 'first_piece', 'second_piece'"
-    ):
+    said = "splitting is off, so the pieces must be given: column 'first_piece', 'second_piece'"
+    with pytest.raises(ValueError, match=said):
         con.check_instances(partition(["a b"]))
 
 
 # ---- instructions
-ROW = {
-    "task": "cls",
-    "dataset": "Field Notes {split}",
-    "split": "test",
-    "label": "1 (rain)",
-    "first_piece": "It {rains}",
-    "second_piece": "SECRET",
-}
+ROW = {"task": "cls", "dataset": "Field Notes {split}", "split": "test", "label": "1 (rain)"}
+ROW |= {"first_piece": "It {rains}", "second_piece": "SECRET"}
 
 
 @pytest.mark.parametrize("task", con.TASKS)
@@ -177,16 +164,9 @@ def test_calls_are_greedy_and_short():
 
 def instances(n=3, **columns):
     return pd.DataFrame(
-        {
-            "instance_id": [f"d/s/{i}" for i in range(n)],
-            "dataset": "d",
-            "split": "s",
-            "task": "sum",
-            "label": "",
-            "first_piece": [f"The ferry {i} left." for i in range(n)],
-            "second_piece": "It carried forty cars.",
-            **columns,
-        }
+        {"instance_id": [f"d/s/{i}" for i in range(n)], "dataset": "d", "split": "s", "task": "sum"}
+        | {"label": "", "first_piece": [f"The ferry {i} left." for i in range(n)]}
+        | {"second_piece": "It carried forty cars.", **columns}
     )
 
 

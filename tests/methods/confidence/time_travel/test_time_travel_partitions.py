@@ -63,9 +63,8 @@ def test_ten_instances_are_drawn_by_seed_and_few_are_refused(caplog):
     with caplog.at_level(logging.WARNING):
         assert len(choose(frame_of(6), none, 10, 1, "a/b")) == 6
     assert "partition a/b has 6 usable instances" in caplog.text
-    with pytest.raises(
-        ValueError, match=r"partition a/b has 4 usable instances, 5 are the fewest .*; rejected: i9: duplicate"
-    ):
+    said = r"partition a/b has 4 usable instances, 5 are the fewest .*; rejected: i9: duplicate"
+    with pytest.raises(ValueError, match=said):
         choose(frame_of(4), none, 10, 1, "a/b")
 
 
@@ -101,14 +100,8 @@ def test_other_json_is_not_released_scores(tmp_path):
 
 # ---- BLEURT, where somebody has it
 JOINED = pd.DataFrame(
-    {
-        "instance_id": ["a", "b"],
-        "instruction": ["guided", "guided"],
-        "task": ["sum", "nli"],
-        "first_piece": ["one", "two"],
-        "second_piece": ["1", "2"],
-        "text": ["x", "y"],
-    }
+    {"instance_id": ["a", "b"], "instruction": ["guided", "guided"], "task": ["sum", "nli"]}
+    | {"first_piece": ["one", "two"], "second_piece": ["1", "2"], "text": ["x", "y"]}
 )
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from small import Told, play, save_policy
 
 from workbench import methods
 from workbench.methods.experiment import Results, run_seed
@@ -16,7 +17,6 @@ from workbench.methods.reward.flr.follow_ups import FollowUps, PlacedFollowUps
 from workbench.methods.reward.flr.pairs import best_worst_pairs, candidates_of
 from workbench.methods.reward.flr.ranking import pairwise_accuracy
 from workbench.methods.reward.flr.view import FollowUpBrowser
-from workbench.models import Policy, bpe_tokenizer, new_llama
 from workbench.runs.run import Run
 from workbench.training.steps import SupervisedStep
 from workbench.worlds.target_and_distractor import Listener
@@ -27,19 +27,8 @@ def config(**changes):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A runs folder that all tests of this file share, so that a start is made once."""
-    folder = tmp_path_factory.mktemp("flr")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def played(root):
-    settings = config(arms=["ranking", "sft_tuned", "kto_flr"])
-    task, run = flr.open_task(settings), Run(root / "played")
-    return task, settings, run, run_seed(flr, task, settings, 0, run)
+    return play(flr, config(arms=["ranking", "sft_tuned", "kto_flr"]), 0, root)
 
 
 # ------------------------------------------------------------------------------------------------------------- mining
@@ -75,9 +64,8 @@ def test_all_samples_the_same_is_an_error_that_says_so(root, monkeypatch):
     task = flr.open_task(settings)
     same = pd.DataFrame({"prompt": ["a1 b1"], "responses": [["t1", "t1", ""]], "responses_ids": [[[1], [1], []]]})
     monkeypatch.setattr(flr, "draw_samples", lambda *a, **o: same)
-    with pytest.raises(
-        ValueError, match=r"no pair is left of 36 prompts .*'samples all the same': 1.*; raise temperature"
-    ):
+    said = r"no pair is left of 36 prompts .*'samples all the same': 1.*; raise temperature"
+    with pytest.raises(ValueError, match=said):
         run_seed(flr, task, settings, 0, Run(root / "same"))
 
 
@@ -139,10 +127,7 @@ def test_a_tuned_scorer_needs_feedback():
 # --------------------------------------------------------------------------------------------------------- real text
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text") / "model"
-    tokenizer = bpe_tokenizer(["How many apples are left? Give three tips for a good day."] * 3, vocab_size=300)
-    Policy(new_llama(tokenizer, width=16, layers=1, heads=2, max_length=500, seed=0), tokenizer).save(folder)
-    return folder
+    return save_policy(tmp_path_factory.mktemp("text") / "model", max_length=500)
 
 
 def test_real_pairs_end_to_end(shared, model, root):
@@ -150,16 +135,10 @@ def test_real_pairs_end_to_end(shared, model, root):
         **{"max_new_tokens": 5, "max_length": 500, "samples": 2, "n_prompts": 3, "test_size": 60},
         "learning_rate": 1e-3,
     }
-    experiment = methods.Experiment(
-        "flr",
-        scale="smoke",
-        model=str(model),
-        dataset=str(shared / "data/alpaca_eval/pairs.jsonl.gz"),
-        seeds=[0],
-        overrides=overrides,
-        output=str(root / "text"),
-    )
-    results = experiment.results()
+    given = {"scale": "smoke", "model": str(model), "dataset": str(shared / "data/alpaca_eval/pairs.jsonl.gz")}
+    given |= {"seeds": [0], "overrides": overrides, "output": str(root / "text")}
+    experiment = methods.Experiment("flr", **given)
+    results = experiment.results(workers=1)
     (ranking,) = results[0]["arms"]["ranking"]
     assert {"flr", "own_likelihood", "length", "flr_official_raw_logit"} <= set(ranking)
     assert "tuned" not in ranking
@@ -181,22 +160,13 @@ def test_real_questions_with_feedback_in_aligned_files(shared, model, root, tmp_
         (tmp_path / f"maths_{side}.json").write_text(json.dumps([[row[0], row[answer]] for row in texts]))
     told = [{"prompt": q, "response": wrong, "feedback": "That is wrong."} for q, _, wrong in texts]
     (tmp_path / "feedback.jsonl").write_text("\n".join(map(json.dumps, told)))
-    overrides = {
-        **{"max_new_tokens": 4, "max_length": 300, "samples": 2, "n_prompts": 2, "test_size": 3},
-        "arms": ["ranking", "dpo_tuned"],
-        "feedback": str(tmp_path / "feedback.jsonl"),
-        "tuning_learning_rate": 1e-3,
-    }
-    experiment = methods.Experiment(
-        "flr",
-        scale="smoke",
-        model=str(model),
-        dataset=str(tmp_path / "maths_accept.json"),
-        seeds=[0],
-        overrides=overrides,
-        output=str(root / "aligned"),
-    )
-    results = experiment.results()
+    overrides = {**{"max_new_tokens": 4, "max_length": 300, "samples": 2, "n_prompts": 2, "test_size": 3}}
+    overrides |= {"arms": ["ranking", "dpo_tuned"], "feedback": str(tmp_path / "feedback.jsonl")}
+    overrides |= {"tuning_learning_rate": 1e-3}
+    given = {"scale": "smoke", "model": str(model), "dataset": str(tmp_path / "maths_accept.json"), "seeds": [0]}
+    given |= {"overrides": overrides, "output": str(root / "aligned")}
+    experiment = methods.Experiment("flr", **given)
+    results = experiment.results(workers=1)
     assert {"flr", "tuned", "mistuned"} <= set(results[0]["arms"]["ranking"][0])
     assert len(results[0]["arms"]["dpo_tuned"]) == 2
 
@@ -236,12 +206,6 @@ def test_feedback_rows():
 
 
 # ------------------------------------------------------------------------------------------------------------ claims
-class Told:
-    """An experiment of which only the results matter."""
-
-    scale, seeds, dataset = "tiny", [0, 1, 2, 3, 4], ""
-
-
 QUALITY = {"dpo_flr": 0.6, "dpo_tuned": 0.7, "sft_flr": 0.58, "sft_tuned": 0.65, "kto_flr": 0.57, "dpo_fast": 0.45}
 QUALITY |= {"dpo_inverted": 0.2, "dpo_shuffled": 0.38, "dpo_mistuned": 0.37}
 RANKING = {"flr": 0.8, "deaf": 0.5, "tuned": 0.95, "mistuned": 0.6, "own_likelihood": 0.3}
@@ -296,8 +260,7 @@ def test_verdicts_of_a_broken_method(ranking, quality, lost):
 # ---------------------------------------------------------------------------------------------------------- sabotage
 @pytest.mark.slow
 def test_sabotage_in_the_world(root, monkeypatch):
-    """The world's start, one seed. The intact reward ranks, its pairs raise the policy, and each mistake is seen in a
-    number."""
+    """One seed: the intact reward ranks, its pairs raise the policy, and each mistake is seen in a number."""
     monkeypatch.setattr(Listener, "deaf", Listener.start)  # not needed here, and not trained then
     settings = flr.Config.at("tiny", world={"draws": 10, "start_steps": 500}, max_steps=40, arms=["dpo_flr"])
     task = flr.open_task(settings)
@@ -350,13 +313,9 @@ def test_sabotage_in_the_world(root, monkeypatch):
 # ------------------------------------------------------------------------------------------------------------- browser
 PHRASES = [("d", "positive", "Good <i>x</i>"), ("d", "positive", "Fine"), ("d", "negative", "Bad")]
 TABLE = pd.DataFrame(
-    {
-        "prompt": ["<b>q</b>", "q2", "q2"],
-        "response": ["<script>alert(1)</script>", "two words", "two words"],
-        "side": ["chosen", "rejected", "rejected"],
-        "flr": [0.5, -0.5, -0.5],
-        "likelihoods": [[-1.0, -2.0, -2.0], [-3.0, -2.0, -2.0], [-3.0, -2.0, -2.0]],
-    }
+    {"prompt": ["<b>q</b>", "q2", "q2"], "response": ["<script>alert(1)</script>", "two words", "two words"]}
+    | {"side": ["chosen", "rejected", "rejected"], "flr": [0.5, -0.5, -0.5]}
+    | {"likelihoods": [[-1.0, -2.0, -2.0], [-3.0, -2.0, -2.0], [-3.0, -2.0, -2.0]]}
 )
 
 

@@ -1,5 +1,4 @@
-"""Follow-ups: their place in a real chat template, only their words scored, balanced scores, keys, and every bad
-input."""
+"""Follow-ups: their place in a real chat template, only their words scored, balance, keys, every bad input."""
 
 import copy
 import logging

@@ -49,12 +49,8 @@ def check_round(counts: Mapping[str, float], n_pairs: int, n_prompts: int, t: in
         ValueError: round 0 has no pair.
     """
     if floor is not None and (share := counts["prompts without a positive"] / n_prompts) > 0.8:
-        log.warning(
-            "round %d: no candidate of %.0f %% of the prompts reaches %g points: judge too strict or model too weak",
-            t,
-            100 * share,
-            floor,
-        )
+        told = "round %d: no candidate of %.0f %% of the prompts reaches %g points: judge too strict or model too weak"
+        log.warning(told, t, 100 * share, floor)
     if not n_pairs and t == 0:
         raise ValueError(
             f"round 0: no pair is left of {n_prompts} prompts ({dict(counts)}); lower floor or gap, or draw more"
@@ -62,8 +58,7 @@ def check_round(counts: Mapping[str, float], n_pairs: int, n_prompts: int, t: in
 
 
 def sign_accuracy(task: Any, pairs: pd.DataFrame, table: np.ndarray) -> float:
-    """Share of pairs whose chosen response truly wins more often against the policy than the rejected one; ties count
-    half."""
+    """Share of pairs whose chosen response truly wins more often against the policy; ties count half."""
     prompts = [prompt_of(prompt) for prompt in pairs.prompt]
     chosen, rejected = (task.win_rates(table, prompts, pairs[side].tolist()) for side in ("chosen", "rejected"))
     tied = np.isclose(chosen, rejected, atol=1e-6)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from workbench.claims import Claims
 from workbench.methods.align.dpo.method import Arm, Config
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 
 ARMS: dict[str, Arm] = {
     "dpo": Arm("DPO", colour="#D55E00"),
@@ -26,47 +25,28 @@ Config.presets(
     },
 )
 
+TEXTS = {
+    "D1": ("Held-out chosen responses get the higher implicit reward", "not stated as a number"),
+    "D2": ("The loss on held-out pairs falls", "not stated as a number"),
+    "D3": (
+        "Responses get better than those of the start",
+        "61 % against 57 % (PPO) of summaries preferred by GPT-4",
+    ),
+}
+
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """On real text only what is held out can be tested."""
-    found = Claims("dpo", experiment.scale, experiment.seeds)
-    if not {"dpo", "shuffled"} <= results.arms:
+    found = Stated("dpo", experiment, TEXTS)
+    arms, blind = ("dpo", "shuffled"), "labels shuffled"
+    if not set(arms) <= results.arms:
         raise ValueError("the claims need the arms 'dpo' and 'shuffled'; add them to `arms`")
-    accuracy = {arm: results(arm, "reward_accuracy")[:, 1] - 0.5 for arm in ("dpo", "shuffled")}
-    change = {key: {arm: results(arm, key) @ [-1, 1] for arm in accuracy} for key in ("held_out_loss", "quality")}
-    blind: dict[str, Any] = {"control_is": "labels shuffled"}
-    unstated = "not stated as a number"
-    found.test(
-        "D1",
-        "Held-out chosen responses get the higher implicit reward",
-        paper=unstated,
-        measured=accuracy["dpo"],
-        control=accuracy["shuffled"],
-        unit="accuracy above one half",
-        **blind,
-    )
-    found.test(
-        "D2",
-        "The loss on held-out pairs falls",
-        paper=unstated,
-        direction="less",
-        measured=change["held_out_loss"]["dpo"],
-        control=change["held_out_loss"]["shuffled"],
-        unit="nats",
-        **blind,
-    )
-    better = "Responses get better than those of the start"
-    summaries = "61 % against 57 % (PPO) of summaries preferred by GPT-4"
+    accuracy = (results(arm, "reward_accuracy")[:, 1] - 0.5 for arm in arms)
+    found.add("D1", accuracy, blind, "accuracy above one half")
+    loss, quality = ([results(arm, key) @ [-1, 1] for arm in arms] for key in ("held_out_loss", "quality"))
+    found.add("D2", loss, blind, "nats", direction="less")
     if experiment.dataset:
-        found.needs_full_scale("D3", better, summaries, "needs a judge of whole responses")
-        return found
-    found.test(
-        "D3",
-        better,
-        paper=summaries,
-        measured=change["quality"]["dpo"],
-        control=change["quality"]["shuffled"],
-        unit="of responses without a defect",
-        **blind,
-    )
+        found.needs(["D3"], "needs a judge of whole responses")
+    else:
+        found.add("D3", quality, blind, "of responses without a defect")
     return found

@@ -141,19 +141,11 @@ def open_probe(task: Any, policy: Policy, test: Sequence[Group], config: Config,
         return None
     prompts = [row["prompt"] for row in task.preferences("test", seed)]
     n_samples = 64 // len(set(map(str, prompts)))  # a world with few different prompts is asked the same again
-    return Probe(
-        policy,
-        test,
-        run,
-        prompts,
-        every=config.probe_every,
-        seed=seed,
-        n_rows=128,
-        quality=task.qualities if isinstance(task, PlantedChain) else None,
-        n_samples=max(1, min(8, n_samples)),
-        max_new_tokens=min(task.max_new_tokens, 64),
-        beta=0.0 if config.loss_type in objectives.AVERAGED else config.beta,
-    )
+    sizes: Any = {"n_samples": max(1, min(8, n_samples)), "max_new_tokens": min(task.max_new_tokens, 64)}
+    quality = task.qualities if isinstance(task, PlantedChain) else None
+    beta = 0.0 if config.loss_type in objectives.AVERAGED else config.beta
+    drawn: Any = {"every": config.probe_every, "seed": seed, "n_rows": 128, **sizes}
+    return Probe(policy, test, run, prompts, quality=quality, beta=beta, **drawn)
 
 
 def _groups(policy: Policy, rows: Sequence[Row], config: Config) -> list[Group]:

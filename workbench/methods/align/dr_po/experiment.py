@@ -15,6 +15,7 @@ import numpy as np
 from workbench.claims import Claims
 from workbench.methods.align.dr_po.method import Arm, Config
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 from workbench.stats.trends import rank_correlations
 
 ARMS: dict[str, Arm] = {
@@ -64,10 +65,29 @@ Config.presets(
     },
 )
 
+TEXTS = {
+    "C1": ("DR-PO beats PPO with equal episodes and settings", "GPT-4 win rate 70.2, 62.3, 52.6, 31.6 %"),
+    "C1 wrong": (
+        "The prefix must belong to the prompt: DR-PO beats resets to references of other prompts",
+        "not measured",
+    ),
+    "C1 own prefixes": ("DR-PO beats prefixes that the start wrote itself (PPO++)", "not read"),
+    "C2": ("Higher reward at equal KL", "RM 1.52 against 1.17 at KL 16.84 against 16.32"),
+    "C3": ("Any reset share is better than none", "RM 1.14 at 0; 1.28, 1.28, 1.25, 1.47 at .25 to 1"),
+    "C3 trend": ("More resets are better, and a share of 1 is best", "win rate 60.7, 61.7, 66.5, 64.3, 68.5 %"),
+    "C4": ("No extra generation: fewer tokens are generated than by PPO", "section 4"),
+    "C5": ("Transfers to CNN/DM without training", "12.0 % against 10.5, 8.5, 6.0"),
+    "C6": ("Best at every model size on HH", "Fig. 3 (125M, 1B, 6.9B)"),
+    "C7": ("Beats imitation of the references", "Theorem 5.7: at least any policy that the references cover"),
+    "C8": ("The reward model is only moderately accurate", "66.2 % on TL;DR"),
+}
+NEEDS = {"C5": "needs real summaries", "C6": "needs three model sizes and HH"}
+WRONG = "prefixes of other prompts"
+
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """The claims over the seeds, each beside its control: resets to the references of other prompts."""
-    tested = Claims("dr_po", experiment.scale, experiment.seeds)
+    found = Stated("dr_po", experiment, TEXTS, NEEDS)
     arms = results.arms
     key, unit = ("reward", "reward") if experiment.dataset else ("quality", "of responses wholly right")
 
@@ -75,108 +95,43 @@ def claims(experiment: Experiment, results: Results) -> Claims:
         return results(arm, key)[:, -1]
 
     main = "dr_po_50" if "dr_po_50" in arms else "dr_po"
-    wrong: dict[str, Any] = {"control_is": "prefixes of other prompts", "unit": unit}
     if {main, "ppo", "wrong"} <= arms:
-        levels = [
-            f"{ARMS[a].title} {end(a).mean():.3f}" for a in ("dr_po", "dr_po_50", "ppo", "dpo", "sft") if a in arms
-        ]
-        tested.test(
-            "C1",
-            "DR-PO beats PPO with equal episodes and settings",
-            paper="GPT-4 win rate 70.2, 62.3, 52.6, 31.6 %",
-            measured=end(main) - end("ppo"),
-            control=end("wrong") - end("ppo"),
-            note=", ".join(levels),
-            **wrong,
+        shown = [arm for arm in ("dr_po", "dr_po_50", "ppo", "dpo", "sft") if arm in arms]
+        levels = ", ".join(f"{ARMS[arm].title} {end(arm).mean():.3f}" for arm in shown)
+        found.add("C1", (end(main) - end("ppo"), end("wrong") - end("ppo")), WRONG, unit, note=levels)
+        found.add("C1 wrong", (end(main) - end("wrong"), end("ppo") - end("wrong")), "no resets", unit)
+        ours, ppo = (results(arm, "kl_nats")[:, -1].mean() for arm in (main, "ppo"))
+        both = (
+            [at_matched_kl(result["arms"][arm], result["arms"]["ppo"]) for result in results] for arm in (main, "wrong")
         )
-        tested.test(
-            "C1 wrong",
-            "The prefix must belong to the prompt: DR-PO beats resets to references of other prompts",
-            paper="not measured",
-            measured=end(main) - end("wrong"),
-            control=end("ppo") - end("wrong"),
-            control_is="no resets",
-            unit=unit,
-        )
-        kl = {arm: results(arm, "kl_nats")[:, -1].mean() for arm in (main, "ppo")}
-        tested.test(
-            "C2",
-            "Higher reward at equal KL",
-            paper="RM 1.52 against 1.17 at KL 16.84 against 16.32",
-            measured=[at_matched_kl(result["arms"][main], result["arms"]["ppo"]) for result in results],
-            control=[at_matched_kl(result["arms"]["wrong"], result["arms"]["ppo"]) for result in results],
-            note=f"final KL {kl[main]:.1f} against {kl['ppo']:.1f} nats",
-            control_is=wrong["control_is"],
-            unit="reward",
-        )
+        found.add("C2", both, WRONG, "reward", note=f"final KL {ours:.1f} against {ppo:.1f} nats")
     if {"ppo_pp", "ppo", "wrong", main} <= arms:
-        tested.test(
-            "C1 own prefixes",
-            "DR-PO beats prefixes that the start wrote itself (PPO++)",
-            paper="not read",
-            measured=end(main) - end("ppo_pp"),
-            control=end("wrong") - end("ppo_pp"),
-            **wrong,
-        )
+        found.add("C1 own prefixes", (end(main) - end("ppo_pp"), end("wrong") - end("ppo_pp")), WRONG, unit)
     if {*SHARES.values(), "wrong"} <= arms:
         table = np.stack([end(arm) for arm in SHARES.values()])
         lowest = 1 + int(np.argmin(table[1:].mean(1)))  # every share must pass, so the weakest one speaks for all
-        tested.test(
-            "C3",
-            "Any reset share is better than none",
-            paper="RM 1.14 at 0; 1.28, 1.28, 1.25, 1.47 at .25 to 1",
-            measured=table[lowest] - table[0],
-            control=end("wrong") - table[0],
-            note=f"the weakest share is {list(SHARES)[lowest]:g}",
-            **wrong,
-        )
+        note = f"the weakest share is {list(SHARES)[lowest]:g}"
+        found.add("C3", (table[lowest] - table[0], end("wrong") - table[0]), WRONG, unit, note=note)
         shape = ", ".join(f"{share:g}: {row.mean():.3f}" for share, row in zip(SHARES, table, strict=True))
-        tested.test(
-            "C3 trend",
-            "More resets are better, and a share of 1 is best",
-            paper="win rate 60.7, 61.7, 66.5, 64.3, 68.5 %",
-            measured=rank_correlations(table.T),
-            control=None,
-            unit="Spearman's rho",
-            note=f"reported as found ({shape}); no control for a trend",
-        )
+        note = f"reported as found ({shape}); no control for a trend"
+        found.add("C3 trend", (rank_correlations(table.T), None), unit="Spearman's rho", note=note)
     if {"ppo_pp", "ppo", main} <= arms:
         tokens = {arm: generated(experiment, arm) for arm in (main, "ppo", "ppo_pp")}
-        tested.test(
-            "C4",
-            "No extra generation: fewer tokens are generated than by PPO",
-            paper="section 4",
-            direction="less",
-            measured=tokens[main] - tokens["ppo"],
-            control=tokens["ppo_pp"] - tokens["ppo"],
-            control_is="PPO++, which writes its prefixes",
-            unit="tokens a response",
-            note="settings are PPO's throughout",
-        )
-    tested.needs_full_scale(
-        "C5", "Transfers to CNN/DM without training", "12.0 % against 10.5, 8.5, 6.0", "needs real summaries"
-    )
-    tested.needs_full_scale(
-        "C6", "Best at every model size on HH", "Fig. 3 (125M, 1B, 6.9B)", "needs three model sizes and HH"
-    )
-    for suffix, learner, imitator in (("", main, "sft"), (" patchy", "patchy", "sft_patchy")):
+        both = (tokens[arm] - tokens["ppo"] for arm in (main, "ppo_pp"))
+        options: dict[str, Any] = {"direction": "less", "note": "settings are PPO's throughout"}
+        found.add("C4", both, "PPO++, which writes its prefixes", "tokens a response", **options)
+    for id, learner, imitator, further in (
+        ("C7", main, "sft", ""),
+        ("C7 patchy", "patchy", "sft_patchy", " that are right in parts only"),
+    ):
         if {learner, imitator, "ppo"} <= arms:
-            tested.test(
-                f"C7{suffix}",
-                "Beats imitation of the references" + (" that are right in parts only" if suffix else ""),
-                paper="Theorem 5.7: at least any policy that the references cover",
-                measured=end(learner) - end(imitator),
-                control=end("ppo") - end(imitator),
-                control_is="no resets",
-                unit=unit,
-            )
+            both = (end(arm) - end(imitator) for arm in (learner, "ppo"))
+            found.add(id, both, "no resets", unit, statement=TEXTS["C7"][0] + further)
     known = "reward_model_accuracy"
     accuracy = [arm[-1][known] for result in results for arm in result["arms"].values() if known in arm[-1]]
     here = f"; here {np.mean(accuracy):.1%} on held-out pairs" if accuracy else ""
-    tested.needs_full_scale(
-        "C8", "The reward model is only moderately accurate", "66.2 % on TL;DR", f"a fact about their data{here}"
-    )
-    return tested
+    found.needs(["C8"], f"a fact about their data{here}")
+    return found
 
 
 def at_matched_kl(arm: Sequence[dict], other: Sequence[dict]) -> float:

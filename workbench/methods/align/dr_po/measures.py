@@ -1,5 +1,4 @@
-"""What is measured of a policy of DR-PO: reward and KL from bare prompts, and reward by how much is given of a
-response."""
+"""What is measured of a policy: reward and KL from bare prompts, and reward by how much of a response is given."""
 
 from __future__ import annotations
 

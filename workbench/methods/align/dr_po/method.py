@@ -229,7 +229,7 @@ def reward_and_critic(
     critic = model.copy()
     if config.lora:
         critic.model = add_lora(critic.model, **config.lora, task_type="SEQ_CLS")
-    return lambda prompts, ids, texts: scale * model.score(prompts, ids), critic, accuracy
+    return lambda prompts, ids, texts: scale * model.score_samples(policy, prompts, ids, texts), critic, accuracy
 
 
 def learned_reward(task: Any, policy: Policy, config: Config, seed: int) -> tuple[RewardModel, dict[str, float]]:

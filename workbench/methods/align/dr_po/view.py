@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, Look, Note, blank, lines_in_panels, lines_over_rounds, look_of, plain
+from workbench.figures import Display, Look, Note, blank, lines_over_rounds, look_of, plain
 from workbench.methods.align.dr_po.experiment import ARMS
+from workbench.methods.views import curves, seed_folder
 
 SPARSE = ("dr_po", "dr_po_50", "dr_po_25", "ppo", "ppo_pp", "wrong")
 TIMES = {"before": Look("before", "#B0B0B0"), "after": Look("after", "#0072B2")}
@@ -22,13 +23,11 @@ def over_updates(
     if rows.empty or what not in rows:
         return Note(f"This run has no {what} of {', '.join(arms)}; see `arms` and the columns of the table.")
     config = experiment.config
-    rows = rows.assign(
-        update=(rows["round"] * config.updates / min(config.evaluations, config.updates)).round().astype(int)
-    )
+    between = config.updates / min(config.evaluations, config.updates)
+    rows = rows.assign(update=(rows["round"] * between).round().astype(int))
     last = rows[rows["update"] == rows["update"].max()].groupby("arm", sort=False)[what].mean()
-    title = f"After {rows['update'].max()} updates: " + ", ".join(
-        f"{ARMS[a].title} {last[a]:.2f}" for a in list(last.index)[:3]
-    )
+    ends = ", ".join(f"{ARMS[a].title} {last[a]:.2f}" for a in list(last.index)[:3])
+    title = f"After {rows['update'].max()} updates: {ends}"
     axis = "wholly right responses (share)" if what == "quality" else what.replace("_", " ")
     shown = lines_over_rounds(rows, x="update", y=what, title=title, x_title="updates", y_title=axis, labels=ARMS)
     shown.figure().update_xaxes(dtick=None)
@@ -41,20 +40,13 @@ def by_prefix(experiment: Any, arms: Sequence[str] = ("dr_po_50", "ppo")) -> Dis
         pd.read_parquet(path).assign(seed=seed, panel=arm)
         for arm in arms
         for seed in experiment.seeds
-        if (path := experiment.run.folder / f"seed-{seed}" / arm / "by_prefix.parquet").is_file()
+        if (path := seed_folder(experiment, seed) / arm / "by_prefix.parquet").is_file()
     ]
     if not tables:
         return Note(f"This run has none of the arms {', '.join(arms)}.")
-    return lines_in_panels(
-        pd.concat(tables, ignore_index=True).rename(columns={"when": "arm"}),
-        panel="panel",
-        x="prefix_tokens",
-        y="reward",
-        title="Near the end of a reference the start earns something already",
-        x_title="reference tokens given",
-        y_title="mean reward",
-        labels={**ARMS, **TIMES},
-    )
+    rows = pd.concat(tables, ignore_index=True).rename(columns={"when": "arm", "reward": "value"})
+    title = "Near the end of a reference the start earns something already"
+    return curves(rows, "prefix_tokens", title, "reference tokens given", "mean reward", {**ARMS, **TIMES})
 
 
 def frontier(table: pd.DataFrame, arms: Sequence[str] = SPARSE) -> Display:
@@ -76,12 +68,9 @@ def reset_points(experiment: Any, *, arm: str = "dr_po_50", seed: int | None = N
     rows: Any = pd.DataFrame(run.metrics())[columns]
     title = f"{plain(ARMS[arm].title)}: {rows.reset_share.mean():.0%} of the rollouts begin inside a reference"
     figure = blank(title, "update", "tokens a response")
-    written = rows.response_tokens - rows.reset_tokens
-    for name, tokens, colour in (
-        ("given", rows.reset_tokens, TIMES["before"].colour),
-        ("generated", written, ARMS[arm].colour),
-    ):
-        figure.add_scatter(x=rows.step, y=tokens, name=name, stackgroup="one", line={"color": colour})
+    written, stacked = rows.response_tokens - rows.reset_tokens, {"x": rows.step, "stackgroup": "one"}
+    figure.add_scatter(y=rows.reset_tokens, name="given", line={"color": TIMES["before"].colour}, **stacked)
+    figure.add_scatter(y=written, name="generated", line={"color": ARMS[arm].colour}, **stacked)
     return Display(rows, figure)
 
 

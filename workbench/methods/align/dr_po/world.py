@@ -82,10 +82,8 @@ class LateRewardChain:
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """1 where the whole response is right and nothing follows it, else 0."""
-        right = self.chains(symbols(prompts))
-        return np.array(
-            [float(response.split() == text(truth).split()) for truth, response in zip(right, responses, strict=True)]
-        )
+        both = zip(self.chains(symbols(prompts)), responses, strict=True)
+        return np.array([float(response.split() == text(truth).split()) for truth, response in both])
 
     # -- the task
     @cached_property
@@ -102,9 +100,8 @@ class LateRewardChain:
     def demonstrations(self, split: str, seed: int) -> list[Row]:
         """References: one right chain a prompt."""
         prompts = self.prompts(split, seed)
-        return [
-            {"prompt": p, "completion": text(y)} for p, y in zip(prompts, self.chains(symbols(prompts)), strict=True)
-        ]
+        both = zip(prompts, self.chains(symbols(prompts)), strict=True)
+        return [{"prompt": prompt, "completion": text(right)} for prompt, right in both]
 
     def patchy_demonstrations(self, split: str, seed: int) -> list[Row]:
         """References that are right in their first and last third only; the symbols between are random."""
@@ -115,8 +112,7 @@ class LateRewardChain:
         return [{"prompt": p, "completion": text(y)} for p, y in zip(prompts, right, strict=True)]
 
     def preferences(self, split: str, seed: int) -> list[Row]:
-        """Pairs of noisy chains, as the start writes them; the one that is right for longer is chosen, ties are left
-        out."""
+        """Pairs of noisy chains, as the start writes them; the one right for longer is chosen, ties are left out."""
         rng = np.random.default_rng([seed, 13 if split == "train" else 14])
         wanted = self.n_pairs if split == "train" else 300
         pool = self.prompts(split, seed)
@@ -135,16 +131,13 @@ class LateRewardChain:
         return Policy.load(folder, device=self.device)
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """Share of wholly right responses (`quality`) and mean leading run, sampled from the bare prompt at temperature
-        1."""
+        """Share of right responses (`quality`) and mean leading run, sampled from the bare prompt at temperature 1."""
         pool = self.prompts("test", 0)
         prompts = [pool[i % len(pool)] for i in range(self.test_draws)]
         responses = sample(policy, prompts, max_new_tokens=self.max_new_tokens, seed=10_000 + seed)
         texts = [line[0] for line in responses.texts]
-        return {
-            "quality": float(self.score(prompts, texts).mean()),
-            "leading_run": float(self.leading_run(prompts, texts).mean()),
-        }
+        quality, leading_run = (measure(prompts, texts).mean() for measure in (self.score, self.leading_run))
+        return {"quality": float(quality), "leading_run": float(leading_run)}
 
     def _train_start(self, seed: int) -> Policy:
         """The distribution of noisy chains, learned from its exact probabilities at random places instead of from noisy
@@ -166,20 +159,11 @@ class LateRewardChain:
         from transformers import GPT2Config, GPT2LMHeadModel
 
         torch.manual_seed(seed)
-        config = GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=64,
-            n_embd=self.width,
-            n_layer=self.layers,
-            n_head=4,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            # about 1 / sqrt(width); at the usual 0.02 a model this narrow learns ten times slower
-            initializer_range=0.08,
-        )
+        sizes: Any = {"n_positions": 64, "n_embd": self.width, "n_layer": self.layers, "n_head": 4}
+        marks: Any = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        none: Any = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        # about 1 / sqrt(width); at the usual 0.02 a model this narrow learns ten times slower
+        config = GPT2Config(vocab_size=len(tokenizer), initializer_range=0.08, **sizes, **marks, **none)
         return GPT2LMHeadModel(config)
 
     def _soft_step(self, policy: Policy, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -199,9 +183,8 @@ class LateRewardChain:
         return -(target * logps).sum(-1).mean(-1), {}
 
     def _key(self, seed: int) -> dict:
-        settings = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("device", "test_draws", "n_pairs")
-        }
+        free = ("device", "test_draws", "n_pairs")
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in free}
         return {"kind": "late-reward-chain-sft", "code": runs.code_hash(__name__), "seed": seed, **settings}
 
 

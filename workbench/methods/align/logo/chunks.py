@@ -87,15 +87,8 @@ def _contexts(task: Any, row: dict, index: int, how: Writing, seed: int, lost: l
 def _write(policy: Policy, rows: list[dict[str, Any]], how: Writing, seed: int) -> None:
     """Adds to every row the answers that the policy draws, one from each of its contexts."""
     prompts = [prompt_ids(policy, context, row["question"]) for row in rows for context in row["contexts"]]
-    answers = sample(
-        policy,
-        prompts,
-        max_new_tokens=how.max_new_tokens,
-        temperature=how.temperature,
-        top_p=how.top_p,
-        stop=how.stop,
-        seed=seed,
-    )
+    law: Any = {"max_new_tokens": how.max_new_tokens, "temperature": how.temperature, "top_p": how.top_p}
+    answers = sample(policy, prompts, stop=how.stop, seed=seed, **law)
     texts = iter(answers.texts)
     for row in rows:
         row["chosen"], *row["rejected"] = [next(texts)[0].strip() for _ in row["contexts"]]

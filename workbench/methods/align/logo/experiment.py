@@ -14,6 +14,7 @@ import numpy as np
 from workbench.claims import Claims
 from workbench.methods.align.logo.method import Arm, Config
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 
 _MISALIGNED: Any = partial(Arm, start="misaligned")
 ARMS: dict[str, Arm] = {
@@ -62,38 +63,44 @@ Config.presets(
     },
 )
 
-# statement, paper's figures, and what is missing to test it here
-BEYOND_SMALL = {
-    "C2": (
-        "Holds for other backbones",
-        "Llama-2-7B-80K 29.0 -> 36.1; Mistral-7B-32K 31.1 -> 40.1",
-        "needs other pretrained models",
+TEXTS = {
+    "C1": ("Better than supervised training on the same chosen answers", "LongBench: tuned 41.8 and 42.8, LOGO 47.0"),
+    "C1 base": ("A misaligned model writes more right values in documents of {} records", "42.3 -> 47.0"),
+    "C1 swapped": ("With chosen and rejected swapped it falls below the start", "not stated"),
+    "C2": ("Holds for other backbones", "Llama-2-7B-80K 29.0 -> 36.1; Mistral-7B-32K 31.1 -> 40.1"),
+    "C3": (
+        "{} with synthetic positions reads {} records better than with real ones",
+        "Llama-3-8B-8K 40.7 -> 43.9 at 64K",
     ),
     "C3 baselines": (
         "Extends short windows better than YaRN, and YaRN better than random positions",
         "Llama-3-8B-8K 40.7; YaRN 40.9, RandPOS 36.8, LOGO 43.9",
-        "needs a pretrained short model and LongBench",
     ),
     "C4": (
         "Gains are largest on synthetic tasks and summaries",
         "synthetic 46.3 -> 53.0, summaries 22.2 -> 28.1, QA 43.0 -> 44.0",
-        "needs LongBench's groups of tasks",
     ),
-    "C8": (
-        "Cheap, and near GPT-4 on real tasks",
-        "0.3B tokens, one 8 x A800 node, 16 h",
-        "needs an 8B model and real tasks",
-    ),
+    "C5": ("Recall improves, by more than retrieval changes in either direction", "Fig. 1, no numbers"),
+    "C6": ("Short documents do not suffer (not worse by more than 0.03)", "Fig. 4, no numbers"),
+    "C7": ("Two rejected answers are better than one, and the SFT term does not harm", "Fig. 6, no numbers"),
+    "C8": ("Cheap, and near GPT-4 on real tasks", "0.3B tokens, one 8 x A800 node, 16 h"),
+}
+NEEDS = {
+    "C2": "needs other pretrained models",
+    "C3 baselines": "needs a pretrained short model and LongBench",
+    "C4": "needs LongBench's groups of tasks",
+    "C8": "needs an 8B model and real tasks",
 }
 LONGER = (24, 44)  # records of the documents at which Part A is judged
 SHORTER = (6, 12)  # ... and Part B
+BLIND = "labels shuffled"
 
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """The claims over the seeds. Part A judges greedy answers, Part B drawn ones."""
-    tested = Claims("logo", experiment.scale, experiment.seeds)
+    found = Stated("logo", experiment, TEXTS, NEEDS)
     arms = results.arms
-    b, shuffled = "b_" if "b_logo" in arms else "", "labels shuffled"
+    b = "b_" if "b_logo" in arms else ""
     if f"{b}logo" not in arms:
         raise ValueError("the claims need the arm 'logo' or 'b_logo'; add one to `arms`")
 
@@ -105,86 +112,32 @@ def claims(experiment: Experiment, results: Results) -> Claims:
 
     numbers = results[0]["arms"][f"{b}logo"][1]
     if {f"{b}sft", f"{b}shuffled"} <= arms:
-        sft = after(f"{b}sft", "quality")
-        tested.test(
-            "C1",
-            "Better than supervised training on the same chosen answers",
-            paper="LongBench: tuned 41.8 and 42.8, LOGO 47.0",
-            measured=after(f"{b}logo", "quality") - sft,
-            control=after(f"{b}shuffled", "quality") - sft,
-            control_is=shuffled,
-            unit="recall" if b else "nats a token",
-        )
+        both = (after(f"{b}{arm}", "quality") - after(f"{b}sft", "quality") for arm in ("logo", "shuffled"))
+        found.add("C1", both, BLIND, "recall" if b else "nats a token")
     if {"b_logo", "b_shuffled", "b_swapped"} <= arms:
         for n in SHORTER:
-            tested.test(
-                f"C1 base {n}",
-                f"A misaligned model writes more right values in documents of {n} records",
-                paper="42.3 -> 47.0",
-                measured=gain("b_logo", f"recall_{n}"),
-                control=gain("b_shuffled", f"recall_{n}"),
-                control_is=shuffled,
-                unit="recall",
-            )
-        tested.test(
-            "C1 swapped",
-            "With chosen and rejected swapped it falls below the start",
-            paper="not stated",
-            direction="less",
-            measured=gain("b_swapped", "quality"),
-            control=gain("b_logo", "quality"),
-            control_is="roles as they are",
-            unit="recall",
-        )
+            both = (gain(arm, f"recall_{n}") for arm in ("b_logo", "b_shuffled"))
+            found.add(f"C1 base {n}", both, BLIND, "recall", statement=TEXTS["C1 base"][0].format(n))
+        both = gain("b_swapped", "quality"), gain("b_logo", "quality")
+        found.add("C1 swapped", both, "roles as they are", "recall", direction="less")
         retrieval, recall = ([f"{what}_{n}" for n in SHORTER] for what in ("retrieval", "recall"))
-        moved = {arm: gain(arm, *recall) - np.abs(gain(arm, *retrieval)) for arm in ("b_logo", "b_shuffled")}
-        tested.test(
-            "C5",
-            "Recall improves, by more than retrieval changes in either direction",
-            paper="Fig. 1, no numbers",
-            measured=moved["b_logo"],
-            control=moved["b_shuffled"],
-            control_is=shuffled,
-            unit="recall",
-            also={"retrieval does not fall by more than 0.03": bool(gain("b_logo", *retrieval).mean() >= -0.03)},
-        )
+        both = (gain(arm, *recall) - np.abs(gain(arm, *retrieval)) for arm in ("b_logo", "b_shuffled"))
+        also = {"retrieval does not fall by more than 0.03": gain("b_logo", *retrieval).mean() >= -0.03}
+        found.add("C5", both, BLIND, "recall", also=also)
+    greedy = "of values, greedy"
     for kind in ("logo", "sft"):
         if {kind, f"{kind}_real", f"{kind}_unpassed"} <= arms:
-            for n in (n for n in LONGER if f"retrieval_{n}" in numbers):
-                real = after(f"{kind}_real", f"retrieval_{n}")
-                tested.test(
-                    f"C3 {kind} {n}",
-                    f"{kind.upper()} with synthetic positions reads {n} records better than with real ones",
-                    paper="Llama-3-8B-8K 40.7 -> 43.9 at 64K",
-                    measured=after(kind, f"retrieval_{n}") - real,
-                    control=after(f"{kind}_unpassed", f"retrieval_{n}") - real,
-                    control_is="positions not passed to the model",
-                    unit="of values, greedy",
-                )
+            for key in (f"retrieval_{n}" for n in LONGER if f"retrieval_{n}" in numbers):
+                n, real = key.removeprefix("retrieval_"), after(f"{kind}_real", key)
+                both = (after(arm, key) - real for arm in (kind, f"{kind}_unpassed"))
+                statement, unpassed = TEXTS["C3"][0].format(kind.upper(), n), "positions not passed to the model"
+                found.add(f"C3 {kind} {n}", both, unpassed, greedy, statement=statement)
     if {"logo", "sft", "swapped"} <= arms and "retrieval_6" in numbers:
-        tested.test(
-            "C6",
-            "Short documents do not suffer (not worse by more than 0.03)",
-            paper="Fig. 4, no numbers",
-            margin=-0.03,
-            measured=gain("logo", "retrieval_6"),
-            control=gain("swapped", "retrieval_6"),
-            control_is="roles swapped",
-            unit="of values, greedy",
-            also={"nor by SFT with the same positions": bool(gain("sft", "retrieval_6").mean() > -0.03)},
-        )
+        both = (gain(arm, "retrieval_6") for arm in ("logo", "swapped"))
+        also = {"nor by SFT with the same positions": gain("sft", "retrieval_6").mean() > -0.03}
+        found.add("C6", both, "roles swapped", greedy, margin=-0.03, also=also)
     if {"b_logo", "b_one", "b_copied", "b_no_sft"} <= arms:
-        quality = {arm: after(arm, "quality") for arm in ("b_logo", "b_one", "b_copied", "b_no_sft")}
-        tested.test(
-            "C7",
-            "Two rejected answers are better than one, and the SFT term does not harm",
-            paper="Fig. 6, no numbers",
-            measured=quality["b_logo"] - quality["b_one"],
-            control=quality["b_copied"] - quality["b_one"],
-            control_is="the one answer twice",
-            unit="recall",
-            also={"lambda 0.1 not below lambda 0": bool(np.mean(quality["b_logo"] - quality["b_no_sft"]) >= 0)},
-        )
-    for id, told in BEYOND_SMALL.items():
-        tested.needs_full_scale(id, *told)
-    return tested
+        two, one, copied, bare = (after(arm, "quality") for arm in ("b_logo", "b_one", "b_copied", "b_no_sft"))
+        also = {"lambda 0.1 not below lambda 0": np.mean(two - bare) >= 0}
+        found.add("C7", (two - one, copied - one), "the one answer twice", "recall", also=also)
+    return found

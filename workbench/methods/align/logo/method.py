@@ -213,10 +213,6 @@ class LogoStep:
         places = torch.arange(scores.is_token.shape[-1], device=shared.device)
         scored = scores.is_token & (places >= shared[:, None, None])
         means = (scores.token_logps * scored).sum(-1) / scored.sum(-1).clamp(min=1)
-        return objectives.logo(
-            means[:, 0],
-            means[:, 1:],
-            is_rejected=scores.lengths[:, 1:] > 0,
-            chosen_token_nll=-scores.means[:, 0],
-            **self.options,
-        )
+        is_rejected, nll = scores.lengths[:, 1:] > 0, -scores.means[:, 0]
+        sides = means[:, 0], means[:, 1:]
+        return objectives.logo(*sides, is_rejected=is_rejected, chosen_token_nll=nll, **self.options)

@@ -54,18 +54,9 @@ def build_rows(policy: Policy, table: pd.DataFrame, config: Any, arm: Any, seed:
         shared = min(shared, min(map(len, responses)) - 1) if config.skip_common_prefix else 0
         variants: list = [None]
         if arm.positions != "real":
-            variants = spread(
-                [len(chunk) for chunk in chunks],
-                window=config.window,
-                start=len(before),
-                qa=config.qa,
-                n_question=len(ask),
-                n_answer=max(map(len, responses)),
-                rng=rng,
-                beacon=bool(config.beacon),
-                choices=config.choices,
-                max_variants=config.max_variants,
-            )
+            sizes = {"start": len(before), "n_question": len(ask), "n_answer": max(map(len, responses))}
+            sizes |= {name: getattr(config, name) for name in ("window", "qa", "choices", "max_variants")}
+            variants = spread([len(chunk) for chunk in chunks], rng=rng, beacon=bool(config.beacon), **sizes)
         for number, positions in enumerate(variants):
             passed = positions if arm.positions == "synthetic" else None
             rows.append(LogoRow(f"row {entry.row}, variant {number}", plain._replace(prompt_positions=passed), shared))
@@ -78,8 +69,7 @@ def build_rows(policy: Policy, table: pd.DataFrame, config: Any, arm: Any, seed:
 
 
 def tokenised(policy: Policy, entry: Any, config: Any) -> tuple[list[int], list[list[int]], list[int]]:
-    """Start, chunks and question of a row; a chunk keeps its share of `max_length` tokens and ends with the beacon, if
-    any."""
+    """Start, chunks and question of a row; a chunk keeps its share of `max_length` tokens and ends with any beacon."""
     before, chunks, ask = prompt_parts(policy, list(entry.chunks), entry.question)
     budget = config.max_length // len(chunks) - 1
     policy.counts["chunks_cut"] += sum(len(chunk) > budget for chunk in chunks)

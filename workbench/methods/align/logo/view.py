@@ -1,7 +1,4 @@
-"""The needle map: what a model finds by length and depth, how positions were spread, and curves of LOGO.
-
-All text is escaped.
-"""
+"""The needle map: what a model finds by length and depth, how positions were spread, and curves of LOGO."""
 
 from __future__ import annotations
 
@@ -12,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from workbench.figures import TEMPLATE, Display, Look, Note, blank, lines_in_panels, look_of, plain
+from workbench.figures import TEMPLATE, Display, Look, Note, blank, look_of, plain
 from workbench.methods.align.logo.experiment import ARMS
-from workbench.runs.run import Run
+from workbench.methods.views import DOTTED, ZERO, curves, seed_folder
 from workbench.widgets.preference_browser import PreferenceBrowser
 
 LOOKS = {
@@ -43,16 +41,11 @@ def lengths_figure(table: pd.DataFrame, start: str = "start") -> Display | Note:
     rows = pd.concat([before, rows[rows["round"] == 1]]).melt(["arm", "seed"], columns, "what", "value")
     rows["measure"] = rows["what"].str.replace(r"_\d+", "", regex=True)
     rows["length"] = rows["what"].str.replace(r"\D+", "", regex=True).astype(int)
-    return lines_in_panels(
-        rows,
-        panel="measure",
-        x="length",
-        y="value",
-        labels=LOOKS,
-        x_title="records of the document",
-        y_title="right values (share)",
-        title=f"What is found and what is told, {STARTS[start]}",
+    title, axes = (
+        f"What is found and what is told, {STARTS[start]}",
+        ("records of the document", "right values (share)"),
     )
+    return curves(rows, "length", title, *axes, LOOKS, panel="measure")
 
 
 def needle_map(experiment: Any, *, arm: str = "logo") -> Display | Note:
@@ -61,7 +54,7 @@ def needle_map(experiment: Any, *, arm: str = "logo") -> Display | Note:
         pd.read_parquet(path).assign(when=when)
         for seed in experiment.seeds
         for when in (0, 1)
-        if (path := experiment.run.folder / f"seed-{seed}" / arm / f"needles-{when}.parquet").is_file()
+        if (path := seed_folder(experiment, seed) / arm / f"needles-{when}.parquet").is_file()
     ]
     if not tables:
         return Note(f"This run has no accuracy by depth for {arm}.")
@@ -69,44 +62,26 @@ def needle_map(experiment: Any, *, arm: str = "logo") -> Display | Note:
     table["depth"] = np.minimum((table["depth"] * DEPTHS).astype(int), DEPTHS - 1)
     shares: Any = table.groupby(["when", "length", "depth"], as_index=False)["right"].agg(["mean", "size"])
     grids = [shares[shares["when"] == when].pivot(index="length", columns="depth", values="mean") for when in (0, 1)]
-    figure = _three_panels(["before", "after", "difference"])
+    names = ["before", "after", "difference"]
+    figure = make_subplots(1, 3, subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.1)
     for column, grid in enumerate([*grids, grids[1] - grids[0]], start=1):
         is_change = column == 3
-        figure.add_trace(
-            go.Heatmap(
-                z=grid.to_numpy(),
-                x=[f"{100 * d // DEPTHS}-{100 * (d + 1) // DEPTHS} %" for d in grid.columns],
-                xgap=1,
-                ygap=1,
-                y=[str(length) for length in grid.index],
-                zmin=-0.5 if is_change else 0,
-                zmax=0.5 if is_change else 1,
-                colorscale="RdBu" if is_change else "Viridis",
-                showscale=column > 1,
-                texttemplate="%{z:.2f}",
-                colorbar={"x": 1.0 if is_change else 0.63, "thickness": 10},
-                hovertemplate="%{y} records, depth %{x}: %{z:.3f}<extra></extra>",
-            ),
-            row=1,
-            col=column,
-        )
+        look: dict[str, Any] = {"xgap": 1, "ygap": 1, "showscale": column > 1, "texttemplate": "%{z:.2f}"}
+        look |= {"zmin": -0.5 if is_change else 0, "zmax": 0.5 if is_change else 1}
+        look |= {"colorscale": "RdBu" if is_change else "Viridis"}
+        look |= {"colorbar": {"x": 1.0 if is_change else 0.63, "thickness": 10}}
+        look |= {"hovertemplate": "%{y} records, depth %{x}: %{z:.3f}<extra></extra>"}
+        depths = [f"{100 * d // DEPTHS}-{100 * (d + 1) // DEPTHS} %" for d in grid.columns]
+        heat = go.Heatmap(z=grid.to_numpy(), x=depths, y=[str(length) for length in grid.index], **look)
+        figure.add_trace(heat, row=1, col=column)
     longest = grids[0].index.max()
-    change = [float(grid.loc[longest].mean()) for grid in grids]
-    figure.update_layout(
-        title={"text": f"Documents of {longest} records: {change[0]:.0%} found before, {change[1]:.0%} after"}
-    )
-    return Display(shares, figure)
-
-
-def _three_panels(names: Sequence[str]) -> go.Figure:
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(1, len(names), subplot_titles=list(names), shared_yaxes=True, horizontal_spacing=0.1)
-    figure.update_layout(template=TEMPLATE, height=380)
+    before, after = (float(grid.loc[longest].mean()) for grid in grids)
+    title = f"Documents of {longest} records: {before:.0%} found before, {after:.0%} after"
+    figure.update_layout(template=TEMPLATE, height=380, title={"text": title})
     figure.update_xaxes(title="depth of the first record asked for")
     figure.update_yaxes(type="category")
     figure.update_yaxes(title="records of the document", col=1)
-    return figure
+    return Display(shares, figure)
 
 
 def position_map(experiment: Any, *, seed: int | None = None) -> Display | Note:
@@ -119,52 +94,39 @@ def position_map(experiment: Any, *, seed: int | None = None) -> Display | Note:
     rows["position"] = rows["position"].astype(int)
     reach = int(rows["position"].max()) + 1
     n_tokens = int(rows["token"].max()) + 1
-    figure = blank(
-        f"{n_tokens} tokens of a prompt, spread over {reach} positions", "token of the prompt", "position index"
-    )
+    title = f"{n_tokens} tokens of a prompt, spread over {reach} positions"
+    figure = blank(title, "token of the prompt", "position index")
     for number, (name, variant) in enumerate(rows.groupby("row", sort=False)):
-        figure.add_scatter(
-            x=variant["token"],
-            y=variant["position"],
-            mode="markers",
-            name=plain(str(name)),
-            marker={"size": 5, "symbol": number},
-        )
-    figure.add_scatter(
-        x=[0, n_tokens - 1], y=[0, n_tokens - 1], mode="lines", name="as it is", line={"dash": "dot", "color": "#888"}
-    )
+        look = {"mode": "markers", "name": plain(str(name)), "marker": {"size": 5, "symbol": number}}
+        figure.add_scatter(x=variant["token"], y=variant["position"], **look)
+    ends = [0, n_tokens - 1]
+    figure.add_scatter(x=ends, y=ends, mode="lines", name="as it is", line=DOTTED)
     return Display(rows, figure)
 
 
 def margins_figure(experiment: Any, arms: Sequence[str] = ("b_one", "b_logo", "b_swapped")) -> Display | Note:
     """Held-out margins (log p a token of chosen minus rejected) before and after, by number of rejected answers, first
     seed."""
-    folder, tables = experiment.run.folder / f"seed-{experiment.seeds[0]}", []
+    tables = []
     for arm in arms:
         for when in (0, 1):
-            path = folder / arm / f"margins-{when}.parquet"
+            path = seed_folder(experiment) / arm / f"margins-{when}.parquet"
             if path.is_file() and (when or not tables):
                 tables.append(pd.read_parquet(path)[["question", "margin"]].assign(arm=arm if when else "start"))
     if not tables:
         return Note("This run has none of these arms.")
     table = pd.concat(tables, ignore_index=True)
-    title, x = (
-        "Held-out margins: right of 0 the chosen answer is likelier",
-        "log p a token, chosen minus rejected (nats)",
-    )
-    figure = blank(title, x, "held-out rows", barmode="overlay")
+    title = "Held-out margins: right of 0 the chosen answer is likelier"
+    figure = blank(title, "log p a token, chosen minus rejected (nats)", "held-out rows", barmode="overlay")
     for name, rows in table.groupby("arm", sort=False):
-        look = look_of(str(name), LOOKS)
-        figure.add_histogram(
-            x=rows["margin"], name=plain(look.title), opacity=0.55, nbinsx=40, marker_color=look.colour
-        )
-    figure.add_vline(x=0, line={"color": "#444", "width": 1})
+        title, colour = look_of(str(name), LOOKS)[:2]
+        figure.add_histogram(x=rows["margin"], name=plain(title), opacity=0.55, nbinsx=40, marker_color=colour)
+    figure.add_vline(x=0, line=ZERO)
     return Display(table, figure)
 
 
 def rows_made(experiment: Any, *, seed: int | None = None) -> PreferenceBrowser | Note:
-    """Training rows of one seed: question, answer from all evidence, answers from less, and the overlap of every
-    chunk."""
+    """Training rows of one seed: question, answer from all evidence, answers from less, and each chunk's overlap."""
     table = _pairs_table(experiment, seed, "train-rows")
     if table is None:
         return Note("This run made no rows.")
@@ -179,6 +141,5 @@ def synthesis(experiment: Any, results: Sequence[dict]) -> pd.DataFrame:
 
 
 def _pairs_table(experiment: Any, seed: int | None, name: str) -> pd.DataFrame | None:
-    pairs: Run = experiment.run.child(f"seed-{experiment.seeds[0] if seed is None else seed}").child("pairs")
-    path = pairs.folder / f"{name}.parquet"
+    path = seed_folder(experiment, seed) / "pairs" / f"{name}.parquet"
     return pd.read_parquet(path) if path.is_file() else None

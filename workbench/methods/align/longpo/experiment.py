@@ -9,6 +9,7 @@ import numpy as np
 from workbench.claims import Claims
 from workbench.methods.align.longpo.method import Arm, Config
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 
 ARMS: dict[str, Arm] = {
     "longpo": Arm("LongPO", colour="#0072B2"),
@@ -52,25 +53,46 @@ Config.presets(
     },
 )
 
-# statement, paper's figures, and what is missing to test it here
-BEYOND_SMALL = {
+KEPT = "MMLU 59.15 -> 59.99, ARC-C 59.26 -> 59.34"
+FIGURE_4, FIGURE_6 = "Fig. 4, no numbers", "Fig. 6: rewards part, accuracy above 0.9"
+TEXTS = {
     "C1": (
         "Better on long text than SFT, and SFT better than DPO",
         "InfiniteBench 39.27, 30.03, 25.56 (base 13.82)",
-        "the chosen answers of this world are nearly perfect and lam is tiny, so SFT and LongPO are the same here",
     ),
+    "C1 gain": ("On long documents LongPO gains at least 0.15 on the start", "InfiniteBench 13.82 -> 39.27"),
     "C2": (
         "Beats GPT-4-128K on InfiniteBench, and not on RULER or LongBench-Chat",
         "39.27 and 34.81; 86.06 and 88.53; 5.42 and 8.40",
-        "needs a 7B model at 128K tokens",
     ),
-    "C6": ("Transfers to another model", "Qwen2.5-7B 27.12 -> 40.48", "needs another pretrained model"),
+    "C3 short": ("Accuracy on short documents is kept (not worse by more than 0.03)", KEPT),
+    "C3 second": ("A task that only the start was taught is kept (not worse by more than 0.03)", KEPT),
+    "C4": (
+        "SFT forgets at ten times the rate (by more than 0.05), which is the rate that the paper gives it",
+        "MMLU -14 (SFT), -26 (DPO)",
+    ),
+    "C5": ("A second round on longer documents improves again", "39.27 -> 39.65 (256K) -> 41.21 (512K)"),
+    "C6": ("Transfers to another model", "Qwen2.5-7B 27.12 -> 40.48"),
+    "C7 KL": (
+        "The policy on long text comes near the model on short text: their KL falls to a quarter or less",
+        FIGURE_4,
+    ),
+    "C7 dpo": ("DPO without the NLL ends below the start on long documents", FIGURE_4),
+    "C7 alone": ("LongPO without the NLL ends below the start on long documents", FIGURE_4),
+    "C8": ("The margin ends above that of SFT where the preference term has weight 1", FIGURE_6),
+    "C8 swapped": ("... and below it where chosen and rejected are swapped", FIGURE_6),
+    "C9": ("Before training the loss is not log 2, because the reference reads the short text", "eq. 12"),
+}
+NEEDS = {
+    "C1": "the chosen answers of this world are nearly perfect and lam is tiny, so SFT and LongPO are the same here",
+    "C2": "needs a 7B model at 128K tokens",
+    "C6": "needs another pretrained model",
 }
 
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """The claims over the seeds. On real text `quality` stands for accuracy on long documents."""
-    tested = Claims("longpo", experiment.scale, experiment.seeds)
+    found = Stated("longpo", experiment, TEXTS, NEEDS)
     arms = results.arms
     if "longpo" not in arms:
         raise ValueError("the claims need the arm 'longpo'; add it to `arms`")
@@ -86,114 +108,35 @@ def claims(experiment: Experiment, results: Results) -> Claims:
         return after(arm, key) - after(arm, key, 0)
 
     if "rejected" in arms:
-        other = "imitation of its long-context answers"
-        tested.test(
-            "C1 gain",
-            "On long documents LongPO gains at least 0.15 on the start",
-            paper="InfiniteBench 13.82 -> 39.27",
-            measured=gain("longpo", long),
-            control=gain("rejected", long),
-            control_is=other,
-            margin=0.15 if lengths else 0.0,
-            unit=unit,
-        )
+        other, least = "imitation of its long-context answers", 0.15 if lengths else 0.0
+        found.add("C1 gain", (gain("longpo", long), gain("rejected", long)), other, unit, margin=least)
         key = "short_to_long_kl"
-        kl = {arm: np.log(after(arm, key, 0) / after(arm, key)) for arm in ("longpo", "rejected")}
-        tested.test(
-            "C7 KL",
-            "The policy on long text comes near the model on short text: their KL falls to a quarter or less",
-            paper="Fig. 4, no numbers",
-            measured=kl["longpo"],
-            control=kl["rejected"],
-            control_is=other,
-            margin=float(np.log(4)),
-            unit="log of the factor",
-        )
+        both = (np.log(after(arm, key, 0) / after(arm, key)) for arm in ("longpo", "rejected"))
+        found.add("C7 KL", both, other, "log of the factor", margin=float(np.log(4)))
     if "second_task" in numbers and {"sft", "sft_fast", "alone"} <= arms:
-        fast = "SFT at ten times the rate"
-        for id, what, key, control, title in (
-            ("C3 short", "Accuracy on short documents", short, "alone", "no NLL"),
-            ("C3 second", "A task that only the start was taught", "second_task", "sft_fast", fast),
-        ):
-            tested.test(
-                id,
-                f"{what} is kept (not worse by more than 0.03)",
-                paper="MMLU 59.15 -> 59.99, ARC-C 59.26 -> 59.34",
-                margin=-0.03,
-                measured=gain("longpo", key),
-                control=gain(control, key),
-                control_is=title,
-                unit=unit,
-            )
-        fastest = gain("longpo_fast", "second_task").mean() if "longpo_fast" in arms else None
-        tested.test(
-            "C4",
-            "SFT forgets at ten times the rate (by more than 0.05), which is the rate that the paper gives it",
-            paper="MMLU -14 (SFT), -26 (DPO)",
-            direction="less",
-            margin=-0.05,
-            measured=gain("sft_fast", "second_task"),
-            control=gain("sft", "second_task"),
-            control_is="SFT at LongPO's rate",
-            unit=unit,
-            note=f"LongPO at that rate: {fastest:+.2f}" if fastest is not None else "",
-        )
+        kept: dict[str, Any] = {"unit": unit, "margin": -0.03}
+        found.add("C3 short", (gain("longpo", short), gain("alone", short)), "no NLL", **kept)
+        second = {arm: gain(arm, "second_task") for arm in ("longpo", "sft", "sft_fast")}
+        found.add("C3 second", (second["longpo"], second["sft_fast"]), "SFT at ten times the rate", **kept)
+        note = ""
+        if "longpo_fast" in arms:
+            note = f"LongPO at that rate: {gain('longpo_fast', 'second_task').mean():+.2f}"
+        options: dict[str, Any] = {"direction": "less", "margin": -0.05, "note": note}
+        found.add("C4", (second["sft_fast"], second["sft"]), "SFT at LongPO's rate", unit, **options)
     if {"iterated", "iterated_off"} <= arms:
-        second = {arm: after(arm, longest, 2) - after(arm, longest, 1) for arm in ("iterated", "iterated_off")}
-        tested.test(
-            "C5",
-            "A second round on longer documents improves again",
-            paper="39.27 -> 39.65 (256K) -> 41.21 (512K)",
-            measured=second["iterated"],
-            control=second["iterated_off"],
-            control_is="second round on its long-context answers",
-            unit=unit,
-        )
-    for arm, what in (("dpo", "DPO"), ("alone", "LongPO")):
+        both = (after(arm, longest, 2) - after(arm, longest, 1) for arm in ("iterated", "iterated_off"))
+        found.add("C5", both, "second round on its long-context answers", unit)
+    for arm in ("dpo", "alone"):
         if arm in arms and lengths:
-            tested.test(
-                f"C7 {arm}",
-                f"{what} without the NLL ends below the start on long documents",
-                paper="Fig. 4, no numbers",
-                direction="less",
-                measured=gain(arm, long),
-                control=gain("longpo", long),
-                control_is="LongPO with the NLL",
-                unit=unit,
-            )
+            both = gain(arm, long), gain("longpo", long)
+            found.add(f"C7 {arm}", both, "LongPO with the NLL", unit, direction="less")
     if {"lam1", "swapped", "sft"} <= arms:
-        apart = {arm: after(arm, "margin") - after("sft", "margin") for arm in ("lam1", "swapped")}
+        apart, swapped = (after(arm, "margin") - after("sft", "margin") for arm in ("lam1", "swapped"))
         accuracy = f"chosen above rejected in {after('lam1', 'reward_accuracy').mean():.0%} of held-out documents"
-        figure = "Fig. 6: rewards part, accuracy above 0.9"
-        options: dict[str, Any] = {"paper": figure, "unit": "nats a document", "note": accuracy}
-        tested.test(
-            "C8",
-            "The margin ends above that of SFT where the preference term has weight 1",
-            measured=apart["lam1"],
-            control=apart["swapped"],
-            control_is="chosen and rejected swapped",
-            **options,
-        )
-        tested.test(
-            "C8 swapped",
-            "... and below it where chosen and rejected are swapped",
-            direction="less",
-            measured=apart["swapped"],
-            control=apart["lam1"],
-            control_is="sides as they are",
-            **options,
-        )
+        options = {"unit": "nats a document", "note": accuracy}
+        found.add("C8", (apart, swapped), "chosen and rejected swapped", **options)
+        found.add("C8 swapped", (swapped, apart), "sides as they are", direction="less", **options)
     if "dpo" in arms and "start_loss" in results[0]["arms"]["dpo"][1]:
-        start = {arm: np.abs(after(arm, "start_loss") - np.log(2)) for arm in ("longpo", "dpo")}
-        tested.test(
-            "C9",
-            "Before training the loss is not log 2, because the reference reads the short text",
-            paper="eq. 12",
-            measured=start["longpo"],
-            control=np.round(start["dpo"], 5),
-            control_is="reference reads the long text",
-            unit="nats",
-        )
-    for id, told in BEYOND_SMALL.items():
-        tested.needs_full_scale(id, *told)
-    return tested
+        start, control = (np.abs(after(arm, "start_loss") - np.log(2)) for arm in ("longpo", "dpo"))
+        found.add("C9", (start, np.round(control, 5)), "reference reads the long text", "nats")
+    return found

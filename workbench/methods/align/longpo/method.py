@@ -127,13 +127,9 @@ class Config(Training, Sampling, Presets):
 
 def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> Any:
     """The records; or a data set of documents (or of problems to pack into documents) with a starting model."""
-    return tasks.open_task(
-        config,
-        model=model,
-        dataset=dataset,
-        world=partial(Records, device=device, turns=config.turns, **WORLD | config.world),
-        real=lambda: TextDocuments.of(config, dataset, model, device=device, train_size=config.n_documents),
-    )
+    world = partial(Records, device=device, turns=config.turns, **WORLD | config.world)
+    real = partial(TextDocuments.of, config, dataset, model, device=device, train_size=config.n_documents)
+    return tasks.open_task(config, model=model, dataset=dataset, world=world, real=real)
 
 
 def train_arm(task: DocumentTask, config: Config, arm: Arm, seed: int, run: Run) -> list[dict[str, float]]:
@@ -162,12 +158,8 @@ def train_arm(task: DocumentTask, config: Config, arm: Arm, seed: int, run: Run)
         run.table(f"ratios-{t}", lambda: turns.assign(chosen_ratio=ratios[:, 0], rejected_ratio=ratios[:, 1]))
         if t and arm.learns == "pairs":
             numbers["start_loss"] = float(np.mean(run.cached("start-0", list) or np.nan))
-        return {
-            **numbers,
-            "margin": float(margins.mean()),
-            "reward_accuracy": float(np.mean(margins > 0)),
-            "short_to_long_kl": short_to_long_kl(policy, first, held_out),
-        }
+        numbers |= {"margin": float(margins.mean()), "reward_accuracy": float(np.mean(margins > 0))}
+        return {**numbers, "short_to_long_kl": short_to_long_kl(policy, first, held_out)}
 
     return iterate(policy, arm.rounds, make_round, evaluate, run, seed=seed)
 
@@ -182,16 +174,7 @@ def pairs_of_round(
 ) -> pd.DataFrame:
     """The pairs that `policy` makes on documents of round t's length."""
     documents = task.longer(config.lengths[t]).documents(split, seed + 1000 * t)
-    how = Asking(
-        config.questions,
-        config.turns,
-        config.question_temperature,
-        config.question_top_p,
-        config.temperature,
-        config.top_p,
-        config.max_new_tokens,
-        config.min_length,
-    )
+    how = Asking(**{name: getattr(config, name) for name in Asking._fields})
     documents = documents[: config.test_size if split == "test" else None]
     number = 10 * (seed + 1000 * t) + (split == "test")
     return make_pairs(documents, policy, how, run, split, longest=config.lengths[t], seed=number)
@@ -224,12 +207,5 @@ class LongStep:
         sums, reference = (logps * inside).sum(-1), logps.new_tensor([row.reference_logps for row in batch])
         is_pair = torch.tensor([row.is_pair for row in batch], device=logps.device)
         w, l = self.sides
-        return objectives.longpo(
-            sums[:, w],
-            sums[:, l],
-            reference[:, w],
-            reference[:, l],
-            chosen_token_nll=nll,
-            is_pair=is_pair,
-            **self.options,
-        )
+        sides = sums[:, w], sums[:, l], reference[:, w], reference[:, l]
+        return objectives.longpo(*sides, chosen_token_nll=nll, is_pair=is_pair, **self.options)

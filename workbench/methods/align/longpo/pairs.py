@@ -81,20 +81,13 @@ def make_pairs(
         for i, _, turn in turns:
             kept.setdefault(i, []).append(turn)
         rows = [
-            {
-                "row": i,
-                "chunks": list(documents[i]["chunks"]),
-                **dict(zip(COLUMNS, map(list, zip(*of_document, strict=True)), strict=True)),
-            }
+            {"row": i, "chunks": list(documents[i]["chunks"])}
+            | dict(zip(COLUMNS, map(list, zip(*of_document, strict=True)), strict=True))
             for i, of_document in sorted(kept.items())
         ]
         same = sum(row["chosen_ids"] == row["rejected_ids"] for row in rows)
-        counts |= {
-            "documents": len(documents),
-            "rows": len(rows),
-            "turns": len(turns),
-            "rows with the same answers": same,
-        }
+        counts |= {"documents": len(documents), "rows": len(rows), "turns": len(turns)}
+        counts["rows with the same answers"] = same
         run.cached(f"{name}-counts", lambda: dict(counts))
         run.table(f"{name}-dropped", lambda: pd.DataFrame(lost, columns=["question", "chosen", "rejected", "why"]))
         if not rows:
@@ -147,14 +140,8 @@ def _self_asked(
     """The model writes questions about every short text; one is taken at random, behind a lead-in. Replies without
     exactly as many questions as were asked for are dropped and counted."""
     prompts = [prompt_ids(policy, [short], INSTRUCTION.format(n=N_QUESTIONS)) for _, _, short in asked]
-    replies = sample(
-        policy,
-        prompts,
-        max_new_tokens=how.max_new_tokens,
-        temperature=how.question_temperature,
-        top_p=how.question_top_p,
-        seed=seed + 1,
-    )
+    drawn: Any = {"temperature": how.question_temperature, "top_p": how.question_top_p, "seed": seed + 1}
+    replies = sample(policy, prompts, max_new_tokens=how.max_new_tokens, **drawn)
     kept = []
     for (i, row, short), texts in zip(asked, replies.texts, strict=True):
         questions = parse_questions(texts[0])
@@ -174,20 +161,10 @@ def _answered(
     longs = [prompt_ids(policy, row["chunks"], question) for _, row, question, _ in asked]
     if cut := sum(len(ids) + how.max_new_tokens > policy.max_length for ids in longs):
         counts["long texts cut to the window of the model that answers"] += cut
-        log.warning(
-            "%d of %d long texts do not fit into %d tokens: the answers see their end",
-            cut,
-            len(longs),
-            policy.max_length,
-        )
-    answers = sample(
-        policy,
-        [*shorts, *longs],
-        max_new_tokens=how.max_new_tokens,
-        temperature=how.temperature,
-        top_p=how.top_p,
-        seed=seed,
-    )
+        told = "%d of %d long texts do not fit into %d tokens: the answers see their end"
+        log.warning(told, cut, len(longs), policy.max_length)
+    drawn: Any = {"temperature": how.temperature, "top_p": how.top_p, "seed": seed}
+    answers = sample(policy, [*shorts, *longs], max_new_tokens=how.max_new_tokens, **drawn)
     turns = []
     for n, (i, row, question, short) in enumerate(asked):
         sides = (n, len(asked) + n)
@@ -224,41 +201,17 @@ INSTRUCTION = (
     " synthesis and the linking of ideas across the whole text. Every question must be unique and clear. Write only the"
     ' questions, numbered "1:" to "{n}:", one on each line.'
 )
-LEAD_INS = (
-    "Based on the preceding descriptions,",
-    "Based on the text above,",
-    "Considering what was said above,",
-    "Drawing on the material above,",
-    "From the passages above,",
-    "From what you have read,",
-    "Given the text above,",
-    "Given what precedes,",
-    "Going by the descriptions above,",
-    "In light of the text above,",
-    "In view of the passages above,",
-    "Keeping the text above in mind,",
-    "Looking back at the text,",
-    "Referring to the text above,",
-    "Relying on the descriptions above,",
-    "Taking the whole text into account,",
-    "Using the information above,",
-    "Using what the text says,",
-    "With reference to the passages above,",
-    "With the text above as your source,",
+_LEADS = (
+    "Based on the preceding descriptions|Based on the text above|Considering what was said above|Drawing on the"
+    " material above|From the passages above|From what you have read|Given the text above|Given what precedes|Going by"
+    " the descriptions above|In light of the text above|In view of the passages above|Keeping the text above in mind|"
+    "Looking back at the text|Referring to the text above|Relying on the descriptions above|Taking the whole text into"
+    " account|Using the information above|Using what the text says|With reference to the passages above|With the text"
+    " above as your source"
 )
-REFUSALS = (
-    "i cannot",
-    "i can't",
-    "i can not",
-    "i am unable",
-    "i'm unable",
-    "i am sorry",
-    "i'm sorry",
-    "i apologize",
-    "i apologise",
-    "as an ai",
-    "as a language model",
-)
+LEAD_INS = tuple(f"{lead}," for lead in _LEADS.split("|"))
+REFUSALS = ("i cannot", "i can't", "i can not", "i am unable", "i'm unable", "i am sorry", "i'm sorry", "i apologize")
+REFUSALS += ("i apologise", "as an ai", "as a language model")
 
 
 def parse_questions(text: str, n: int = N_QUESTIONS) -> list[str] | None:

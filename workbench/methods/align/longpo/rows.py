@@ -102,8 +102,7 @@ def _conversation(answers: Sequence[list[int]], between: Sequence[list[int]]) ->
 
 
 def scored_answers(policy: Policy, batch: Sequence[LongRow]) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs of all tokens behind the prompts, where they are tokens, and where they are answers, [row, side,
-    tok]."""
+    """Log-probs of tokens behind the prompts, where they are tokens, and where they are answers, [row, side, tok]."""
     scores = score(policy, [row.group for row in batch])
     inside = torch.zeros_like(scores.is_token)
     for i, row in enumerate(batch):
@@ -134,8 +133,7 @@ def start_losses(policy: Policy, rows: Sequence[LongRow], beta: float) -> list[f
 
 @torch.no_grad()
 def short_to_long_kl(policy: Policy, reference: Policy, table: pd.DataFrame) -> float:
-    """KL(policy behind the long text || reference behind the short one) at the tokens of the chosen answers, nats a
-    token."""
+    """KL(policy behind long text || reference behind short text) at tokens of the chosen answers, nats a token."""
     total, n = 0.0, 0
     entries: Any = table.itertuples()
     for entry in entries:

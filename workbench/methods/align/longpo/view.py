@@ -1,8 +1,4 @@
-"""Short and long: scores on short and on long text by round, log-ratio margins over training, and both answers side by
-side.
-
-All text is escaped, in tables by pandas.
-"""
+"""Short and long: scores on short and on long text by round, margins over training, both answers side by side."""
 
 from __future__ import annotations
 
@@ -11,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, Note, blank, dots_in_panels, lines_over_rounds, look_of, plain
+from workbench.figures import Display, Note, blank, lines_over_rounds, look_of, plain
 from workbench.methods.align.longpo.experiment import ARMS
+from workbench.methods.views import ZERO, ends_figure, seed_folder, start_means
 
 KL = "short_to_long_kl"
 
@@ -31,21 +28,12 @@ def scores_figure(table: pd.DataFrame) -> Display:
     """Short-context and long-context scores after the first round, one dot an arm; the dotted line is the start."""
     measures = _measures(table)
     ends: Any = table[table["round"] == 1]
-    rows = ends.melt(["arm", "seed"], list(measures), "measure", "value")
-    starts: Any = table[table["round"] == 0]
-    lines = {key: {"start": float(starts[key].mean())} for key in measures}
+    starts = start_means(table, measures)
     longer = list(measures)[-2 if "second_task" in measures else -1]
     mean = float(ends[ends["arm"] == "longpo"][longer].mean())
-    title = f"LongPO, {measures[longer]}: {mean:.2f}, from {lines[longer]['start']:.2f} at the start"
-    return dots_in_panels(
-        rows,
-        panel="measure",
-        y="value",
-        title=title,
-        x_title="nats a token" if "long_nll" in measures else "right (share)",
-        labels={**ARMS, **measures},
-        lines=lines,
-    )
+    title = f"LongPO, {measures[longer]}: {mean:.2f}, from {starts[longer]:.2f} at the start"
+    x_title = "nats a token" if "long_nll" in measures else "right (share)"
+    return ends_figure(ends, measures, title, {**ARMS, **measures}, x_title=x_title, starts=starts, shared=True)
 
 
 def rounds_figure(table: pd.DataFrame, what: str = "") -> Display | Note:
@@ -62,37 +50,22 @@ def rounds_figure(table: pd.DataFrame, what: str = "") -> Display | Note:
     rows: Any = table[table["arm"].isin(arms)]
     measure = _measures(table).get(what, what)
     label = f"right values, {measure} (share)" if what.startswith("retrieval") else f"{measure}, nats a token"
-    return lines_over_rounds(
-        rows,
-        x="round",
-        y=what,
-        title="What a second round on longer documents adds",
-        x_title="rounds finished",
-        y_title=label,
-        labels=ARMS,
-    )
+    titles: Any = {"title": "What a second round on longer documents adds", "x_title": "rounds finished"}
+    return lines_over_rounds(rows, x="round", y=what, y_title=label, labels=ARMS, **titles)
 
 
 def kl_figure(table: pd.DataFrame) -> Display:
     """How far the policy on the long text is from the model on the short one, after the first round."""
-    ends: Any = table[table["round"] == 1].assign(measure=KL)
-    starts: Any = table[table["round"] == 0]
-    start = float(starts[KL].mean())
+    ends: Any = table[table["round"] == 1]
+    starts = start_means(table, [KL])
     mean = float(ends[ends["arm"] == "longpo"][KL].mean())
-    return dots_in_panels(
-        ends[["arm", "seed", "measure", KL]],
-        panel="measure",
-        y=KL,
-        x_title="nats a token",
-        lines={KL: {"start": start}},
-        title=f"KL from long to short: {start:.2f} before, {mean:.2f} after LongPO",
-        labels={**ARMS, KL: "KL(policy on long text || reference on short text)"},
-    )
+    title = f"KL from long to short: {starts[KL]:.2f} before, {mean:.2f} after LongPO"
+    labels = {**ARMS, KL: "KL(policy on long text || reference on short text)"}
+    return ends_figure(ends, [KL], title, labels, x_title="nats a token", starts=starts, shared=True)
 
 
 def margins_figure(experiment: Any, arms: Sequence[str] = ("longpo", "lam1", "swapped")) -> Display | Note:
-    """Log-ratio margins of the training batches over the first round, first seed: chosen minus rejected, nats a
-    document."""
+    """Log-ratio margins of training batches over round 1, first seed: chosen minus rejected, nats a document."""
     rows: list[dict[str, Any]] = []
     for arm in arms:
         first = experiment.run.child(f"seed-{experiment.seeds[0]}").child(arm).child("round-1")
@@ -105,29 +78,23 @@ def margins_figure(experiment: Any, arms: Sequence[str] = ("longpo", "lam1", "sw
     if not rows:
         return Note("This run has none of these arms.")
     table = pd.DataFrame(rows)
-    figure = blank(
-        "Log-ratio margins over training: policy on the long text, reference on the short one",
-        "optimiser step",
-        "log-ratio margin (nats a document)",
-    )
+    title = "Log-ratio margins over training: policy on the long text, reference on the short one"
+    figure = blank(title, "optimiser step", "log-ratio margin (nats a document)")
     for arm, steps in table.groupby("arm", sort=False):
         look = look_of(str(arm), ARMS)
-        figure.add_scatter(
-            x=steps["step"], y=steps["margin"], mode="lines", name=plain(look.title), line={"color": look.colour}
-        )
-    figure.add_hline(y=0, line={"color": "#444", "width": 1})
+        line = {"mode": "lines", "name": plain(look.title), "line": {"color": look.colour}}
+        figure.add_scatter(x=steps["step"], y=steps["margin"], **line)
+    figure.add_hline(y=0, line=ZERO)
     return Display(table, figure)
 
 
 def answers(experiment: Any, *, seed: int | None = None, arm: str = "longpo") -> pd.DataFrame:
     """Held-out turns of one seed: what the start answers from the short text (`chosen`) and from the long one
     (`rejected`), and the log-ratios of their documents after the last round."""
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
-    last = sorted(folder.glob("ratios-*.parquet"))[-1]
+    last = sorted((seed_folder(experiment, seed) / arm).glob("ratios-*.parquet"))[-1]
     table: Any = pd.read_parquet(last)
-    rows = table.assign(margin=table["chosen_ratio"] - table["rejected_ratio"]).explode(
-        ["questions", "chosen", "rejected"]
-    )
+    table["margin"] = table["chosen_ratio"] - table["rejected_ratio"]
+    rows = table.explode(["questions", "chosen", "rejected"])
     return rows.rename(columns={"questions": "prompt"}).reset_index(drop=True).round(3)
 
 

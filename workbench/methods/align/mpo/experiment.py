@@ -10,6 +10,7 @@ import pandas as pd
 from workbench.claims import Claims
 from workbench.methods.align.mpo.method import Arm, Config
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 
 ARMS: dict[str, Arm] = {
     "mpo": Arm("MPO", colour="#0072B2"),
@@ -63,10 +64,22 @@ Config.presets(
     },
 )
 
+UNSEEN = "abstracts, no figures"
+TEXTS = {
+    "C1 DPO": ("MPO beats DPO on all pairs", UNSEEN),
+    "C1 PPO": ("MPO beats PPO on all prompts, equal PPO updates", UNSEEN),
+    "C2": ("DPO on the easy pairs beats DPO on all, with fewer pairs", UNSEEN),
+    "C3": ("pi_DPO is a better start and reference for PPO than pi_SFT", UNSEEN),
+    "C4": ("The hard prompts suffice: no worse than all prompts by more than 0.1", UNSEEN),
+    "C5": ("Stage 2 raises the reward of sampled responses", UNSEEN),
+    "C6": ("Order matters: easy pairs by DPO first, hard prompts by PPO second", "design"),
+    "S1": ("More labels are wrong among hard pairs than among easy ones (else the experiment is void)", "presumed"),
+}
+
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """The claims of the abstracts over the seeds. Rewards are true ones in units of the start's standard deviation."""
-    tested = Claims("mpo", experiment.scale, experiment.seeds)
+    found = Stated("mpo", experiment, TEXTS)
     arms = results.arms
     key = "proxy" if experiment.dataset else "quality"
     unit = "reward of the model" if experiment.dataset else "standard deviations of true reward"
@@ -74,74 +87,40 @@ def claims(experiment: Experiment, results: Results) -> Claims:
     def end(arm: str) -> np.ndarray:
         return results(arm, key)[:, -1]
 
-    def versus(id: str, statement: str, better: str, worse: str, control: str, **more: Any) -> None:
+    def versus(id: str, better: str, worse: str, control: str, **more: Any) -> None:
         """Tests `better` minus `worse`, beside `control` minus `worse`, where the run has the three arms."""
         if {better, worse, control} <= arms:
-            tested.test(
-                id,
-                statement,
-                measured=end(better) - end(worse),
-                control=end(control) - end(worse),
-                control_is=ARMS[control].title,
-                unit=unit,
-                paper="abstracts, no figures",
-                **more,
-            )
+            both = end(better) - end(worse), end(control) - end(worse)
+            found.add(id, both, ARMS[control].title, unit, **more)
 
     longer = f"; PPO with stage 1's steps on top {end('ppo_long').mean():+.2f}" if "ppo_long" in arms else ""
     levels = ", ".join(f"{ARMS[a].title} {end(a).mean():+.2f}" for a in ("mpo", "dpo", "ppo") if a in arms)
-    versus("C1 DPO", "MPO beats DPO on all pairs", "mpo", "dpo", "shuffled")
-    equal = "MPO beats PPO on all prompts, equal PPO updates"
-    versus("C1 PPO", equal, "mpo", "ppo", "shuffled", note=levels + longer)
-    fewer, also = "DPO on the easy pairs beats DPO on all, with fewer pairs", {}
+    versus("C1 DPO", "mpo", "dpo", "shuffled")
+    versus("C1 PPO", "mpo", "ppo", "shuffled", note=levels + longer)
+    also = {}
     if {"dpo_hard", "dpo"} <= arms:
-        also = {"DPO on hard pairs is worse than on all": bool(end("dpo_hard").mean() < end("dpo").mean())}
-    versus("C2", fewer, "dpo_easy", "dpo", "dpo_random", also=also)
+        also = {"DPO on hard pairs is worse than on all": end("dpo_hard").mean() < end("dpo").mean()}
+    versus("C2", "dpo_easy", "dpo", "dpo_random", also=also)
     spreads = [a for a in ("mpo", "ppo_hard") if a in arms and len(results) > 1]
     deviations = ", ".join(f"{ARMS[a].title} {end(a).std(ddof=1):.2f}" for a in spreads)
-    start = "pi_DPO is a better start and reference for PPO than pi_SFT"
-    versus("C3", start, "mpo", "ppo_hard", "shuffled", note=f"standard deviation over seeds: {deviations}")
-    suffice = "The hard prompts suffice: no worse than all prompts by more than 0.1"
-    versus("C4", suffice, "mpo", "mpo_all", "shuffled", margin=-0.1)
+    versus("C3", "mpo", "ppo_hard", "shuffled", note=f"standard deviation over seeds: {deviations}")
+    versus("C4", "mpo", "mpo_all", "shuffled", margin=-0.1)
     if {"mpo", "shuffled"} <= arms:
-        rise = {arm: np.diff(results(arm, key)[:, 1:])[:, -1] for arm in ("mpo", "shuffled")}
+        rise = (np.diff(results(arm, key)[:, 1:])[:, -1] for arm in ("mpo", "shuffled"))
         accuracy = results("mpo", "implicit_accuracy")[:, 1].mean()
-        tested.test(
-            "C5",
-            "Stage 2 raises the reward of sampled responses",
-            paper="abstracts, no figures",
-            unit=unit,
-            note=f"implicit accuracy on held-out pairs after stage 1: {accuracy:.2f}",
-            measured=rise["mpo"],
-            control=rise["shuffled"],
-            control_is=ARMS["shuffled"].title,
-        )
+        note = f"implicit accuracy on held-out pairs after stage 1: {accuracy:.2f}"
+        found.add("C5", rise, ARMS["shuffled"].title, unit, note=note)
     if {"mpo", *_ORDER} <= arms:
-        tested.test(
-            "C6",
-            "Order matters: easy pairs by DPO first, hard prompts by PPO second",
-            paper="design",
-            unit=unit,
-            measured=end("mpo") - end("reversed"),
-            control=end("random") - end("random_reversed"),
-            control_is="halves drawn at random and exchanged",
-        )
+        both = end("mpo") - end("reversed"), end("random") - end("random_reversed")
+        found.add("C6", both, "halves drawn at random and exchanged", unit)
     if not experiment.dataset and {"mpo", "random"} <= arms:
-        wrong = {
-            arm: np.array([label_errors(experiment, arm, seed) for seed in experiment.seeds])
-            for arm in ("mpo", "random")
-        }
-        tested.test(
-            "S1",
-            "More labels are wrong among hard pairs than among easy ones (else the experiment is void)",
-            paper="presumed",
-            measured=np.diff(wrong["mpo"])[:, 0],
-            control=np.diff(wrong["random"])[:, 0],
-            control_is="split at random",
-            unit="of labels",
-            note="wrong: easy {:.3f}, hard {:.3f}".format(*wrong["mpo"].mean(0)),
+        wrong, at_random = (
+            np.array([label_errors(experiment, arm, seed) for seed in experiment.seeds]) for arm in ("mpo", "random")
         )
-    return tested
+        note = "wrong: easy {:.3f}, hard {:.3f}".format(*wrong.mean(0))
+        both = (np.diff(shares)[:, 0] for shares in (wrong, at_random))
+        found.add("S1", both, "split at random", "of labels", note=note)
+    return found
 
 
 def label_errors(experiment: Experiment, arm: str, seed: int) -> tuple[float, float]:

@@ -40,18 +40,9 @@ class Split(NamedTuple):
 def out_of_fold_margins(
     start: Policy, rows: list[Row], training: TrainConfig, *, folds: int, seed: int, max_length: int
 ) -> np.ndarray:
-    """r(chosen) - r(rejected) of every pair, by a reward model trained on the other folds, [pair]; 1 fold scores its
-    own."""
-    key = {
-        "kind": "margins",
-        "code": runs.code_hash(__name__),
-        "seed": seed,
-        "rows": rows,
-        "start": model_key(start),
-        "training": asdict(training),
-        "folds": folds,
-        "max_length": max_length,
-    }
+    """r(chosen) - r(rejected) of every pair, by a reward model of the other folds, [pair]; 1 fold scores its own."""
+    key = {"kind": "margins", "code": runs.code_hash(__name__), "seed": seed, "rows": rows, "start": model_key(start)}
+    key |= {"training": asdict(training), "folds": folds, "max_length": max_length}
 
     def build(folder: Path) -> None:
         fold = np.random.default_rng([seed, 6]).permutation(len(rows)) % folds
@@ -109,14 +100,8 @@ def split_pairs(
 
 def split_table(rows: Sequence[Row], split: Split, score: Any = None) -> pd.DataFrame:
     """Pairs with their margin and part; where the true reward is known, also the true gap (negative: a wrong label)."""
-    table = pd.DataFrame(
-        {
-            **{name: [row[name] for row in rows] for name in ("chosen", "rejected")},
-            "prompt": [str(row["prompt"]) for row in rows],
-            "margin": split.margin,
-            "part": split.part,
-        }
-    )
+    table = pd.DataFrame({name: [row[name] for row in rows] for name in ("chosen", "rejected")})
+    table = table.assign(prompt=[str(row["prompt"]) for row in rows], margin=split.margin, part=split.part)
     if score is not None:
         asked = [row["prompt"] for row in rows]
         table["true_gap"] = score(asked, [r["chosen"] for r in rows]) - score(asked, [r["rejected"] for r in rows])
@@ -124,8 +109,7 @@ def split_table(rows: Sequence[Row], split: Split, score: Any = None) -> pd.Data
 
 
 def check_reward_model(model: RewardModel, accuracy: float, test: Sequence[Row], *, strict: bool) -> None:
-    """The split is only as good as the reward model; `strict` False (labels shuffled on purpose) looks at the scale
-    alone."""
+    """A split is as good as the reward model; `strict` False (labels shuffled on purpose) only looks at the scale."""
     scores = model.score([row["prompt"] for row in test], [row["chosen"] for row in test])
     if scores.std() < 1e-6:
         raise ValueError(

@@ -33,6 +33,7 @@ from workbench.config import Field, listed, strict
 from workbench.data import Row
 from workbench.feedback.pairs import keep_sound
 from workbench.kernels import without_cost
+from workbench.kernels.heads import merged
 from workbench.methods.align.mpo.margins import check_reward_model, out_of_fold_margins, split_pairs, split_table
 from workbench.methods.align.mpo.measures import held_out_numbers
 from workbench.methods.align.mpo.pairs import DialoguePairs, sound_pairs
@@ -105,23 +106,15 @@ class Config(ppo.PPOConfig):
 
     @property
     def reward_training(self) -> TrainConfig:
-        return self.supervised(
-            learning_rate=self.reward_learning_rate,
-            epochs=self.reward_epochs,
-            batch_size=self.dpo_batch_size,
-            max_steps=0,
-        )
+        rate, passes = self.reward_learning_rate, self.reward_epochs
+        return self.supervised(learning_rate=rate, epochs=passes, batch_size=self.dpo_batch_size, max_steps=0)
 
 
 def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> Any:
     """The noisy-gap world, or a data set of preference pairs with a starting model."""
-    return tasks.open_task(
-        config,
-        model=model,
-        dataset=dataset,
-        world=partial(NoisyGap, device=device, **config.world),
-        real=lambda: DialoguePairs.of(config, dataset, model, device=device, train_size=config.n_pairs),
-    )
+    world = partial(NoisyGap, device=device, **config.world)
+    real = partial(DialoguePairs.of, config, dataset, model, device=device, train_size=config.n_pairs)
+    return tasks.open_task(config, model=model, dataset=dataset, world=world, real=real)
 
 
 def train_arm(task: Any, config: Config, arm: Arm, seed: int, run: Run) -> list[dict[str, float]]:
@@ -130,16 +123,10 @@ def train_arm(task: Any, config: Config, arm: Arm, seed: int, run: Run) -> list[
     policy, sft = task.start(seed), task.start(seed)
     rows = sound_pairs(task, seed, n_pairs=config.n_pairs, shuffled=arm.labels == "shuffled")
     model, accuracy = reward_model(task, sft, rows, config, seed, strict=arm.labels == "true")
-    margin = out_of_fold_margins(
-        sft, rows, config.reward_training, folds=config.folds, seed=seed, max_length=config.max_length
-    )
-    split = split_pairs(
-        margin,
-        gamma=config.gamma,
-        quantile=arm.quantile or config.quantile,
-        conflict=config.conflict,
-        shuffle=seed if arm.split == "random" else None,
-    )
+    folds: Any = {"folds": config.folds, "seed": seed, "max_length": config.max_length}
+    margin = out_of_fold_margins(sft, rows, config.reward_training, **folds)
+    shuffle, quantile = seed if arm.split == "random" else None, arm.quantile or config.quantile
+    split = split_pairs(margin, gamma=config.gamma, quantile=quantile, conflict=config.conflict, shuffle=shuffle)
     run.table("split", lambda: split_table(rows, split, None if isinstance(task, TextTask) else task.score))
     known = {"reward_model_accuracy": accuracy, "gamma": split.gamma, "easy": float((split.part == "easy").mean())}
 
@@ -149,7 +136,7 @@ def train_arm(task: Any, config: Config, arm: Arm, seed: int, run: Run) -> list[
         return numbers | known | {"dpo_steps": float(dpo_steps), "ppo_updates": float(ppo_updates)}
 
     def reward(prompts: Sequence[Any], ids: Sequence[list[int]], texts: Sequence[str]) -> np.ndarray:
-        return model.score(prompts, ids)
+        return model.score_samples(policy, prompts, ids, texts)
 
     def chosen(which: np.ndarray) -> list[Row]:
         return [row for row, keep in zip(rows, which, strict=True) if keep]
@@ -236,9 +223,8 @@ def ppo_settings(config: Config, arm: Arm, n_pairs: int) -> Config:
 
 
 def hand_over(policy: Policy, config: Config) -> Policy | None:
-    """The reference of stage 2: a frozen copy of its start. With LoRA stage 1 is merged, so that "adapter off" is
-    pi_DPO."""
+    """The reference of stage 2: a frozen copy of its start. With LoRA stage 1 is merged: "adapter off" is pi_DPO."""
     if not config.lora:
         return policy.copy()
-    policy.model = add_lora(policy.model.merge_and_unload(), **config.lora)
+    policy.model = add_lora(merged(policy.model), **config.lora)
     return None

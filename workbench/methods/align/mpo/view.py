@@ -1,6 +1,4 @@
-"""MPO: which pairs are easy and which are hard, how often their labels are wrong, and what each way of training
-reached.
-"""
+"""MPO: which pairs are easy and which are hard, how often their labels are wrong, what each way of training reached."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ import pandas as pd
 
 from workbench.figures import Display, Note, blank, dots_in_panels
 from workbench.methods.align.mpo.experiment import ARMS
+from workbench.methods.views import seed_folder
 
 PART_COLOURS = {"easy": "#0072B2", "hard": "#E69F00", "conflict": "#CC79A7"}
 
@@ -19,10 +18,8 @@ def split_figure(experiment: Any, *, seed: int | None = None) -> Display:
     """Margins of the pairs of one seed, by part."""
     table = pairs(experiment, seed=seed)
     share = table["part"].value_counts(normalize=True)
-    title = ", ".join(f"{share.get(part, 0.0):.0%} {part}" for part in PART_COLOURS)
-    figure = blank(
-        f"Pairs by margin: {title}", "margin of the reward model (chosen minus rejected)", "pairs", barmode="overlay"
-    )
+    title = f"Pairs by margin: {', '.join(f'{share.get(part, 0.0):.0%} {part}' for part in PART_COLOURS)}"
+    figure = blank(title, "margin of the reward model (chosen minus rejected)", "pairs", barmode="overlay")
     for part, colour in PART_COLOURS.items():
         figure.add_histogram(x=table.margin[table.part == part], name=part, marker_color=colour, nbinsx=60)
     return Display(table, figure)
@@ -55,11 +52,8 @@ def sweep(experiment: Any, quantiles: tuple[float, ...] = (0.3, 0.5, 0.7)) -> pd
     for quantile in quantiles:
         gamma = table.margin.abs().quantile(quantile)
         parts = {"easy": table.margin > gamma, "hard": table.margin.abs() <= gamma, "conflict": table.margin < -gamma}
-        row = {
-            "quantile": quantile,
-            "gamma": gamma,
-            **{f"{name}, share": inside.mean() for name, inside in parts.items()},
-        }
+        row = {"quantile": quantile, "gamma": gamma}
+        row |= {f"{name}, share": inside.mean() for name, inside in parts.items()}
         if "true_gap" in table:
             row |= {f"{name}, wrong labels": (table.true_gap[inside] < 0).mean() for name, inside in parts.items()}
         rows.append(row)
@@ -72,9 +66,8 @@ def reached(table: pd.DataFrame, what: str = "quality") -> Display:
     order: Any = last.groupby("arm")[what].mean().sort_values(ascending=False)
     rows = last.set_index("arm").loc[order.index].reset_index().assign(panel={"quality": "true reward"}.get(what, what))
     title = f"Highest: {ARMS[order.index[0]].title} ({order.iloc[0]:+.2f})"
-    return dots_in_panels(
-        rows, panel="panel", y=what, title=title, x_title="mean over seeds, 95 % interval", labels=ARMS
-    )
+    x_title = "mean over seeds, 95 % interval"
+    return dots_in_panels(rows, panel="panel", y=what, title=title, x_title=x_title, labels=ARMS)
 
 
 def arm_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -91,5 +84,5 @@ def arm_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def pairs(experiment: Any, *, seed: int | None = None, arm: str = "mpo") -> pd.DataFrame:
     """Pairs of one seed with margin and part, the smallest margin first. Shown as a table, pandas escapes all text."""
-    path = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm / "split.parquet"
-    return pd.read_parquet(path).sort_values("margin", ignore_index=True)
+    table = pd.read_parquet(seed_folder(experiment, seed) / arm / "split.parquet")
+    return table.sort_values("margin", ignore_index=True)

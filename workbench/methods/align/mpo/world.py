@@ -54,8 +54,7 @@ class NoisyGap:
 
     # -- truth
     def raw(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """The reward before scaling, [n]; an empty response mentions nothing, repeats nothing and has the wrong
-        length."""
+        """The reward before scaling, [n]; an empty response mentions nothing, repeats nothing, has the wrong length."""
         rewards = []
         for prompt, response in zip(prompts, responses, strict=True):
             wanted, said = prompt.split(), response.split()
@@ -83,10 +82,10 @@ class NoisyGap:
         for prompt in prompts:
             wanted = prompt.split()
             length = LENGTH if rng.random() < 0.7 else int(rng.integers(LENGTH - 2, LENGTH + 3))
-            said = [
+            draw = (
                 wanted[rng.integers(3)] if rng.random() < 0.5 else WORDS[rng.integers(SYMBOLS)] for _ in range(length)
-            ]
-            rows.append({"prompt": prompt, "completion": " ".join(said)})
+            )
+            rows.append({"prompt": prompt, "completion": " ".join(draw)})
         return rows
 
     # -- the task
@@ -107,9 +106,8 @@ class NoisyGap:
 
     def preferences(self, split: str, seed: int) -> list[Row]:
         """Pairs that the start wrote, with noisy labels; the same text twice is left out."""
-        folder = runs.cached_folder(
-            self._key(f"pairs-{split}", seed), lambda folder: self._write_pairs(folder, split, seed)
-        )
+        key = self._key(f"pairs-{split}", seed)
+        folder = runs.cached_folder(key, lambda folder: self._write_pairs(folder, split, seed))
         return runs.read_json(folder / "rows.json")
 
     def start(self, seed: int) -> Policy:
@@ -118,17 +116,14 @@ class NoisyGap:
         return Policy.load(folder, device=self.device)
 
     def evaluate(self, policy: Policy, seed: int) -> dict[str, float]:
-        """Mean true reward at temperature 1 (`quality`) and greedy, and how often it beats the start on the same
-        prompt."""
+        """Mean true reward at temperature 1 (`quality`) and greedy, and how often it beats the start's on a prompt."""
         pool = self.prompts("test", 0)
         prompts = [pool[i % len(pool)] for i in range(self.test_draws)]
         responses = sample(policy, prompts, max_new_tokens=self.max_new_tokens, seed=10_000 + seed)
         rewards = self.score(prompts, [line[0] for line in responses.texts])
         greedy = sample(policy, pool, max_new_tokens=self.max_new_tokens, temperature=0.0)
-        folder = runs.cached_folder(
-            {**self._key("start-rewards", seed), "draws": self.test_draws},
-            lambda folder: self._write_start_rewards(folder, prompts, seed),
-        )
+        key = {**self._key("start-rewards", seed), "draws": self.test_draws}
+        folder = runs.cached_folder(key, lambda folder: self._write_start_rewards(folder, prompts, seed))
         theirs = np.array(runs.read_json(folder / "rewards.json"))
         return {
             "quality": float(rewards.mean()),
@@ -144,9 +139,8 @@ class NoisyGap:
         rng = np.random.default_rng([seed, 4 if split == "train" else 5])
         wanted, pool = self.n_pairs if split == "train" else 400, self.prompts(split, seed)
         prompts = [pool[i] for i in rng.integers(len(pool), size=wanted)]
-        responses = sample(
-            self.start(seed), prompts, n=2, max_new_tokens=self.max_new_tokens, seed=seed * 10 + len(split)
-        )
+        start, room = self.start(seed), self.max_new_tokens
+        responses = sample(start, prompts, n=2, max_new_tokens=room, seed=seed * 10 + len(split))
         first, second = ([line[k] for line in responses.texts] for k in (0, 1))
         gap = self.score(prompts, first) - self.score(prompts, second)
         wins = rng.random(wanted) < 1 / (1 + np.exp(-self.sharpness * gap))

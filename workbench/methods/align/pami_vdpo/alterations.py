@@ -19,8 +19,7 @@ from workbench import objectives
 from workbench.data import Row
 from workbench.kernels import Group
 from workbench.kernels.batching import microbatches, n_tokens, tokens_per_microbatch
-from workbench.kernels.finish import logit_finish
-from workbench.kernels.heads import body_and_head
+from workbench.kernels.meeting import parts_of
 from workbench.kernels.scoring import inputs
 from workbench.models import Policy
 
@@ -31,17 +30,12 @@ TILE = 2**22  # logits held at once
 
 
 # ------------------------------------------------------------------------------------------------------- alterations
-def _shuffle(frames: list, rng: np.random.Generator, other: list, blank: Any) -> list:
-    return [frames[i] for i in rng.permutation(len(frames))]
+Alteration = Callable[[list, np.random.Generator, list, Any], list]  # of frames; others to mix with, a blank frame
 
 
-def _reverse(frames: list, rng: np.random.Generator, other: list, blank: Any) -> list:
-    return frames[::-1]
-
-
-def _drop(frames: list, rng: np.random.Generator, other: list, blank: Any) -> list:
-    kept = np.sort(rng.permutation(len(frames))[: max(1, len(frames) // 2)])
-    return [frames[i] for i in kept]
+def _half(n: int, rng: np.random.Generator) -> set[int]:
+    """Half of n places, rounded up, at random."""
+    return set(rng.permutation(n)[: (n + 1) // 2].tolist())
 
 
 def _freeze(frames: list, rng: np.random.Generator, other: list, blank: Any) -> list:
@@ -55,29 +49,21 @@ def _sub_clip(frames: list, rng: np.random.Generator, other: list, blank: Any) -
     return frames[start : start + half]
 
 
-def _crop(frames: list, rng: np.random.Generator, other: list, blank: Any) -> list:
-    gone = set(rng.permutation(len(frames))[: (len(frames) + 1) // 2].tolist())
-    return [blank if i in gone else frame for i, frame in enumerate(frames)]
+def _replaced(frames: list, places: set[int], by: list) -> list:
+    return [by[i % len(by)] if i in places else frame for i, frame in enumerate(frames)]
 
 
-def _mix(frames: list, rng: np.random.Generator, other: list, blank: Any) -> list:
-    taken = set(rng.permutation(len(frames))[: (len(frames) + 1) // 2].tolist())
-    return [other[i % len(other)] if i in taken else frame for i, frame in enumerate(frames)]
-
-
-def _blank(frames: list, rng: np.random.Generator, other: list, blank: Any) -> list:
-    return [blank] * len(frames)
-
-
-ALTERATIONS: dict[str, Callable[[list, np.random.Generator, list, Any], list]] = {
-    "shuffle": _shuffle,
-    "reverse": _reverse,
-    "drop": _drop,
+ALTERATIONS: dict[str, Alteration] = {
+    "shuffle": lambda frames, rng, other, blank: [frames[i] for i in rng.permutation(len(frames))],
+    "reverse": lambda frames, rng, other, blank: frames[::-1],
+    "drop": lambda frames, rng, other, blank: [
+        frames[i] for i in np.sort(rng.permutation(len(frames))[: max(1, len(frames) // 2)])
+    ],
     "freeze": _freeze,
     "sub_clip": _sub_clip,  # of time
-    "crop": _crop,  # half of the frames blanked
-    "mix": _mix,  # half of the frames from another row's evidence
-    "blank": _blank,
+    "crop": lambda frames, rng, other, blank: _replaced(frames, _half(len(frames), rng), [blank]),
+    "mix": lambda frames, rng, other, blank: _replaced(frames, _half(len(frames), rng), other),  # another row's
+    "blank": lambda frames, rng, other, blank: [blank] * len(frames),
 }
 
 
@@ -144,10 +130,8 @@ def divergences(policy: Policy, originals: Sequence[Group], altered: Sequence[Se
             )
     flat = [*originals, *(group for others in altered for group in others)]
     hidden = _predicting(policy, flat)
-    _, head = body_and_head(policy.model)
-    finish = logit_finish(policy.model.config)
-    vocab = int(head.weight.shape[0])  # type: ignore[union-attr, arg-type]
-    size, place, moved = max(1, TILE // vocab), len(originals), []
+    _, head, finish, _ = parts_of(policy.model)
+    size, place, moved = max(1, TILE // policy.model.config.get_text_config().vocab_size), len(originals), []
     for i, others in enumerate(altered):
         moved.append([])
         for _ in others:
@@ -160,7 +144,7 @@ def divergences(policy: Policy, originals: Sequence[Group], altered: Sequence[Se
 
 def _predicting(policy: Policy, groups: Sequence[Group]) -> list[Tensor]:
     """Hidden states [token, d_model] that predict each group's response."""
-    body, _ = body_and_head(policy.model)
+    body = parts_of(policy.model).body
     states: list[Any] = [None] * len(groups)
     for places in microbatches(
         range(len(groups)), [n_tokens(group) for group in groups], max_tokens=2 * tokens_per_microbatch(policy.device)

@@ -76,8 +76,7 @@ class Bags:
     def draw(
         self, batch: Sequence[Sample], kinds: Sequence[str], n: int
     ) -> tuple[np.random.Generator, list[tuple[list[Candidate], int]]]:
-        """A generator for choices, and the bag of each sample, see `candidates`; evidence to mix with comes from
-        another sample."""
+        """A generator for choices, the bag of each sample, see `candidates`; another sample's evidence is mixed in."""
         rng = np.random.default_rng([self.seed, 9, *(sample.number for sample in batch)])
         drawn, total = [], len(self.samples)
         for sample in batch:
@@ -137,19 +136,14 @@ class Bags:
         for start in range(0, len(self.samples), SHARD):
             batch = self.samples[start : start + SHARD]
             for sample, choice in zip(batch, choose(batch), strict=True):
-                shared = {
-                    "sample": sample.number,
-                    "question": sample.row.get("kind", ""),
-                    "prompt": sample.row["prompt"],
-                    "response": sample.row["response"],
-                    "evidence": [str(f) for f in sample.row["evidence"]],
-                    "identical": choice.identical,
-                    "fell_back": choice.fell_back,
-                }
+                row: dict[str, Any] = {"sample": sample.number, "question": sample.row.get("kind", "")}
+                row |= {"prompt": sample.row["prompt"], "response": sample.row["response"]}
+                row |= {"evidence": [str(f) for f in sample.row["evidence"]]}
+                row |= {"identical": choice.identical, "fell_back": choice.fell_back}
                 is_false = false_rejections(self.task, sample, choice)
                 both = zip(choice.candidates, choice.close, choice.far, choice.weights, is_false, strict=True)
                 rows += [
-                    {**shared, "candidate": clip.kind, "altered": [str(f) for f in clip.evidence]}
+                    {**row, "candidate": clip.kind, "altered": [str(f) for f in clip.evidence]}
                     | {"close": close, "far": far, "weight": weight, "is_false": false}
                     for clip, close, far, weight, false in both
                 ]

@@ -11,6 +11,7 @@ from workbench.claims import Claims
 from workbench.methods.align.pami_vdpo.method import Arm, Config
 from workbench.methods.align.pami_vdpo.world import GROUNDED
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 
 ARMS: dict[str, Arm] = {
     "pami": Arm("PaMi-VDPO"),
@@ -50,119 +51,69 @@ Config.presets(
 )
 
 UNKNOWN = "ablation, figures not available"
+TEXTS = {
+    "C1": ("Paired-question accuracy rises over the start", "+5.3 points on VideoHallucer, 10k rows"),
+    "C1 evidence": ("Held-out responses lean more on their evidence", "no number for this"),
+    "C2": ("A 7B model passes GPT-4o on VideoHallucer", "stated"),
+    "C3": ("With the habit, accuracy falls by no more than 0.03", "general benchmarks stay stable"),
+    "C4": ("Prompt-aware selection beats a random alteration", UNKNOWN),
+    "C4 fixed": ("PaMi-VDPO beats one fixed alteration", UNKNOWN),
+    "C4 SFT": ("PaMi-VDPO beats supervised training", UNKNOWN),
+    "C5": ("Selection lowers false rejections below 0.75 of a random choice's", "argued with examples"),
+    "C6": ("VDPO beats DPO on annotated answers", "comparison, from memory"),
+    "C7": ("Works across backbones and data", "stated"),
+}
+NEEDS = {
+    "C2": "needs that model and benchmark",
+    "C7": 'needs other backbones; a second size: overrides={"world": {"width": 64}}',
+}
+HALVES, BLIND = "clips exchanged in half of the samples", "selected by an untrained model"
 
 
 def claims(experiment: Experiment, results: Results) -> Claims:
-    """The claims, in the embedded world over the seeds whose start was grounded before it got its
-    habit."""
+    """The claims, in the embedded world over the seeds whose start was grounded before it got its habit."""
     kept = [i for i, result in enumerate(results) if math.isnan(result["grounded"]) or result["grounded"] >= GROUNDED]
     left_out = [seed for i, seed in enumerate(experiment.seeds) if i not in kept]
     if not kept or experiment.scale == "smoke":  # nothing is decided there
         kept, left_out = list(range(len(results))), []
-    found = Claims("pami_vdpo", experiment.scale, [experiment.seeds[i] for i in kept])
+    found = Stated("pami_vdpo", experiment, TEXTS, NEEDS, seeds=[experiment.seeds[i] for i in kept])
     arms, seen = results.arms, Results(results[i] for i in kept)
     note = f"seeds {left_out} left out: their start was not grounded" if left_out else ""
 
     def after(arm: str, key: str = "HAS against", when: int = 1) -> np.ndarray:
         return seen(arm, key)[:, when]
 
+    def gain(arm: str, key: str = "HAS against") -> np.ndarray:
+        return after(arm, key) - after(arm, key, 0)
+
     def false(arm: str) -> np.ndarray:
         return np.array([result["selection"][arm]["false_rejections"] for result in seen])
 
-    halves: dict[str, Any] = {"control_is": "clips exchanged in half of the samples", "note": note}
-    blind: dict[str, Any] = {"control_is": "selected by an untrained model", "note": note}
-    in_world = "HAS against" in results[0]["arms"]["pami"][1] if "pami" in arms else False
-    if in_world and {"pami", "shuffled"} <= arms:
-        base = after("pami", "paired", 0)
-        inverted = (
-            {"exchanged clips end below the start": bool(np.mean(after("inverted") - after("inverted", when=0)) < 0)}
-            if "inverted" in arms
-            else {}
-        )
-        found.test(
-            "C1",
-            "Paired-question accuracy rises over the start",
-            paper="+5.3 points on VideoHallucer, 10k rows",
-            unit="of pairs",
-            measured=after("pami", "paired") - base,
-            control=after("shuffled", "paired") - base,
-            also=inverted,
-            **halves,
-        )
-        if "untrained" in arms:
-            found.test(
-                "C3",
-                "With the habit, accuracy falls by no more than 0.03",
-                paper="general benchmarks stay stable",
-                margin=-0.03,
-                measured=after("pami", "with") - after("pami", "with", 0),
-                control=after("untrained", "with") - after("untrained", "with", 0),
-                **blind,
-            )
-        if {"random", "untrained"} <= arms:
-            found.test(
-                "C4",
-                "Prompt-aware selection beats a random alteration",
-                paper=UNKNOWN,
-                measured=after("pami") - after("random"),
-                control=after("untrained") - after("random"),
-                unit="of questions against the habit",
-                **blind,
-            )
-        for id, what, other in (
-            ("C4 fixed", "one fixed alteration", "shuffle"),
-            ("C4 SFT", "supervised training", "sft"),
-        ):
-            if other in arms:
-                found.test(
-                    id,
-                    f"PaMi-VDPO beats {what}",
-                    paper=UNKNOWN,
-                    measured=after("pami") - after(other),
-                    control=after("shuffled") - after(other),
-                    unit="of questions against the habit",
-                    **halves,
-                )
-        if {"random", "untrained"} <= arms:
-            apart = float(np.mean(np.abs(false("untrained") - false("random"))))
-            found.test(
-                "C5",
-                "Selection lowers false rejections below 0.75 of a random choice's",
-                paper="argued with examples",
-                measured=0.75 * false("random") - false("pami"),
-                control=0.75 * false("random") - false("untrained"),
-                unit="of rejections",
-                also={"an untrained selector is within 0.05 of random": apart <= 0.05},
-                **blind,
-            )
-        if "dpo" in arms:
-            found.test(
-                "C6",
-                "VDPO beats DPO on annotated answers",
-                paper="comparison, from memory",
-                measured=after("pami") - after("dpo"),
-                control=after("shuffled") - after("dpo"),
-                unit="of questions against the habit",
-                **halves,
-            )
-    elif {"pami", "shuffled"} <= arms:
-        key = "evidence_nats"
-        found.test(
-            "C1 evidence",
-            "Held-out responses lean more on their evidence",
-            paper="no number for this",
-            unit="nats a response",
-            measured=after("pami", key) - after("pami", key, 0),
-            control=after("shuffled", key) - after("shuffled", key, 0),
-            **halves,
-        )
-    found.needs_full_scale(
-        "C2", "A 7B model passes GPT-4o on VideoHallucer", "stated", "needs that model and benchmark"
-    )
-    found.needs_full_scale(
-        "C7",
-        "Works across backbones and data",
-        "stated",
-        'needs other backbones; a second size: overrides={"world": {"width": 64}}',
-    )
+    if not {"pami", "shuffled"} <= arms:
+        return found
+    if "HAS against" not in results[0]["arms"]["pami"][1]:
+        both = (gain(arm, "evidence_nats") for arm in ("pami", "shuffled"))
+        found.add("C1 evidence", both, HALVES, "nats a response", note=note)
+        return found
+    also = {"exchanged clips end below the start": np.mean(gain("inverted")) < 0} if "inverted" in arms else {}
+    base = after("pami", "paired", 0)
+    both = (after(arm, "paired") - base for arm in ("pami", "shuffled"))
+    found.add("C1", both, HALVES, "of pairs", also=also, note=note)
+    if "untrained" in arms:
+        found.add("C3", (gain("pami", "with"), gain("untrained", "with")), BLIND, margin=-0.03, note=note)
+    against = "of questions against the habit"
+    for id, other, control, control_is in (
+        ("C4", "random", "untrained", BLIND),
+        ("C4 fixed", "shuffle", "shuffled", HALVES),
+        ("C4 SFT", "sft", "shuffled", HALVES),
+        ("C6", "dpo", "shuffled", HALVES),
+    ):
+        if {other, control} <= arms:
+            both = after("pami") - after(other), after(control) - after(other)
+            found.add(id, both, control_is, against, note=note)
+    if {"random", "untrained"} <= arms:
+        apart = float(np.mean(np.abs(false("untrained") - false("random"))))
+        also = {"an untrained selector is within 0.05 of random": apart <= 0.05}
+        both = (0.75 * false("random") - false(arm) for arm in ("pami", "untrained"))
+        found.add("C5", both, BLIND, "of rejections", also=also, note=note)
     return found

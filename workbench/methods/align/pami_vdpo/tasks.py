@@ -102,8 +102,7 @@ class VideoTask(PassageTask):
         return check_triples(found)
 
     def group(self, policy: Policy, evidence: Sequence[str], prompt: str, response: str) -> Group:
-        """One image token a frame in the chat, then as many as the frame has features, as the library's processors do
-        it."""
+        """One image token a frame, then as many as the frame has features, as the library's processors do."""
         image: int = policy.model.config.image_token_id
         mark = policy.tokenizer.convert_ids_to_tokens(image)
         if mark in prompt:
@@ -133,9 +132,8 @@ class VideoTask(PassageTask):
             if not self._processor:
                 self._processor.append(AutoImageProcessor.from_pretrained(self.model, trust_remote_code=False))
             picture = Image.new("RGB", (64, 64)) if file == self.blank else Image.open(file).convert("RGB")
-            self._seen[file] = policy.features(
-                self._processor[0](images=[picture], return_tensors="pt")["pixel_values"]
-            )
+            pixels = self._processor[0](images=[picture], return_tensors="pt")["pixel_values"]
+            self._seen[file] = policy.features(pixels)
         return self._seen[file]
 
 
@@ -164,13 +162,8 @@ def with_frames(rows: Sequence[Row], n_frames: int, folder: Path) -> tuple[list[
         else:
             kept.append({**row, "evidence": found})
     if lost:
-        log.warning(
-            "%d of %d videos have no %d readable pictures and are left out: %s",
-            len(lost),
-            len(rows),
-            n_frames,
-            lost[:5],
-        )
+        told = "%d of %d videos have no %d readable pictures and are left out: %s"
+        log.warning(told, len(lost), len(rows), n_frames, lost[:5])
     return kept, lost
 
 

@@ -1,7 +1,4 @@
-"""Clip bags: a clip beside its altered versions, with closeness, divergence and weight; and what each arm ends with.
-
-All text is escaped.
-"""
+"""Clip bags: a clip beside its altered versions, with closeness, divergence and weight; and what each arm ends with."""
 
 from __future__ import annotations
 
@@ -13,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, blank, dots_in_panels, plain
+from workbench.figures import Display, blank, plain
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.views import DOTTED, ends_figure, seed_folder, start_means
 from workbench.widgets.paging import Paged
 
 MEASURES = {
@@ -30,20 +28,13 @@ MEASURES = {
 
 def accuracy_figure(experiment: Experiment, table: pd.DataFrame) -> Display:
     """What every arm ends with, one panel a measure; the dotted line is the start."""
-    ends, starts = table[table["round"] == 1], table[table["round"] == 0]
     measures = [key for key in MEASURES if key in table and (key != "quality" or "paired" not in table)]
-    rows: Any = ends.melt(["arm", "seed"], measures, "measure", "value")
-    means: Any = starts[measures].mean()
-    lines = {key: {"start": float(means[key])} for key in measures}
+    ends, starts = table[table["round"] == 1], start_means(table, measures)
     main: Any = ends[ends["arm"] == "pami"]
-    title = "What every arm ends with"
+    title, labels = "What every arm ends with", {**experiment.config.ARMS, **MEASURES}
     if len(main) and "paired" in measures:
-        now, then = main["paired"].mean(), lines["paired"]["start"]
-        title = f"PaMi-VDPO answers {now:.0%} of question pairs right, from {then:.0%}"
-    labels = {**experiment.config.ARMS, **MEASURES}
-    display = dots_in_panels(rows, panel="measure", y="value", title=title, x_title="share", labels=labels, lines=lines)
-    display.figure().update_xaxes(matches=None)
-    return display
+        title = f"PaMi-VDPO answers {main['paired'].mean():.0%} of question pairs right, from {starts['paired']:.0%}"
+    return ends_figure(ends, measures, title, labels, x_title="share", starts=starts)
 
 
 def rejections(experiment: Experiment, results: Results) -> pd.DataFrame:
@@ -69,7 +60,7 @@ def likelihood(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
 
 def bags(experiment: Experiment, *, arm: str = "pami", seed: int | None = None) -> ClipBags:
     """The view of one arm: candidates as its start selects them, and answers before and after training."""
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
+    folder = seed_folder(experiment, seed) / arm
     return ClipBags(pd.read_parquet(folder / "selection.parquet"), answers=pd.read_parquet(folder / "answers.parquet"))
 
 
@@ -77,7 +68,6 @@ class ClipBags(Paged):
     """Sample by sample: the clip and its altered versions as strips of frames, the selected one marked.
 
     A frame is a square whose colour is a function of its name (a blank one is white), or its text where that is long.
-    Live it has a slider and a button on either side; without a kernel it shows the first samples below each other.
 
     Args:
         table: the candidates of one arm, as `selection.parquet` in its run folder holds them.
@@ -114,20 +104,11 @@ class ClipBags(Paged):
             is_false, picked = tuple(key)  # type: ignore[arg-type]
             texts = [plain(f"{prompt}: {kind}") for prompt, kind in zip(rows["prompt"], rows["candidate"], strict=True)]
             name = f"{'false' if is_false == 1 else 'true'} rejection{', selected' if picked else ''}"
-            figure.add_scatter(
-                x=rows["close"],
-                y=rows["far"],
-                mode="markers",
-                name=name,
-                text=texts,
-                marker={
-                    "color": "#D55E00" if is_false == 1 else "#0072B2",
-                    "symbol": "circle" if picked else "circle-open",
-                    "size": 6,
-                },
-                hovertemplate="%{text}<br>%{x:.2f}, %{y:.3f} nats<extra></extra>",
-            )
-        figure.add_hline(y=math.log(2), line={"dash": "dot", "color": "#888"}, annotation_text="log 2, the largest")
+            marker = {"color": "#D55E00" if is_false == 1 else "#0072B2", "size": 6}
+            marker["symbol"] = "circle" if picked else "circle-open"
+            told = {"name": name, "text": texts, "hovertemplate": "%{text}<br>%{x:.2f}, %{y:.3f} nats<extra></extra>"}
+            figure.add_scatter(x=rows["close"], y=rows["far"], mode="markers", marker=marker, **told)
+        figure.add_hline(y=math.log(2), line=DOTTED, annotation_text="log 2, the largest")
         return figure
 
     def html(self, index: int) -> str:
@@ -135,20 +116,16 @@ class ClipBags(Paged):
         number = self.samples[index]
         rows: Any = self.table[self.table["sample"] == number]
         first = rows.iloc[0]
-        answers = (
-            {}
-            if self.answers is None
-            else {int(r["k"]): r for r in self.answers[self.answers["sample"] == number].to_dict("records")}
-        )
+        answers = {}
+        if self.answers is not None:
+            answers = {int(r["k"]): r for r in self.answers[self.answers["sample"] == number].to_dict("records")}
         lines = [_line("original", first["evidence"], "", "", "", answers.get(-1), False)]
         for k, row in enumerate(rows.to_dict("records")):
             mark = "" if math.isnan(row["is_false"]) else (" (same right answer)" if row["is_false"] else "")
             cells = (f"{row['close']:.2f}", f"{row['far']:.3f}", f"{row['weight']:.2f}")
             lines.append(_line(f"{row['candidate']}{mark}", row["altered"], *cells, answers.get(k), row["weight"] > 0))
-        head = "".join(
-            f"<th>{name}</th>"
-            for name in ("clip", "frames", "close", "far (nats)", "weight", "p(response) before, after")
-        )
+        columns = ("clip", "frames", "close", "far (nats)", "weight", "p(response) before, after")
+        head = "".join(f"<th>{name}</th>" for name in columns)
         asked = f"{html.escape(str(first['prompt']))} &rarr; {html.escape(str(first['response']))}"
         title = f"<b>{index + 1} of {len(self.samples)}: {asked}</b>"
         return f'<div class="clip-bag">{title}<table><tr>{head}</tr>{"".join(lines)}</table></div>'
@@ -158,16 +135,13 @@ def _line(name: str, frames: Sequence[str], close: str, far: str, weight: str, a
     style = "background:#fff3d6" if selected else ""
     strip = "".join(_square(str(frame)) for frame in frames)
     p = "" if answer is None else f"{answer['p_before']:.2f}, {answer['p_after']:.2f}"
-    cells = "".join(f"<td>{value}</td>" for value in (close, far, weight, p))
-    return (
-        f'<tr style="{style}"><td>{html.escape(name)}{" &#9664;" if selected else ""}</td><td>{strip}</td>{cells}</tr>'
-    )
+    told = f"{html.escape(name)}{' &#9664;' if selected else ''}"
+    cells = "".join(f"<td>{value}</td>" for value in (told, strip, close, far, weight, p))
+    return f'<tr style="{style}">{cells}</tr>'
 
 
 def _square(frame: str) -> str:
-    is_blank = frame in ("", "-")
-    hue = zlib.crc32(frame.encode()) % 360
-    colour = "#fff" if is_blank else f"hsl({hue},60%,70%)"
+    colour = "#fff" if frame in ("", "-") else f"hsl({zlib.crc32(frame.encode()) % 360},60%,70%)"
     return (
         "<span"
         ' style="display:inline-block;min-width:26px;height:24px;max-width:180px;overflow:hidden;margin:1px;padding:0'

@@ -74,8 +74,7 @@ class Clips:
         answer: str = "",
         clips: Sequence[list[str]] = (),
     ) -> list[Row]:
-        """`n` rows; half of the answers are yes unless `answer` says. `habit`: the truth agrees with the habit, or
-        not."""
+        """`n` rows; half of the answers are yes unless `answer` says. `habit`: does the truth agree with it."""
         rows: list[Row] = []
         while len(rows) < n:
             clip = list(clips[len(rows)]) if len(clips) else [f"o{i}" for i in rng.permutation(OBJECTS)[:FRAMES]]
@@ -86,9 +85,8 @@ class Clips:
                 if self.truth(clip, prompt) == wanted and (habit is None or (self.habit(prompt) == wanted) == habit)
             ]
             if fitting:
-                rows.append(
-                    {"evidence": clip, "prompt": fitting[rng.integers(len(fitting))], "response": wanted, "kind": kind}
-                )
+                prompt = fitting[rng.integers(len(fitting))]
+                rows.append({"evidence": clip, "prompt": prompt, "response": wanted, "kind": kind})
             elif len(clips):
                 raise ValueError(f"no {kind} question with answer {wanted} fits the clip {clip}")
         return rows
@@ -129,28 +127,23 @@ class Clips:
                 numbers[name] = np.mean([a == row["response"] for a, row in zip(answers, rows, strict=True)])
                 said, true = said + answers, true + [row["response"] for row in rows]
         basic = self.questions(self.n_test, rng, question="HAS", habit=False, answer="yes")
-        asked = self.questions(
-            self.n_test, rng, question="HAS", habit=False, answer="no", clips=[r["evidence"] for r in basic]
-        )
+        clips = [row["evidence"] for row in basic]
+        asked = self.questions(self.n_test, rng, question="HAS", habit=False, answer="no", clips=clips)
         right = [
             [a == r["response"] for a, r in zip(self.answers(policy, rows), rows, strict=True)]
             for rows in (basic, asked)
         ]
         sets = list(numbers.values())
-        numbers |= {
-            "quality": np.mean(sets),
-            "with": np.mean(sets[1::2]),
-            "basic": np.mean(right[0]),
-            "hallucinated": np.mean(right[1]),
-            "paired": np.mean(np.logical_and(right[0], right[1])),
-            "yes_bias": np.mean([s == "yes" for s in said]) - np.mean([t == "yes" for t in true]),
-        }
+        numbers |= {"quality": np.mean(sets), "with": np.mean(sets[1::2])}
+        numbers |= {"basic": np.mean(right[0]), "hallucinated": np.mean(right[1])}
+        numbers["paired"] = np.mean(np.all(right, axis=0))
+        numbers["yes_bias"] = np.mean([s == "yes" for s in said]) - np.mean([t == "yes" for t in true])
         return {name: float(value) for name, value in numbers.items()}
 
     # -- starting checkpoints
     def start(self, seed: int) -> Policy:
         """Grounded, then with the habit."""
-        return self._cached("start", seed)
+        return Policy.load(self._folder("start", seed), device=self.device)
 
     def untrained(self, seed: int) -> Policy:
         return self._new(seed + 1_000)
@@ -165,27 +158,17 @@ class Clips:
 
         tokenizer: Any = word_tokenizer([*(f"o{i}" for i in range(OBJECTS)), BLANK, *QUESTIONS, "yes", "no"])
         torch.manual_seed(seed)
-        config = Lfm2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=self.width,
-            intermediate_size=128,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=32,
-            conv_L_cache=4,
-            layer_types=["conv", "full_attention", "full_attention"],
-            block_auto_adjust_ff_dim=False,
-            tie_word_embeddings=False,
-            rope_parameters={"rope_theta": 100.0, "rope_type": "default"},
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        layers: Any = {"conv_L_cache": 4, "layer_types": ["conv", "full_attention", "full_attention"]}
+        layers |= {"rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}, "tie_word_embeddings": False}
+        sizes = self._sizes(tokenizer, n_layers=3, n_positions=32)
+        config = Lfm2Config(**sizes, **layers, block_auto_adjust_ff_dim=False)
         return Policy(Lfm2ForCausalLM(config).to(pick_device(self.device)), tokenizer, self.name)  # type: ignore[arg-type]
 
-    def _cached(self, kind: str, seed: int) -> Policy:
-        return Policy.load(self._folder(kind, seed), device=self.device)
+    def _sizes(self, tokenizer: Any, n_layers: int, n_positions: int) -> dict[str, Any]:
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": n_layers}
+        width = {"hidden_size": self.width, "intermediate_size": 128, "max_position_embeddings": n_positions}
+        marks = {f"{mark}_token_id": getattr(tokenizer, f"{mark}_token_id") for mark in ("bos", "eos", "pad")}
+        return {"vocab_size": len(tokenizer), **width, **heads, **marks}
 
     def _folder(self, kind: str, seed: int):
         free = ("device", "n_triples", "n_test", "name", "blank")
@@ -199,17 +182,15 @@ class Clips:
         balanced, check = self.questions(4_000, stages[0]), self.questions(600, stages[2])
         self._learn(policy, balanced, self.grounded_steps, 3e-3, "linear", seed * 10)
         reached = self.accuracy(policy, check)
-        self._learn(
-            policy, self.questions(4_000, stages[1], habit=True), self.habit_steps, 2e-3, "constant", seed * 10 + 9
-        )
+        habitual = self.questions(4_000, stages[1], habit=True)
+        self._learn(policy, habitual, self.habit_steps, 2e-3, "constant", seed * 10 + 9)
         policy.save(folder)
         runs.write_json(folder / "grounded.json", reached)
 
     def _learn(self, policy: Policy, rows: Sequence[Row], steps: int, rate: float, schedule: Any, seed: int) -> None:
         groups = [self.group(policy, row["evidence"], row["prompt"], row["response"]) for row in rows]
-        config = TrainConfig(
-            learning_rate=rate, max_steps=steps, batch_size=64, schedule=schedule, micro_batch_tokens=4_096
-        )
+        sizes: Any = {"max_steps": steps, "batch_size": 64, "micro_batch_tokens": 4_096}
+        config = TrainConfig(learning_rate=rate, schedule=schedule, **sizes)
         train(policy, groups, supervised_step, config, seed=seed)
 
 
@@ -253,8 +234,7 @@ class Pictures(Clips):
         return np.stack([self.look(policy, frame).mean(0).cpu().numpy() for frame in evidence])
 
     def look(self, policy: Policy, frame: str) -> torch.Tensor:
-        """Features [token, d_model] of one frame; the tower that makes them is frozen, so they are kept by its
-        weights."""
+        """Features [token, d_model] of one frame; their tower is frozen, so they are kept by its weights."""
         tower = next(p for name, p in policy.model.named_parameters() if "vision_tower" in name)
         key = (hash(tower.detach().cpu().numpy().tobytes()), frame)
         if key not in self._seen:
@@ -270,35 +250,12 @@ class Pictures(Clips):
 
         tokenizer: Any = word_tokenizer([*(f"o{i}" for i in range(OBJECTS)), BLANK, *QUESTIONS, "yes", "no", IMAGE])
         torch.manual_seed(seed)
-        text = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=self.width,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=128,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        vision = CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=16,
-            patch_size=8,
-            projection_dim=32,
-        )
+        text = LlamaConfig(**self._sizes(tokenizer, n_layers=2, n_positions=128))
+        tower: Any = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        vision = CLIPVisionConfig(**tower, image_size=16, patch_size=8, projection_dim=32)
+        image: Any = {"image_token_id": tokenizer.convert_tokens_to_ids(IMAGE), "image_seq_length": 4}
         make: Any = LlavaConfig
-        config = make(
-            vision_config=vision,
-            text_config=text,
-            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-            vision_feature_layer=-1,
-            image_seq_length=4,
-        )
+        config = make(vision_config=vision, text_config=text, vision_feature_layer=-1, **image)
         model = LlavaForConditionalGeneration(config)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("vision_tower" not in name and "multi_modal_projector" not in name)

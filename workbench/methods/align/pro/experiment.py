@@ -10,6 +10,7 @@ import numpy as np
 from workbench.claims import Claims
 from workbench.methods.align.pro.method import Arm, Config
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 from workbench.stats.trends import slopes
 
 ARMS: dict[str, Arm] = {
@@ -56,40 +57,46 @@ Config.presets(
     },
 )
 
-# statement, paper's figures, and what is missing to test it here
-BEYOND_SMALL = {
+TEXTS = {
+    "C1": ("On pairs PRO gets more reward than SFT", "55.35 against 48.83; RRHF 52.25, CoH 45.00"),
+    "C2": ("On longer lists PRO gets more reward than SFT on the best answer", "58.72 against BoN 57.66; RRHF 55.39"),
     "C3": (
         "With a strong source of answers the gap widens and nears it",
         "67.97 against BoN 63.83, RRHF 63.12; ChatGPT 68.48",
-        "the world's answers all come from one source",
     ),
-    "C5": (
-        "The same on summaries",
-        "89.71 (raw), 91.22 (3 answers); RRHF 83.64, 88.68",
-        "needs summaries and a reward model",
-    ),
-    "C6": (
-        "Judges prefer it",
-        "GPT-4: 60.62 won, 3.75 tied, 35.63 lost against RRHF",
-        "needs a judge of whole answers",
-    ),
-}
-IN_THE_WORLD = {
-    "C1": ("On pairs PRO gets more reward than SFT", "55.35 against 48.83; RRHF 52.25, CoH 45.00"),
-    "C2": ("On longer lists PRO gets more reward than SFT on the best answer", "58.72 against BoN 57.66; RRHF 55.39"),
     "C4": ("BLEU does not follow reward over the methods", "CoH 24.06 BLEU and 45.00 reward, PRO 21.54 and 55.35"),
+    "C5": ("The same on summaries", "89.71 (raw), 91.22 (3 answers); RRHF 83.64, 88.68"),
+    "C6": ("Judges prefer it", "GPT-4: 60.62 won, 3.75 tied, 35.63 lost against RRHF"),
     "C7": ("Longer lists help", "curves, no figures available"),
     "C8": ("Leaving out the temperatures or the SFT term hurts", "ablation table, no figures available"),
+    "W1": ("PRO orders answers of planted quality, more than 0.7 of the pairs", "not measured"),
+    "W2": ("PRO orders them better than SFT", "not measured"),
+    "W3": ("With the ranking reversed the policy ends below its start", "not measured"),
+    "H1": ("PRO orders held-out lists better than the start", "not measured"),
 }
+NEEDS = {
+    "C3": "the world's answers all come from one source",
+    "C5": "needs summaries and a reward model",
+    "C6": "needs a judge of whole answers",
+}
+IN_THE_WORLD = [id for id in TEXTS if id[0] == "C" and id not in NEEDS]
+COMPARED = (  # id, arm, the one that it is compared with, control, statement if it is not that of the table
+    ("C1", "pro_2", "sft_2", "shuffled_2", ""),
+    ("C1 rrhf", "pro_2", "rrhf_2", "shuffled_2", "On pairs PRO gets more reward than RRHF"),
+    ("C1 coh", "pro_2", "coh_2", "shuffled_2", "On pairs PRO gets more reward than chain of hindsight"),
+    ("C2", "pro_5", "bon_5", "shuffled_5", ""),
+    ("C2 rrhf", "pro_5", "rrhf_5", "shuffled_5", "On longer lists PRO gets more reward than RRHF"),
+    ("C8 sft", "pro_5", "no_sft_5", "shuffled_5", "Leaving out the SFT term costs reward"),
+    ("C8 temperature", "pro_5", "plain_5", "shuffled_5", "Leaving out the temperatures costs reward"),
+)
 METHODS = ("sft_2", "bon_5", "rrhf_2", "rrhf_5", "coh_2", "pro_2", "pro_5")  # those compared by BLEU and reward
+BLIND = "scores shuffled"
 
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """The claims over the seeds, each beside its control. Reward: of samples on held-out prompts."""
-    found = Claims("pro", experiment.scale, experiment.seeds)
+    found = Stated("pro", experiment, TEXTS, NEEDS)
     arms = results.arms
-    for id, told in BEYOND_SMALL.items():
-        found.needs_full_scale(id, *told)
 
     def after(arm: str, key: str = "quality") -> np.ndarray:
         return results(arm, key)[:, 1]
@@ -98,107 +105,41 @@ def claims(experiment: Experiment, results: Results) -> Claims:
         return results(next(iter(results[0]["arms"])), key)[:, 0]
 
     if experiment.dataset:
-        return _claims_on_text(found, after, start, arms)
-
-    def compare(id: str, arm: str, other: str, control: str, statement: str = "") -> None:
-        if {arm, other, control} <= arms:
-            found.test(
-                id,
-                statement or IN_THE_WORLD[id][0],
-                paper=IN_THE_WORLD[id.split()[0]][1],
-                measured=after(arm) - after(other),
-                control=after(control) - after(other),
-                control_is="scores shuffled",
-                unit="reward",
-                note=f"{after(arm).mean():+.2f} against {after(other).mean():+.2f}",
-            )
-
-    compare("C1", "pro_2", "sft_2", "shuffled_2")
-    compare("C1 rrhf", "pro_2", "rrhf_2", "shuffled_2", "On pairs PRO gets more reward than RRHF")
-    compare("C1 coh", "pro_2", "coh_2", "shuffled_2", "On pairs PRO gets more reward than chain of hindsight")
-    compare("C2", "pro_5", "bon_5", "shuffled_5")
-    compare("C2 rrhf", "pro_5", "rrhf_5", "shuffled_5", "On longer lists PRO gets more reward than RRHF")
-    compare("C8 sft", "pro_5", "no_sft_5", "shuffled_5", "Leaving out the SFT term costs reward")
-    compare("C8 temperature", "pro_5", "plain_5", "shuffled_5", "Leaving out the temperatures costs reward")
+        # no truth is planted: what can be tested is whether the order of held-out lists was learned
+        found.needs(IN_THE_WORLD, "needs a reward model that nothing was trained on, and the full budget")
+        control = after("shuffled", "agreement") - start("agreement") if "shuffled" in arms else None
+        found.add("H1", (after("pro", "agreement") - start("agreement"), control), BLIND, "rank agreement")
+        return found
+    for id, arm, other, blind, statement in COMPARED:
+        if {arm, other, blind} <= arms:
+            note = f"{after(arm).mean():+.2f} against {after(other).mean():+.2f}"
+            both = after(arm) - after(other), after(blind) - after(other)
+            found.add(id, both, BLIND, "reward", statement=statement, note=note)
     if set(METHODS) <= arms:
-        found.test(
-            "C4",
-            IN_THE_WORLD["C4"][0],
-            paper=IN_THE_WORLD["C4"][1],
-            direction="less",
-            measured=correlations(after, "bleu_characters"),
-            control=correlations(after, "bleu_right"),
-            control_is="BLEU against the right answer",
-            unit="rank correlation with greedy reward",
-            note=f"BLEU by words {correlations(after, 'bleu_words').mean():+.2f}",
+        by_characters, by_right, by_words = (
+            correlations(after, f"bleu_{kind}") for kind in ("characters", "right", "words")
         )
+        options: dict[str, Any] = {"direction": "less", "note": f"BLEU by words {by_words.mean():+.2f}"}
+        unit = "rank correlation with greedy reward"
+        found.add("C4", (by_characters, by_right), "BLEU against the right answer", unit, **options)
     if {f"{arm}_{n}" for arm in ("pro", "shuffled") for n in (2, 3, 5)} <= arms:
-        found.test(
-            "C7",
-            IN_THE_WORLD["C7"][0],
-            paper=IN_THE_WORLD["C7"][1],
-            measured=slopes(np.stack([after(f"pro_{n}") for n in (2, 3, 5)], 1)),
-            control=slopes(np.stack([after(f"shuffled_{n}") for n in (2, 3, 5)], 1)),
-            control_is="scores shuffled",
-            unit="reward, from one length to the next",
-        )
+        both = (slopes(np.stack([after(f"{arm}_{n}") for n in (2, 3, 5)], 1)) for arm in ("pro", "shuffled"))
+        found.add("C7", both, BLIND, "reward, from one length to the next")
     if {"pro_2", "sft_2", "shuffled_2"} <= arms:
-        order = {arm: after(arm, "agreement") for arm in ("pro_2", "sft_2", "shuffled_2")}
-        found.test(
-            "W1",
-            "PRO orders answers of planted quality, more than 0.7 of the pairs",
-            paper="not measured",
-            measured=order["pro_2"] - 0.7,
-            control=order["shuffled_2"] - 0.7,
-            control_is="scores shuffled",
-            unit="rank agreement above 0.7",
-        )
-        found.test(
-            "W2",
-            "PRO orders them better than SFT",
-            paper="not measured",
-            measured=order["pro_2"] - order["sft_2"],
-            control=order["shuffled_2"] - order["sft_2"],
-            control_is="scores shuffled",
-            unit="rank agreement",
-        )
+        pro, sft, blind = (after(arm, "agreement") for arm in ("pro_2", "sft_2", "shuffled_2"))
+        found.add("W1", (pro - 0.7, blind - 0.7), BLIND, "rank agreement above 0.7")
+        found.add("W2", (pro - sft, blind - sft), BLIND, "rank agreement")
     if {"reversed_5", "pro_5"} <= arms:
-        found.test(
-            "W3",
-            "With the ranking reversed the policy ends below its start",
-            paper="not measured",
-            direction="less",
-            measured=after("reversed_5") - start(),
-            control=after("pro_5") - start(),
-            control_is="ranking as it is",
-            unit="reward",
-        )
+        both = after("reversed_5") - start(), after("pro_5") - start()
+        found.add("W3", both, "ranking as it is", "reward", direction="less")
     return found
 
 
 def correlations(after: Callable[[str, str], np.ndarray], key: str) -> np.ndarray:
-    """Spearman's correlation of greedy reward and a BLEU over the methods, one a seed; 0 where one of them does not
-    vary."""
+    """Spearman's correlation of greedy reward and a BLEU over the methods, one a seed; 0 where one does not vary."""
     from scipy import stats
 
     rewards, scores = (np.stack([after(arm, name) for arm in METHODS], 1) for name in ("greedy", key))
     pairs = zip(rewards, scores, strict=True)
     tests: list[Any] = [stats.spearmanr(a, b) if np.ptp(a) and np.ptp(b) else None for a, b in pairs]
     return np.array([test.statistic if test else 0.0 for test in tests], float)
-
-
-def _claims_on_text(found: Claims, after: Any, start: Any, arms: set[str]) -> Claims:
-    """On real text no truth is planted: what can be tested is whether the order of held-out lists was learned."""
-    for id, told in IN_THE_WORLD.items():
-        found.needs_full_scale(id, *told, "needs a reward model that nothing was trained on, and the full budget")
-    control = after("shuffled", "agreement") - start("agreement") if "shuffled" in arms else None
-    found.test(
-        "H1",
-        "PRO orders held-out lists better than the start",
-        paper="not measured",
-        measured=after("pro", "agreement") - start("agreement"),
-        control=control,
-        control_is="scores shuffled",
-        unit="rank agreement",
-    )
-    return found

@@ -65,8 +65,7 @@ def rank_rows(policy: Policy, lists: Sequence[Row], *, max_length: int = 0, answ
 
 
 def list_step(objective: Callable[..., Any], *, n: int, at_once: int = 0) -> Callable[..., Any]:
-    """A step over `RankRow`s: one pass over all answers of the lists held at once, or `at_once` of each list at a
-    time."""
+    """A step over `RankRow`s: one pass over all answers of lists held at once, or `at_once` of each list at a time."""
 
     def step(policy: Policy, batch: Sequence[RankRow]) -> tuple[Tensor, dict[str, Tensor]]:
         groups = [row.group for row in batch]
@@ -75,9 +74,8 @@ def list_step(objective: Callable[..., Any], *, n: int, at_once: int = 0) -> Cal
         if len(parts) == 1:
             sums = score(policy, groups).sums
         else:  # what one part needs for its gradient is thrown away and computed again in backward
-            sums = torch.cat(
-                [checkpoint(partial(_sums, policy, groups, places), use_reentrant=False) for places in parts], 1
-            )
+            some = (partial(_sums, policy, groups, places) for places in parts)
+            sums = torch.cat([checkpoint(part, use_reentrant=False) for part in some], 1)
         lengths = torch.tensor([_padded([len(ids) for ids in g.responses_ids], k) for g in groups], device=sums.device)
         scores = sums.new_tensor([_padded(row.scores, k) for row in batch])
         losses, logged = objective(sums, lengths, scores)
@@ -94,10 +92,8 @@ def _sums(policy: Policy, groups: Sequence[Group], places: range) -> Tensor:
     wanted = [i for i, group in enumerate(groups) if len(group.responses_ids) > places.start]
     some = [groups[i]._replace(responses_ids=groups[i].responses_ids[places.start : places.stop]) for i in wanted]
     sums = score(policy, some).sums
-    whole = sums.new_zeros(len(groups), len(places))
-    return whole.index_put(
-        (torch.tensor(wanted, device=sums.device),), torch.nn.functional.pad(sums, (0, len(places) - sums.shape[1]))
-    )
+    whole, rows = sums.new_zeros(len(groups), len(places)), torch.tensor(wanted, device=sums.device)
+    return whole.index_put((rows,), torch.nn.functional.pad(sums, (0, len(places) - sums.shape[1])))
 
 
 def _padded(values: Sequence[Any], k: int) -> list[Any]:
@@ -111,9 +107,8 @@ def relabelled(lists: Sequence[Row], how: str, seed: int) -> list[Row]:
         scores = np.array(row["scores"])
         new = -scores if how == "reversed" else rng.permutation(scores)
         order = np.argsort(-new, kind="stable").tolist()
-        relabelled_lists.append(
-            {**row, "responses": [row["responses"][i] for i in order], "scores": new[order].tolist()}
-        )
+        responses = [row["responses"][i] for i in order]
+        relabelled_lists.append({**row, "responses": responses, "scores": new[order].tolist()})
     return relabelled_lists
 
 
@@ -149,14 +144,8 @@ def list_table(
 ) -> pd.DataFrame:
     """One row an answer of the held-out lists: its score and its mean log-probability before and after training."""
     return pd.DataFrame(
-        {
-            "list": i,
-            "prompt": row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"]),
-            "response": text,
-            "score": value,
-            "before": b,
-            "after": a,
-        }
+        {"list": i, "prompt": row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"])}
+        | {"response": text, "score": value, "before": b, "after": a}
         for i, (row, befores, afters) in enumerate(zip(lists, before, after, strict=True))
         for text, value, b, a in zip(row["responses"], row["scores"], befores, afters, strict=True)
     )
@@ -190,9 +179,8 @@ class RankedText(TextTask):
         return self._loaded[key]
 
     def _scored_anew(self, rows: list[Row]) -> list[Row]:
-        flat = self.score(
-            [r["prompt"] for r in rows for _ in r["responses"]], [t for r in rows for t in r["responses"]]
-        )
+        prompts = [row["prompt"] for row in rows for _ in row["responses"]]
+        flat = self.score(prompts, [text for row in rows for text in row["responses"]])
         ends = np.cumsum([len(row["responses"]) for row in rows])
         return [{**row, "scores": s.tolist()} for row, s in zip(rows, np.split(flat, ends[:-1]), strict=True)]
 
@@ -279,14 +267,8 @@ def as_lists(rows: Sequence[Row], *, n: int = 0, strict: bool = False) -> tuple[
         values = [score for _, (score, _) in entries]
         counts["all scores equal"] += values[0] == values[-1]
         counts["gap above 20"] += values[0] - values[-1] > WIDE
-        kept.append(
-            {
-                "prompt": row["prompt"],
-                "responses": [text for text, _ in entries],
-                "scores": values,
-                "source": [source for _, (_, source) in entries],
-            }
-        )
+        whole = {"prompt": row["prompt"], "responses": [text for text, _ in entries], "scores": values}
+        kept.append({**whole, "source": [source for _, (_, source) in entries]})
     _warn(counts, len(rows))
     return kept, +counts
 
@@ -334,20 +316,11 @@ def _warn(counts: Counter, n: int) -> None:
     global _warned
     if counts["all scores equal"] and not _warned:
         _warned = True
-        log.warning(
-            "%d of %d lists have equal scores throughout: they carry the likelihood of their first response and no"
-            " ranking",
-            counts["all scores equal"],
-            n,
-        )
+        told = "%d of %d lists have equal scores throughout: they carry the likelihood of their first response and no"
+        log.warning(f"{told} ranking", counts["all scores equal"], n)
     if counts["gap above 20"]:
-        log.warning(
-            "%d of %d lists have scores more than %g apart, which saturates the exponentials of the loss: standardise"
-            " the scores",
-            counts["gap above 20"],
-            n,
-            WIDE,
-        )
+        told = "%d of %d lists have scores more than %g apart, which saturates the exponentials of the loss"
+        log.warning(f"{told}: standardise the scores", counts["gap above 20"], n, WIDE)
 
 
 def cleaned(text: str) -> str:

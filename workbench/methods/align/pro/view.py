@@ -1,8 +1,4 @@
-"""Ranked lists: where each answer stands under the policy before and after training, beside its score; and curves of
-PRO.
-
-All text is escaped.
-"""
+"""Ranked lists: where each answer stands under the policy before and after training; and curves of PRO."""
 
 from __future__ import annotations
 
@@ -12,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, Note, blank, dots_in_panels, lines_in_panels, plain
+from workbench.figures import Display, Note, blank, plain
 from workbench.methods.align.pro.lists import as_lists, rank_rows
 from workbench.methods.experiment import Experiment
+from workbench.methods.views import curves, ends_figure, seed_folder, start_means
 from workbench.runs.files import read_json
 from workbench.runs.run import Run
 from workbench.widgets.paging import Paged
@@ -31,27 +28,21 @@ STAGES = {"before": "policy before", "after": "policy after", "score": "score"}
 
 def _ends(experiment: Experiment, table: pd.DataFrame, measures: list[str], title: str, **options: Any) -> Display:
     """What every arm ends with, one panel a measure on a scale of its own."""
-    ends: Any = table[table["round"] == 1]
     names = {name: name.replace("bleu_", "BLEU by ") for name in measures if name.startswith("bleu")}
     labels = {**experiment.config.ARMS, **MEASURES, **names}
-    rows = ends.melt(["arm", "seed"], measures, "measure", "value")
-    display = dots_in_panels(rows, panel="measure", y="value", title=title, x_title="", labels=labels, **options)
-    display.figure().update_xaxes(matches=None)
-    return display
+    return ends_figure(table[table["round"] == 1], measures, title, labels, **options)
 
 
 def rewards_figure(experiment: Experiment, table: pd.DataFrame) -> Display:
     """What every arm ends with, one panel a measure; the dotted line is the start."""
     measures = [key for key in MEASURES if key in table]
-    starts: Any = table[table["round"] == 0]
-    lines = {key: {"start": float(starts[key].mean())} for key in measures}
     mean: Any = table[table["round"] == 1].groupby("arm")["quality"].mean()
     first, other = next(
         (pair for pair in (("pro_2", "sft_2"), ("pro", "bon")) if set(pair) <= set(mean.index)), (mean.index[0],) * 2
     )
     arms = experiment.config.ARMS
     title = f"{arms[first].title} ends at {mean[first]:+.2f}, {arms[other].title} at {mean[other]:+.2f}"
-    return _ends(experiment, table, measures, title, lines=lines)
+    return _ends(experiment, table, measures, title, starts=start_means(table, measures))
 
 
 def bleu_figure(experiment: Experiment, table: pd.DataFrame) -> Display | Note:
@@ -74,20 +65,12 @@ def training_figure(experiment: Experiment, arm: str = "pro_5") -> Display | Not
     if not rows:
         return Note(f"This run has no arm {arm!r} with ranks; it has {', '.join(experiment.config.arms)}.")
     steps: Any = pd.DataFrame(rows).groupby(["arm", "seed", "step"])["value"].mean()
-    return lines_in_panels(
-        steps.reset_index().assign(measure="term of the loss"),
-        panel="measure",
-        x="step",
-        y="value",
-        title=f"{experiment.config.ARMS[arm].title}: the loss of each rank",
-        x_title="step",
-        y_title="nats",
-    )
+    steps, title = steps.reset_index(), f"{experiment.config.ARMS[arm].title}: the loss of each rank"
+    return curves(steps.assign(measure="term of the loss"), "step", title, "step", "nats", None, panel="measure")
 
 
 def preview(experiment: Experiment, *, arm: str = "") -> TrainingPreview:
-    """What an arm that ranks (the first one) will be trained on, of the first seed: its lists, ordered and cut to
-    length."""
+    """What an arm that ranks (the first one) will be trained on, of the first seed: its lists, ordered and cut."""
     config, seed, arms = experiment.config, experiment.seeds[0], experiment.config.ARMS
     rule = arms[arm or next((arm for arm in config.arms if arms[arm].learns in ("lists", "hinge")), config.arms[0])]
     lists, _ = as_lists(experiment.task.rankings("train", seed), n=rule.n, strict=config.strict)
@@ -97,8 +80,7 @@ def preview(experiment: Experiment, *, arm: str = "") -> TrainingPreview:
 
 def counts(experiment: Experiment) -> pd.DataFrame:
     """Training lists of the first seed and arm by arm what was mended or left out of them."""
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0]}"
-    paths = {arm: folder / arm / "counts.json" for arm in experiment.config.arms}
+    paths = {arm: seed_folder(experiment) / arm / "counts.json" for arm in experiment.config.arms}
     rows = [
         {"arm": experiment.config.ARMS[arm].title, **read_json(path)} for arm, path in paths.items() if path.is_file()
     ]
@@ -106,11 +88,9 @@ def counts(experiment: Experiment) -> pd.DataFrame:
 
 
 def held_out(experiment: Experiment, *, seed: int | None = None, arm: str = "") -> pd.DataFrame:
-    """Held-out lists of one seed and one arm (the first by default): columns list, prompt, response, score, before,
-    after."""
+    """Held-out lists of one seed and one arm (the first by default): list, prompt, response, score, before, after."""
     arm = arm or experiment.config.arms[0]
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
-    return pd.read_parquet(folder / "held_out_lists.parquet")
+    return pd.read_parquet(seed_folder(experiment, seed) / arm / "held_out_lists.parquet")
 
 
 class ListBrowser(Paged):
@@ -149,13 +129,10 @@ class ListBrowser(Paged):
         figure = blank(f"{plain(str(rows['prompt'][0])[:70])}: positions of its answers", "", "position, 1 is the best")
         for row in rows.itertuples():
             line: Any = row
-            figure.add_scatter(
-                x=list(STAGES.values()),
-                y=[line.before_position, line.after_position, line.score_position],
-                mode="lines+markers",
-                name=plain(str(line.response)[:40]),
-                hovertext=[f"{value:.3f}" for value in (line.before, line.after, line.score)],
-            )
+            places = [line.before_position, line.after_position, line.score_position]
+            told = {"name": plain(str(line.response)[:40]), "mode": "lines+markers"}
+            values = [f"{value:.3f}" for value in (line.before, line.after, line.score)]
+            figure.add_scatter(x=list(STAGES.values()), y=places, hovertext=values, **told)
         figure.update_yaxes(autorange="reversed", dtick=1)
         return figure
 
@@ -170,10 +147,8 @@ class ListBrowser(Paged):
         )
         head = "<tr><th>score</th><th>position before (nats a token)</th><th>position after</th><th>answer</th></tr>"
         prompt = html.escape(str(rows["prompt"].iloc[0]))
-        return (
-            f'<div class="ranked-list"><b>{index + 1} of {len(self.lists)}: {prompt}</b>'
-            f"<table>{head}{cells}</table></div>"
-        )
+        heading = f"<b>{index + 1} of {len(self.lists)}: {prompt}</b>"
+        return f'<div class="ranked-list">{heading}<table>{head}{cells}</table></div>'
 
     def widget(self):
         """Live face: a slider (arrow keys), the table and the slope chart."""

@@ -11,6 +11,7 @@ from workbench.claims import Claims
 from workbench.methods.align.simulpl.method import Arm, Config
 from workbench.methods.align.simulpl.world import LOWEST_AL
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 from workbench.stats.latency import lag_difference, quality_at
 
 ARMS: dict[str, Arm] = {
@@ -54,12 +55,27 @@ Config.presets(
 )
 
 UNKNOWN = "figures not available"
+TEXTS = {
+    "C1": (f"Better translations than wait-k at AL {LEVELS[0]:g}", UNKNOWN),
+    "C2": ("SimulDPO reads less than DPO on full sources at the same quality", UNKNOWN),
+    "C2 alpha": ("A larger weight of latency lowers AL at tau {:g}", UNKNOWN),
+    "C3": ("DPO on finished sentences raises AL at tau {:g}", "argued"),
+    "C4": ("Better than MSFT alone at tau {:g}", UNKNOWN),
+    "C4 order": ("More in source order than MSFT", UNKNOWN),
+    "C4 key points": ("More key points than MSFT", UNKNOWN),
+    "C4 length": ("Shorter than MSFT", UNKNOWN),
+    "C4 fixed AL": (f"Better than MSFT alone at AL {LEVELS[0]:g}", UNKNOWN),
+    "C5": ("Human raters see gains on several aspects", UNKNOWN),
+    "C6": ("IPO becomes latency-aware the same way: less AL than plain IPO at the same quality", UNKNOWN),
+}
+BLIND, WORDS = "labels shuffled", "words of AL"
 
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """Controls are the same difference between arms with shuffled labels, unless named."""
-    found = Claims("simulpl", experiment.scale, experiment.seeds)
     arms, tau = results.arms, experiment.config.tau
+    texts = {id: (statement.format(tau), paper) for id, (statement, paper) in TEXTS.items()}
+    found = Stated("simulpl", experiment, texts, {"C5": "needs human raters"})
 
     def at(arm: str, key: str = "quality") -> np.ndarray:
         return results(arm, key)[:, 0]
@@ -73,112 +89,51 @@ def claims(experiment: Experiment, results: Results) -> Claims:
     def lags(a: str, b: str) -> np.ndarray:
         return np.array([lag_difference(x, y) for x, y in zip(curves(a), curves(b), strict=True)])
 
-    shuffled: dict[str, Any] = {"control_is": "labels shuffled"}
     if {"simul_dpo", "preferred"} <= arms and not experiment.dataset:
         waits = {level: fixed("preferred", level, "wait_k") for level in LEVELS}
         reached = [
             [p["AL"] for p in curve if p["reader"] == "wait_k" and p["quality"] >= 0.95]
             for curve in curves("preferred")
         ]
-        needed = np.mean([min(lags, default=math.inf) for lags in reached])
-        found.test(
-            "C1",
-            f"Better translations than wait-k at AL {LEVELS[0]:g}",
-            paper=UNKNOWN,
-            unit="of sentences",
-            measured=fixed("simul_dpo") - waits[LEVELS[0]],
-            control=fixed("simul_dpo", reader="random") - waits[LEVELS[0]],
-            control_is="SimulDPO's text, random decisions",
-            also={
-                "at no AL up to 4 worse by more than 0.01": all(
-                    np.mean(fixed("simul_dpo", x) - waits[x]) >= -0.01 for x in LEVELS
-                ),
-                "0.95 exact at AL 2": bool(np.mean(fixed("simul_dpo")) >= 0.95),
-                "wait-k needs AL 2.6 for 0.95": bool(needed >= 2.6),
-            },
-        )
+        apart = [np.mean(fixed("simul_dpo", level) - waits[level]) for level in LEVELS]
+        also = {
+            "at no AL up to 4 worse by more than 0.01": min(apart) >= -0.01,
+            "0.95 exact at AL 2": np.mean(fixed("simul_dpo")) >= 0.95,
+            "wait-k needs AL 2.6 for 0.95": np.mean([min(lags, default=math.inf) for lags in reached]) >= 2.6,
+        }
+        both = (fixed("simul_dpo", reader=reader) - waits[LEVELS[0]] for reader in ("confidence", "random"))
+        found.add("C1", both, "SimulDPO's text, random decisions", "of sentences", also=also)
     if {"simul_dpo", "dpo", "shuffled", "dpo_shuffled"} <= arms:
-        found.test(
-            "C2",
-            "SimulDPO reads less than DPO on full sources at the same quality",
-            paper=UNKNOWN,
-            measured=lags("dpo", "simul_dpo"),
-            control=lags("dpo_shuffled", "shuffled"),
-            unit="words of AL",
-            also={
-                f"lower AL at tau {tau:g}": bool(np.mean(at("simul_dpo", "AL") - at("dpo", "AL")) < 0),
-                f"no lower quality at tau {tau:g}": bool(np.mean(at("simul_dpo") - at("dpo")) >= 0),
-            },
-            **shuffled,
-        )
-        found.test(
-            "C3",
-            f"DPO on finished sentences raises AL at tau {tau:g}",
-            paper="argued",
-            measured=at("dpo", "AL") - at("msft", "AL"),
-            control=at("dpo_shuffled", "AL") - at("msft", "AL"),
-            unit="words of AL",
-            **shuffled,
-        )
+        also = {
+            f"lower AL at tau {tau:g}": np.mean(at("simul_dpo", "AL") - at("dpo", "AL")) < 0,
+            f"no lower quality at tau {tau:g}": np.mean(at("simul_dpo") - at("dpo")) >= 0,
+        }
+        found.add("C2", (lags("dpo", "simul_dpo"), lags("dpo_shuffled", "shuffled")), BLIND, WORDS, also=also)
+        found.add("C3", (at(arm, "AL") - at("msft", "AL") for arm in ("dpo", "dpo_shuffled")), BLIND, WORDS)
     if {"alpha_0", "alpha_5", "scrambled"} <= arms:
-        too_fast = [
-            p for result in results for curve in result["curves"].values() for p in curve if p["AL"] < LOWEST_AL - 1e-6
-        ]
-        found.test(
-            "C2 alpha",
-            f"A larger weight of latency lowers AL at tau {tau:g}",
-            paper=UNKNOWN,
-            unit="words of AL",
-            measured=at("alpha_0", "AL") - at("alpha_5", "AL"),
-            control=at("alpha_0", "AL") - at("scrambled", "AL"),
-            control_is="alpha 5, delays scrambled",
-            also={
-                "alpha 1 not above alpha 0": bool(np.mean(at("simul_dpo", "AL") - at("alpha_0", "AL")) <= 0.05),
-                "no perfect quality below the lowest possible AL": all(p["quality"] < 1 for p in too_fast),
-            },
-        )
+        points = [p for result in results for curve in result["curves"].values() for p in curve]
+        also = {
+            "alpha 1 not above alpha 0": np.mean(at("simul_dpo", "AL") - at("alpha_0", "AL")) <= 0.05,
+            "no perfect quality below the lowest possible AL": all(
+                p["quality"] < 1 for p in points if p["AL"] < LOWEST_AL - 1e-6
+            ),
+        }
+        both = (at("alpha_0", "AL") - at(arm, "AL") for arm in ("alpha_5", "scrambled"))
+        found.add("C2 alpha", both, "alpha 5, delays scrambled", WORDS, also=also)
     if {"msft", "simul_dpo", "shuffled"} <= arms:
-        roles = (
-            {"roles swapped: 0": bool(np.all(at("swapped") == 0))}
-            if "swapped" in arms and not experiment.dataset
-            else {}
-        )
-        direction: Any
-        for id, what, key, direction, also in (
-            ("C4", f"Better than MSFT alone at tau {tau:g}", "quality", "greater", roles),
-            ("C4 order", "More in source order than MSFT", "monotonicity", "greater", {}),
-            ("C4 key points", "More key points than MSFT", "key_points", "greater", {}),
-            ("C4 length", "Shorter than MSFT", "length", "less", {}),
+        swapped = "swapped" in arms and not experiment.dataset
+        roles = {"roles swapped: 0": np.all(at("swapped") == 0)} if swapped else {}
+        swaps: dict[str, Any] = {"also": roles}
+        for id, key, options in (
+            ("C4", "quality", swaps),
+            ("C4 order", "monotonicity", {}),
+            ("C4 key points", "key_points", {}),
+            ("C4 length", "length", {"direction": "less"}),
         ):
             both = [at(arm, key) - at("msft", key) for arm in ("simul_dpo", "shuffled")]
-            if all(np.isfinite(values).all() for values in both):
-                found.test(
-                    id,
-                    what,
-                    paper=UNKNOWN,
-                    measured=both[0],
-                    control=both[1],
-                    direction=direction,
-                    also=also,
-                    **shuffled,
-                )
-        found.test(
-            "C4 fixed AL",
-            f"Better than MSFT alone at AL {LEVELS[0]:g}",
-            paper=UNKNOWN,
-            measured=fixed("simul_dpo") - fixed("msft"),
-            control=fixed("shuffled") - fixed("msft"),
-            **shuffled,
-        )
-    found.needs_full_scale("C5", "Human raters see gains on several aspects", UNKNOWN, "needs human raters")
+            if np.isfinite(both).all():
+                found.add(id, both, BLIND, **options)
+        found.add("C4 fixed AL", (fixed(arm) - fixed("msft") for arm in ("simul_dpo", "shuffled")), BLIND)
     if {"ipo", "ipo_text", "ipo_shuffled", "ipo_text_shuffled"} <= arms:
-        found.test(
-            "C6",
-            "IPO becomes latency-aware the same way: less AL than plain IPO at the same quality",
-            paper=UNKNOWN,
-            measured=lags("ipo_text", "ipo"),
-            control=lags("ipo_text_shuffled", "ipo_shuffled"),
-            unit="words of AL",
-            **shuffled,
-        )
+        found.add("C6", (lags("ipo_text", "ipo"), lags("ipo_text_shuffled", "ipo_shuffled")), BLIND, WORDS)
     return found

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from workbench import objectives
 from workbench.kernels import Group
 from workbench.kernels.batching import tokens_per_microbatch
-from workbench.kernels.finish import logit_finish
-from workbench.kernels.heads import body_and_head, token_logps
+from workbench.kernels.heads import token_logps
+from workbench.kernels.meeting import parts_of
 from workbench.methods.align.simulpl.translations import usable
 from workbench.models import Policy
 from workbench.stats.latency import Unit, words_of
@@ -35,8 +35,7 @@ EDGE = 1e-6  # confidences stay this far from 0 and 1, where log(1 - c) has no g
 
 # ---------------------------------------------------------------------------------------------------------- the head
 def add_confidence(policy: Policy, *, seed: int = 0) -> Policy:
-    """Gives the policy's model a confidence head (a part of the model: trained and stored with it); returns the
-    policy."""
+    """Gives the policy's model a confidence head (a part of it: trained and stored with it); returns the policy."""
     width = policy.model.config.get_text_config().hidden_size
     head = nn.Linear(width, 1)
     generator = torch.Generator().manual_seed(seed)
@@ -135,8 +134,7 @@ def states(
         whole_vocabulary: keep log-probs of all tokens, which label smoothing needs; else those of the targets alone.
     """
     head = confidence_head(policy)
-    body, output = body_and_head(policy.model)
-    finish = logit_finish(policy.model.config)
+    body, output, finish, _ = parts_of(policy.model)
     with policy.autocast():
         hidden = _hidden(policy, body, [[*p, *r] for p, r in zip(prompts, responses, strict=True)])
         starts = torch.tensor([len(prompt) for prompt in prompts], device=policy.device)
@@ -319,8 +317,8 @@ def translate(
         A READ changes the prompt, so every state is computed anew from its tokens: exact, and of quadratic cost.
     """
     head = confidence_head(policy)
-    body, output = body_and_head(policy.model)
-    finish, end = logit_finish(policy.model.config), policy.tokenizer.eos_token_id
+    body, output, finish, _ = parts_of(policy.model)
+    end = policy.end_id
     n = len(prompts)
     read, ids, delays = [1] * n, [[] for _ in range(n)], [[] for _ in range(n)]
     early, steps, ended = [0] * n, [[] for _ in range(n)], [False] * n
@@ -365,7 +363,7 @@ def _writes(
 ) -> bool:
     if reader.kind != "wait_k":
         return confidence >= reader.value
-    end = policy.tokenizer.eos_token_id
+    end = policy.end_id
     now = len(words_of(policy.decode(ids), unit))
     after = now + 1 if token == end else max(1, len(words_of(policy.decode([*ids, token]), unit)))
     return read >= reader.value + after - 1

@@ -41,9 +41,8 @@ def sweep(
     measured, traces = [], []
     for reader in readers:
         written = translate(policy, prompts, reader, max_new_tokens=room, unit=unit, allow_early_stop=allow_early_stop)
-        measured.append(
-            {"reader": reader.kind, "value": float(reader.value), **numbers(task, policy, rows, written, unit)}
-        )
+        means = numbers(task, policy, rows, written, unit)
+        measured.append({"reader": reader.kind, "value": float(reader.value), **means})
         traces += trace(task, policy, rows[:SHOWN], written[:SHOWN], reader, unit)
     run.table("steps", lambda: pd.DataFrame(traces))
     return pd.DataFrame(measured)
@@ -63,24 +62,15 @@ def numbers(
         reference = len(words_of(row["chosen"], unit)) + task.counts_end
         lags = latency(delays, len(words_of(row["source"], unit)), reference, index=index)
         of_text = task.aspects(row, text)._asdict()
-        table.append(
-            {
-                "quality": of_text[task.quality_is],
-                **of_text,
-                **lags._asdict(),
-                "length": len(delays),
-                "truncated": not translation.ended,
-                "early_ends": translation.early_ends > 0,
-            }
-        )
+        line = {"quality": of_text[task.quality_is], **of_text, **lags._asdict(), "length": len(delays)}
+        table.append({**line, "truncated": not translation.ended, "early_ends": translation.early_ends > 0})
     return {str(name): float(value) for name, value in pd.DataFrame(table).astype(float).mean().items()}
 
 
 def delays_of(
     task: TranslationTask, policy: Policy, translation: Translation, unit: Unit = "word"
 ) -> tuple[list[int], str]:
-    """Delays of the written words, and of the EOS token where it counts or where nothing else was written; and the
-    text."""
+    """Delays of the written words, and of the EOS token where it counts or where nothing was written; and the text."""
     body = translation.ids[:-1] if translation.ended else translation.ids
     words, delays = word_delays(policy.decode, body, translation.delays[: len(body)], unit)
     if (translation.ended and task.counts_end) or not words:
@@ -101,15 +91,9 @@ def trace(
     for i, (row, translation) in enumerate(zip(rows, written, strict=True)):
         delays, _ = delays_of(task, policy, translation, unit)
         reference = len(words_of(row["chosen"], unit)) + task.counts_end
-        shared = {
-            "sentence": i,
-            "source": row["source"],
-            "chosen": row["chosen"],
-            "reader": reader.kind,
-            "value": float(reader.value),
-            "AL": latency(delays, len(words_of(row["source"], unit)), reference).AL,
-        }
-        decisions += [
-            {**shared, **step._asdict(), "text": policy.decode([step.token]) or "(end)"} for step in translation.steps
-        ]
+        al = latency(delays, len(words_of(row["source"], unit)), reference).AL
+        line = {"sentence": i, "source": row["source"], "chosen": row["chosen"], "reader": reader.kind}
+        line |= {"value": float(reader.value), "AL": al}
+        for step in translation.steps:
+            decisions.append({**line, **step._asdict(), "text": policy.decode([step.token]) or "(end)"})
     return decisions

@@ -85,13 +85,8 @@ def monotonicity(row: Row, words: Sequence[str], unit: Unit = "word") -> float:
     if row.get("alignment") is None:
         return math.nan
     if bad := [link for link in row["alignment"] if not (0 <= link[0] < sources and 0 <= link[1] < len(chosen))]:
-        log.warning(
-            "alignment %s of %r points outside its %d and %d words: left out of monotonicity",
-            bad[:3],
-            row["source"][:40],
-            sources,
-            len(chosen),
-        )
+        told = "alignment %s of %r points outside its %d and %d words: left out of monotonicity"
+        log.warning(told, bad[:3], row["source"][:40], sources, len(chosen))
         return math.nan
     links: dict[str, list[int]] = {}
     for source_place, place in sorted(row["alignment"], key=lambda link: link[1]):
@@ -105,11 +100,8 @@ def key_points(row: Row, translation: str) -> float:
     """Recall of the row's key items; those that its preferred translation does not have either are left out."""
     items = [item for item in row.get("key_items") or () if item in row["chosen"]]
     if missing := set(row.get("key_items") or ()) - set(items):
-        log.warning(
-            "key items %s are not in the preferred translation of %r: left out of recall",
-            sorted(missing)[:3],
-            row["source"][:40],
-        )
+        told = "key items %s are not in the preferred translation of %r: left out of recall"
+        log.warning(told, sorted(missing)[:3], row["source"][:40])
     words, wanted = Counter(translation.split()), Counter(items)
     kept = sum(min(n, words[item] if " " not in item else translation.count(item)) for item, n in wanted.items())
     return kept / wanted.total() if wanted else math.nan
@@ -173,8 +165,7 @@ def rewrite_request(source: str, reference: str) -> Request:
 
 
 def parse_rewrite(text: str, reference: str) -> tuple[str, str]:
-    """The translation and "", or "" and why there is none: a reply that is not one line of translation is not guessed
-    at."""
+    """The translation and "", or "" and why: a reply that is not one line of translation is not guessed at."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if not lines:
         return "", "empty"
@@ -202,9 +193,8 @@ def rewrite(
         rows: `source` and `reference` (or `rejected`), optional `key_items`.
     """
     references = [str(row.get("reference") or row["rejected"]) for row in rows]
-    replies = transcript.ask(
-        model, [rewrite_request(row["source"], r) for row, r in zip(rows, references, strict=True)]
-    )
+    both = zip(rows, references, strict=True)
+    replies = transcript.ask(model, [rewrite_request(row["source"], reference) for row, reference in both])
     kept, lost = [], Counter()
     for row, reference, reply in zip(rows, references, replies, strict=True):
         text, reason = parse_rewrite(reply.text, reference)

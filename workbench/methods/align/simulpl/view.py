@@ -1,7 +1,4 @@
-"""Read or write: the path of a simultaneous translator over the grid of source and target, and curves of SimulPL.
-
-All text is escaped.
-"""
+"""Read or write: the path of a simultaneous translator over the grid of source and target, and curves of SimulPL."""
 
 from __future__ import annotations
 
@@ -10,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, blank, dots_in_panels, look_of, plain
+from workbench.figures import Display, blank, look_of, plain
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.views import ends_figure, seed_folder
 
 MEASURES = {
     "quality": "quality",
@@ -51,15 +49,10 @@ def curve_figure(
     for (arm, reader), points in means.groupby(["arm", "reader"], sort=False):
         ordered, look = points.sort_values("value"), look_of(str(arm), experiment.config.ARMS)
         suffix, dash = READERS[str(reader)]
-        figure.add_scatter(
-            x=ordered["AL"],
-            y=ordered["quality"],
-            mode="lines+markers",
-            name=plain(look.title + suffix),
-            line={"color": look.colour, "dash": dash},
-            text=ordered["value"].astype(str),
-            hovertemplate="%{text}: AL %{x:.2f}, %{y:.3f}<extra></extra>",
-        )
+        line: Any = {"line": {"color": look.colour, "dash": dash}, "mode": "lines+markers"}
+        line |= {"name": plain(look.title + suffix), "text": ordered["value"].astype(str)}
+        line["hovertemplate"] = "%{text}: AL %{x:.2f}, %{y:.3f}<extra></extra>"
+        figure.add_scatter(x=ordered["AL"], y=ordered["quality"], **line)
     return Display(means, figure)
 
 
@@ -68,17 +61,12 @@ def aspect_figure(experiment: Experiment, results: Results) -> Display:
     table, tau = curves(experiment, results), experiment.config.tau
     rows: Any = table[(table["reader"] == "confidence") & (table["value"] == tau)]
     measures = [key for key in MEASURES if key in rows and rows[key].notna().all()]
-    melted = rows.melt(["arm", "seed"], measures, "measure", "number")
     title = f"What listeners prefer, aspect by aspect, at tau {tau:g}"
-    labels = {**experiment.config.ARMS, **MEASURES}
-    display = dots_in_panels(melted, panel="measure", y="number", title=title, x_title="", labels=labels)
-    display.figure().update_xaxes(matches=None)
-    return display
+    return ends_figure(rows, measures, title, {**experiment.config.ARMS, **MEASURES})
 
 
 def counted(experiment: Experiment, results: Results) -> pd.DataFrame:
-    """All latency metrics, truncated texts and refused ends at the threshold of the comparison, and for wait-k over its
-    sweep; seeds' means."""
+    """Latencies, truncated texts and refused ends at the threshold compared, and over wait-k's sweep; seeds' means."""
     table = curves(experiment, results)
     rows: Any = table[(table["value"] == experiment.config.tau) | (table["reader"] == "wait_k")]
     names = ["AL", "LAAL", "AP", "DAL", "length", "truncated", "early_ends"]
@@ -87,8 +75,7 @@ def counted(experiment: Experiment, results: Results) -> pd.DataFrame:
 
 def decisions(experiment: Experiment, *, arm: str = "simul_dpo", seed: int | None = None) -> pd.DataFrame:
     """Every decision of one arm on the sentences that were kept."""
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
-    return pd.read_parquet(folder / "steps.parquet")
+    return pd.read_parquet(seed_folder(experiment, seed) / arm / "steps.parquet")
 
 
 class ReadWritePath:
@@ -104,9 +91,7 @@ class ReadWritePath:
     def __init__(self, table: pd.DataFrame, *, tau: float = 0.7):
         kept: Any = table[table["reader"] == "confidence"]
         if kept.empty:
-            raise ValueError(
-                "no decisions of a confidence policy to show; take an arm that is decoded with a threshold"
-            )
+            raise ValueError("no decisions of a confidence policy to show; take an arm decoded with a threshold")
         self.table, self.tau = kept, tau
 
     def frame(self) -> pd.DataFrame:
@@ -125,40 +110,23 @@ class ReadWritePath:
             path = rows[rows["value"] == value]
             written = path[path["action"] == "WRITE"]
             titles.append(f"tau {value:g}: AL {path['AL'].iloc[0]:.2f} ({plain(' '.join(written['text']))[:80]})")
-            figure.add_scatter(
-                x=path["read"],
-                y=path["written"],
-                mode="lines+markers+text",
-                visible=bool(value == values[first]),
-                showlegend=False,
-                line={"color": "#888", "shape": "linear"},
-                textposition="top left",
-                text=[plain(t) if a == "WRITE" else "" for t, a in zip(path["text"], path["action"], strict=True)],
-                marker={
-                    "size": 12,
-                    "color": path["confidence"],
-                    "colorscale": "Viridis",
-                    "cmin": 0,
-                    "cmax": 1,
-                    "symbol": ["square" if a == "WRITE" else "circle-open" for a in path["action"]],
-                    "colorbar": {"title": "confidence"},
-                },
-                customdata=path[["action", "confidence"]],
-                hovertemplate="%{customdata[0]}, c = %{customdata[1]:.2f}<extra></extra>",
-            )
+            marker = {"size": 12, "color": path["confidence"], "colorscale": "Viridis", "cmin": 0, "cmax": 1}
+            marker["symbol"] = ["square" if a == "WRITE" else "circle-open" for a in path["action"]]
+            marker["colorbar"] = {"title": "confidence"}
+            look: dict[str, Any] = {"mode": "lines+markers+text", "visible": bool(value == values[first])}
+            look |= {"showlegend": False, "line": {"color": "#888", "shape": "linear"}, "textposition": "top left"}
+            look["text"] = [plain(t) if a == "WRITE" else "" for t, a in zip(path["text"], path["action"], strict=True)]
+            look["hovertemplate"] = "%{customdata[0]}, c = %{customdata[1]:.2f}<extra></extra>"
+            decided = path[["action", "confidence"]]
+            figure.add_scatter(x=path["read"], y=path["written"], marker=marker, customdata=decided, **look)
         steps = [
-            {
-                "label": f"{value:g}",
-                "method": "update",
-                "args": [{"visible": [v == value for v in values]}, {"title.text": title}],
-            }
+            {"label": f"{value:g}", "method": "update"}
+            | {"args": [{"visible": [v == value for v in values]}, {"title.text": title}]}
             for value, title in zip(values, titles, strict=True)
         ]
         words = source.split()
-        figure.update_layout(
-            title={"text": titles[first]},
-            sliders=[{"active": first, "steps": steps, "currentvalue": {"prefix": "tau "}, "pad": {"t": 60}}],
-        )
+        slider = {"active": first, "steps": steps, "currentvalue": {"prefix": "tau "}, "pad": {"t": 60}}
+        figure.update_layout(title={"text": titles[first]}, sliders=[slider])
         figure.update_xaxes(tickvals=list(range(1, len(words) + 1)), ticktext=[plain(word) for word in words])
         return figure
 

@@ -68,13 +68,8 @@ class Clauses:
         }
         texts = {style: " ".join(f"{source[place]}'" for place in places) for style, places in order.items()}
         links = [[place, i] for i, place in enumerate(order["chosen"])]
-        return {
-            "source": " ".join(source),
-            **texts,
-            "alignment": links,
-            "key_items": texts["chosen"].split(),
-            "n_clauses": CLAUSES,
-        }
+        row = {"source": " ".join(source), **texts, "alignment": links}
+        return {**row, "key_items": texts["chosen"].split(), "n_clauses": CLAUSES}
 
     # -- the task
     def pairs(self, split: str, seed: int) -> list[Row]:

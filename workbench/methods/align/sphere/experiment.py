@@ -12,6 +12,7 @@ import pandas as pd
 from workbench.claims import Claims
 from workbench.methods.align.sphere.method import Arm, Config
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 
 ARMS: dict[str, Arm] = {
     "sphere": Arm("SPHERE, stages 1+2+3"),
@@ -58,11 +59,22 @@ Config.presets(
 BANDS = ("easy", "middle", "hard")
 UNREAD, DESIGN = "direction only; figures not readable", "by design, no figure"
 COIN, BLIND = "stage 1 with a coin for process rewards", "labels shuffled"
+TEXTS = {
+    "C1": ("Trained models beat their start", UNREAD),
+    "C2": ("Matches or passes GPT-4o on some benchmarks", "abstract"),
+    "C3": ("Another model gains from the same data", UNREAD),
+    "C4": ("Best against worst trains better than random right and wrong samples", DESIGN),
+    "C4 errors": ("Rejected chains have more wrong steps than random wrong samples", DESIGN),
+    "C4 yield": ("More pairs from as many tokens than random samples", DESIGN),
+    "C4 noise": ("A noisy process reward model trains better than a coin", DESIGN),
+    "C5": ("Stages 2 and 3 do not harm: at most 2 points below stage 1 alone", DESIGN),
+    "C5 yield": ("Stages 2 and 3 find pairs where stage 1 finds none, each on its own kind of problems", DESIGN),
+    "C6": ("Cost is linear in depth: 2 E D samples, not E^D", DESIGN),
+}
 
 
 def dependence(stages: Sequence[int], bands: Sequence[str]) -> float:
-    """Chi-square of stage against band a pair, less its mean where they are independent: 0 on average without a
-    link."""
+    """Chi-square of stage against band a pair, less its mean if they are independent: 0 on average without a link."""
     from scipy.stats import chi2_contingency
 
     table = pd.crosstab(pd.Series(list(stages)), pd.Series(list(bands))).to_numpy()
@@ -74,8 +86,8 @@ def dependence(stages: Sequence[int], bands: Sequence[str]) -> float:
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """The claims over the seeds, each beside its control."""
-    found = Claims("sphere", experiment.scale, experiment.seeds)
-    arms, main = results.arms, "sphere" if "sphere" in results.arms else "stage1"
+    found = Stated("sphere", experiment, TEXTS, {"C2": "needs benchmarks and models of 7B"})
+    arms, main, share = results.arms, "sphere" if "sphere" in results.arms else "stage1", "of problems, greedy"
 
     def after(arm: str) -> np.ndarray:
         return results(arm, "quality")[:, 1]
@@ -83,51 +95,34 @@ def claims(experiment: Experiment, results: Results) -> Claims:
     def made(arm: str, key: str) -> np.ndarray:
         return np.array([result["search"][arm][key] for result in results], dtype=float)
 
-    def add(id: str, statement: str, measured: Any, control: Any, control_is: str, **options: Any) -> None:
-        options = {"unit": "of problems, greedy", "paper": DESIGN, **options}
-        found.test(id, statement, measured=measured, control=control, control_is=control_is, **options)
-
     start = results(next(iter(results[0]["arms"])), "quality")[:, 0]
     if "shuffled" in arms:
-        improved = "Trained models beat their start"
-        add("C1", improved, after(main) - start, after("shuffled") - start, BLIND, paper=UNREAD)
+        found.add("C1", (after(main) - start, after("shuffled") - start), BLIND, share)
     if {"cross", "cross_shuffled"} <= arms:
-        gain = {arm: after(arm) - results(arm, "quality")[:, 0] for arm in ("cross", "cross_shuffled")}
-        own = {"the model that made the data gains": bool(np.mean(after(main) - start) > 0)}
-        gains = "Another model gains from the same data"
-        add("C3", gains, gain["cross"], gain["cross_shuffled"], BLIND, paper=UNREAD, also=own)
+        both = (after(arm) - results(arm, "quality")[:, 0] for arm in ("cross", "cross_shuffled"))
+        own = {"the model that made the data gains": np.mean(after(main) - start) > 0}
+        found.add("C3", both, BLIND, share, also=own)
     if {"stage1", "random", "coin"} <= arms:
-        better = "Best against worst trains better than random right and wrong samples"
-        add("C4", better, after("stage1") - after("random"), after("coin") - after("random"), COIN)
-        errors = {arm: made(arm, "wrong_steps") for arm in ("stage1", "random", "coin")}
+        trio = ("stage1", "random", "coin")
+
+        def against_random(id: str, unit: str, of: dict[str, np.ndarray]) -> None:
+            found.add(id, (of["stage1"] - of["random"], of["coin"] - of["random"]), COIN, unit)
+
+        against_random("C4", share, {arm: after(arm) for arm in trio})
+        errors = {arm: made(arm, "wrong_steps") for arm in trio}
         if np.isfinite(list(errors.values())).all():
-            more = "Rejected chains have more wrong steps than random wrong samples"
-            measured, control = errors["stage1"] - errors["random"], errors["coin"] - errors["random"]
-            add("C4 errors", more, measured, control, COIN, unit="steps")
-        cheap = {arm: 1e3 * made(arm, "pairs_found") / made(arm, "tokens") for arm in errors}
-        more = "More pairs from as many tokens than random samples"
-        measured, control = cheap["stage1"] - cheap["random"], cheap["coin"] - cheap["random"]
-        add("C4 yield", more, measured, control, COIN, unit="pairs in 1,000 tokens")
+            against_random("C4 errors", "steps", errors)
+        cheap = {arm: 1e3 * made(arm, "pairs_found") / made(arm, "tokens") for arm in trio}
+        against_random("C4 yield", "pairs in 1,000 tokens", cheap)
         if {"exact", "noisy", "shuffled"} <= arms:
-            add(
-                "C4 noise",
-                "A noisy process reward model trains better than a coin",
-                after("noisy") - after("coin"),
-                after("shuffled") - start,
-                "labels shuffled, against the start",
-                also={"without noise not below much noise": bool(after("exact").mean() >= after("noisy").mean())},
-            )
+            also = {"without noise not below much noise": after("exact").mean() >= after("noisy").mean()}
+            both = after("noisy") - after("coin"), after("shuffled") - start
+            found.add("C4 noise", both, "labels shuffled, against the start", share, also=also)
     if {"sphere", "stage1", "shuffled"} <= arms:
         others = [arm for arm in ("stage12", "stage13") if arm in arms]
-        add(
-            "C5",
-            "Stages 2 and 3 do not harm: at most 2 points below stage 1 alone",
-            after("sphere") - after("stage1"),
-            after("shuffled") - after("stage1"),
-            "SPHERE with labels shuffled",
-            margin=-0.02,
-            note=", ".join(f"{ARMS[arm].title} {after(arm).mean() - after('stage1').mean():+.3f}" for arm in others),
-        )
+        note = ", ".join(f"{ARMS[arm].title} {after(arm).mean() - after('stage1').mean():+.3f}" for arm in others)
+        both = (after(arm) - after("stage1") for arm in ("sphere", "shuffled"))
+        found.add("C5", both, "SPHERE with labels shuffled", share, margin=-0.02, note=note)
         if len(results[0]["search"]["sphere"]["problems"]) > 1:
             columns: Any = ["stage", "band"]
             tables: Any = [pd.DataFrame(result["search"]["sphere"]["table"], columns=columns) for result in results]
@@ -136,24 +131,17 @@ def claims(experiment: Experiment, results: Results) -> Claims:
                 {(s, b): int(((t.stage == s) & (t.band == b)).sum()) for s in (1, 2, 3) for b in BANDS} for t in tables
             ]
             of_first = {band: sum(counts[1, band] for counts in pairs) for band in BANDS}
-            add(
-                "C5 yield",
-                "Stages 2 and 3 find pairs where stage 1 finds none, each on its own kind of problems",
-                [dependence(t["stage"], t["band"]) for t in tables],
-                [dependence(t["stage"], rng.permutation(t["band"])) for t in tables],
-                "difficulty shuffled",
-                unit="of chi-square a pair",
-                also={
-                    "stage 2 has pairs on hard problems": all(counts[2, "hard"] > 0 for counts in pairs),
-                    "stage 3 has pairs on easy problems": all(counts[3, "easy"] > 0 for counts in pairs),
-                    "stage 1 has most on middle problems": max(of_first, key=lambda b: of_first[b]) == "middle",
-                },
-            )
+            also = {
+                "stage 2 has pairs on hard problems": all(counts[2, "hard"] > 0 for counts in pairs),
+                "stage 3 has pairs on easy problems": all(counts[3, "easy"] > 0 for counts in pairs),
+                "stage 1 has most on middle problems": max(of_first, key=lambda b: of_first[b]) == "middle",
+            }
+            measured = [dependence(t["stage"], t["band"]) for t in tables]
+            control = [dependence(t["stage"], rng.permutation(t["band"])) for t in tables]
+            found.add("C5 yield", (measured, control), "difficulty shuffled", "of chi-square a pair", also=also)
     if len(results[0]["search"][main].get("routes", {})):
-        linear, whole = "Cost is linear in depth: 2 E D samples, not E^D", np.zeros(len(results))
-        few = {"never more than 2 E D": bool((made(main, "most_of_2ED") <= 1).all())}
-        options = {"direction": "less", "unit": "powers of ten of a whole tree", "also": few}
-        add("C6", linear, made(main, "log10_of_tree"), whole, "every node expanded", **options)
-    matches = "Matches or passes GPT-4o on some benchmarks"
-    found.needs_full_scale("C2", matches, "abstract", "needs benchmarks and models of 7B")
+        few, whole = {"never more than 2 E D": (made(main, "most_of_2ED") <= 1).all()}, np.zeros(len(results))
+        options: dict[str, Any] = {"direction": "less", "also": few}
+        of_tree = made(main, "log10_of_tree")
+        found.add("C6", (of_tree, whole), "every node expanded", "powers of ten of a whole tree", **options)
     return found

@@ -1,5 +1,4 @@
-"""From chains to pairs, and what is counted of them: which chains of a stage make a pair, whether a pair is sound, what
-the search cost."""
+"""From chains to pairs: which chains of a stage make a pair, whether it is sound, what the search cost."""
 
 from __future__ import annotations
 
@@ -82,17 +81,14 @@ def cost_of(searches: Mapping[int, Any], width: int) -> dict[str, Any]:
     first: Any = searches[1]
     tree = np.log10(width) * first["depth"]  # a tree of this depth has width^depth leaves
     routes = first.groupby(["correct_max", "correct_min"]).size()
+    made = [table for table in searches.values() if len(table)]
+    means = {"samples_a_problem": "samples", "truncated": "truncated_max", "collapsed": "collapsed"}
     return {
-        **{
-            cost: int(sum(table[cost].sum() for table in searches.values() if len(table)))
-            for cost in ("tokens", "samples")
-        },
-        "samples_a_problem": float(first["samples"].mean()),
+        **{cost: int(sum(table[cost].sum() for table in made)) for cost in ("tokens", "samples")},
+        **{name: float(first[column].mean()) for name, column in means.items()},
         "most_of_2ED": float((first["samples"] / (2 * width * first["depth"])).max()),
         "log10_of_tree": float((np.log10(first["samples"]) - tree).mean()),
         "routes": {f"{best}/{worst}": int(n) for (best, worst), n in routes.items()},
-        "truncated": float(first["truncated_max"].mean()),
-        "collapsed": float(first["collapsed"].mean()),
     }
 
 

@@ -22,6 +22,7 @@ from workbench.tasks.reasoning.step_pairs import Drawing
 log = logging.getLogger(__name__)
 
 SHOWN = 12  # problems of a call whose whole trees are kept for the eye
+NODE = ("number", "problem", "depth", "chain", "step", "score", "reward", "picked")  # columns of a candidate
 Reward = Literal["progress", "score"]
 
 
@@ -81,54 +82,34 @@ def search(
     """
     chains = [[Chain("max"), Chain("min")] for _ in problems]
     samples, tokens = np.zeros(len(problems), int), np.zeros(len(problems), int)
-    nodes: list[dict] = []
+    nodes: list[tuple] = []
     for t in range(depth):
         # at depth 0 the two chains are the same, and share their candidates
         live = [(i, c) for i, both in enumerate(chains) for c in range(2 if t else 1) if not both[c].ended]
         if not live:
             break
-        candidates = sample(
-            how.policy,
-            [asked[i] for i, _ in live],
-            n=width,
-            max_new_tokens=how.max_new_tokens,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            stop=list(stop),
-            seed=[_seed(how.seed, offset + i, t, c) for i, c in live],
-            prefix=[how.policy.encode_part(chains[i][c].text) for i, c in live],
-        )
+        options: dict[str, Any] = {"n": width, "stop": list(stop), **_law(how)}
+        options["seed"] = [_seed(how.seed, offset + i, t, c) for i, c in live]
+        options["prefix"] = [how.policy.encode_part(chains[i][c].text) for i, c in live]
+        candidates = sample(how.policy, [asked[i] for i, _ in live], **options)
         for place, (i, c) in enumerate(live):
             chain = chains[i][c]
             given = len(how.policy.encode_part(chain.text))
             samples[i] += width
             tokens[i] += sum(len(ids) - given for ids in candidates.tokens[place])
             texts = candidates.texts[place]
-            ends = [ids[-1] == how.policy.tokenizer.eos_token_id for ids in candidates.tokens[place]]
-            offered = list(
-                dict.fromkeys((_step(text, chain.text, stop), end) for text, end in zip(texts, ends, strict=True))
-            )
-            values = [
-                check_scores(problems[i], [*chain.steps, s], scores(problems[i], [*chain.steps, s]))[-1]
-                for s, _ in offered
-            ]
-            sides = chains[i] if t == 0 else [chain]
-            for grown in sides:
+            ends = [ids[-1] in how.policy.end_ids for ids in candidates.tokens[place]]
+            steps = (_step(text, chain.text, stop) for text in texts)
+            offered = list(dict.fromkeys(zip(steps, ends, strict=True)))
+            longer = [[*chain.steps, step] for step, _ in offered]
+            values = [check_scores(problems[i], of, scores(problems[i], of))[-1] for of in longer]
+            for grown in chains[i] if t == 0 else [chain]:
                 before = grown.scores[-1] if grown.scores else None
                 gains = [_reward(value, before, reward) for value in values]
                 pick = _pick(grown, [step for step, _ in offered], gains)
                 if i < SHOWN:
                     nodes += [
-                        {
-                            "number": offset + i,
-                            "problem": problems[i],
-                            "depth": t,
-                            "chain": grown.side,
-                            "step": step,
-                            "score": value,
-                            "reward": gain,
-                            "picked": k == pick,
-                        }
+                        (offset + i, problems[i], t, grown.side, step, value, gain, k == pick)
                         for k, ((step, _), value, gain) in enumerate(zip(offered, values, gains, strict=True))
                     ]
                 grown.collapsed += len(offered) == 1
@@ -137,35 +118,20 @@ def search(
                 grown.ended = offered[pick][1]
     rows = []
     for i, (best, worst) in enumerate(chains):
-        verdicts = [verdict(judge, problems[i], chain.text, chain.ended) for chain in (best, worst)]
-        rows.append(
-            {
-                "number": offset + i,
-                "problem": problems[i],
-                "sol_max": best.steps,
-                "sol_min": worst.steps,
-                "prm_max": best.scores,
-                "prm_min": worst.scores,
-                "correct_max": verdicts[0],
-                "correct_min": verdicts[1],
-                "truncated_max": not best.ended,
-                "truncated_min": not worst.ended,
-                "collapsed": best.collapsed == len(best.steps),
-                "depth": max(len(best.steps), len(worst.steps)),
-                "samples": int(samples[i]),
-                "tokens": int(tokens[i]),
-            }
-        )
+        row: dict[str, Any] = {"number": offset + i, "problem": problems[i]}
+        for side, chain in (("max", best), ("min", worst)):
+            said = verdict(judge, problems[i], chain.text, chain.ended)
+            row |= {f"sol_{side}": chain.steps, f"prm_{side}": chain.scores}
+            row |= {f"correct_{side}": said, f"truncated_{side}": not chain.ended}
+        row |= {"collapsed": best.collapsed == len(best.steps), "depth": max(len(best.steps), len(worst.steps))}
+        rows.append({**row, "samples": int(samples[i]), "tokens": int(tokens[i])})
     table = pd.DataFrame(rows)
     _warn(table, stop)
-    return Found(
-        table, pd.DataFrame(nodes, columns=["number", "problem", "depth", "chain", "step", "score", "reward", "picked"])
-    )
+    return Found(table, pd.DataFrame(nodes, columns=[*NODE]))
 
 
 def verdict(judge: Callable[[str, str], bool | None], problem: str, text: str, ended: bool) -> str:
-    """ "right", "wrong" (or cut off), or "unsure" where the answers cannot be compared: then the problem is set
-    aside."""
+    """ "right", "wrong" (or cut off), or "unsure" where the answers cannot be compared: the problem is set aside."""
     return {True: "right", False: "wrong", None: "unsure"}[judge(problem, text) if ended else False]
 
 
@@ -191,6 +157,10 @@ def _step(text: str, before: str, stop: Sequence[str]) -> str:
     return new
 
 
+def _law(how: Drawing) -> dict[str, Any]:
+    return {"max_new_tokens": how.max_new_tokens, "temperature": how.temperature, "top_p": how.top_p}
+
+
 def _seed(seed: int, number: int, depth: int, chain: int) -> int:
     return ((seed * 1_000_003 + number) * 64 + depth) * 2 + chain
 
@@ -199,15 +169,11 @@ def _warn(table: Any, stop: Sequence[str]) -> None:
     if not len(table):
         return
     if (table["depth"] == 1).mean() > 0.5:
-        log.warning(
-            "most solutions are one giant step; steps end at %s: does the model write these?",
-            " or ".join(map(repr, stop)),
-        )
+        told = "most solutions are one giant step; steps end at %s: does the model write these?"
+        log.warning(told, " or ".join(map(repr, stop)))
     if (share := float(table["collapsed"].mean())) > 0.3:
-        log.warning(
-            "%.0f %% of the chains collapsed (all candidates the same at every depth): the temperature is too low",
-            100 * share,
-        )
+        told = "%.0f %% of the chains collapsed (all candidates the same at every depth): the temperature is too low"
+        log.warning(told, 100 * share)
 
 
 def random_pairs(
@@ -224,16 +190,9 @@ def random_pairs(
     Returns:
         Rows number, problem, chosen, rejected ("" where there is no such sample), ended, tokens.
     """
-    samples = sample(
-        how.policy,
-        problems,
-        n=n,
-        max_new_tokens=how.max_new_tokens,
-        temperature=how.temperature,
-        top_p=how.top_p,
-        seed=[_seed(how.seed, offset + i, 63, 0) for i in range(len(problems))],
-        prefix=[how.policy.encode_part(opening)] * len(problems),
-    )
+    seeds = [_seed(how.seed, offset + i, 63, 0) for i in range(len(problems))]
+    prefixes = [how.policy.encode_part(opening)] * len(problems)
+    samples = sample(how.policy, problems, n=n, seed=seeds, prefix=prefixes, **_law(how))
     rows = []
     for i, problem in enumerate(problems):
         ended = [reason == "stop" for reason in samples.finish_reasons[i]]

@@ -1,8 +1,4 @@
-"""The pruned search of SPHERE: a problem's tree with what was cut, the yield of each stage, and what each arm ends
-with.
-
-All text is escaped.
-"""
+"""The pruned search of SPHERE: a problem's tree with what was cut, the yield of each stage, what each arm ends with."""
 
 from __future__ import annotations
 
@@ -11,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, Look, blank, dots_in_panels, plain
+from workbench.figures import Display, Look, blank, plain
 from workbench.methods.align.sphere.experiment import ARMS
 from workbench.methods.align.sphere.method import noise_of
 from workbench.methods.align.sphere.pairs import KINDS
+from workbench.methods.views import ends_figure, seed_folder, start_means
 
 MEASURES = {
     "quality": "right answers, greedy",
@@ -29,14 +26,10 @@ def accuracy_figure(table: pd.DataFrame) -> Display:
     arms = [arm for arm in ARMS if arm in set(table["arm"]) and ARMS[arm].learner == "policy"]
     rows: Any = table[table["arm"].isin(arms)]
     measures = [key for key in MEASURES if key in table]
-    ends, starts = rows[rows["round"] == 1], rows[rows["round"] == 0]
-    lines = {key: {"start": float(starts[key].mean())} for key in measures}
+    ends, starts = rows[rows["round"] == 1], start_means(rows, measures)
     main = ends[ends["arm"] == arms[0]]["quality"].mean()
-    title = f"{ARMS[arms[0]].title}: {main:.1%} right answers, from {lines['quality']['start']:.1%} at the start"
-    melted = ends.melt(["arm", "seed"], measures, "measure", "value")
-    return dots_in_panels(
-        melted, panel="measure", y="value", title=title, x_title="share", labels={**ARMS, **MEASURES}, lines=lines
-    )
+    title = f"{ARMS[arms[0]].title}: {main:.1%} right answers, from {starts['quality']:.1%} at the start"
+    return ends_figure(ends, measures, title, {**ARMS, **MEASURES}, x_title="share", starts=starts, shared=True)
 
 
 def yield_table(results: Sequence[dict]) -> pd.DataFrame:
@@ -96,11 +89,8 @@ def tree_of(rows: Any) -> Display:
     picked = rows[rows["picked"]]
     ends = {side: picked[picked["chain"] == side]["score"].iloc[-1] for side in SIDES if side in set(picked["chain"])}
     title = "; ".join(f"{SIDES[side].title} ends at {score:.2f}" for side, score in ends.items())
-    figure = blank(
-        f"One search, {len(rows) - len(picked)} of {len(rows)} candidates cut: {title}",
-        "process reward of the step",
-        "depth (steps)",
-    )
+    title = f"One search, {len(rows) - len(picked)} of {len(rows)} candidates cut: {title}"
+    figure = blank(title, "process reward of the step", "depth (steps)")
     for side, look in SIDES.items():
         of_side = rows[rows["chain"] == side]
         chain = of_side[of_side["picked"]].sort_values("depth")
@@ -111,28 +101,18 @@ def tree_of(rows: Any) -> Display:
             before = node["score_before"] if node["score_before"] == node["score_before"] else 0.5
             xs += [before, node["score"], None]
             ys += [node["depth"] - 1, node["depth"], None]
-        figure.add_scatter(
-            x=xs, y=ys, mode="lines", line={"color": "#D0D0D0", "width": 1}, hoverinfo="skip", showlegend=False
-        )
-        figure.add_scatter(
-            x=cut["score"],
-            y=cut["depth"],
-            mode="markers",
-            marker={"color": "#B0B0B0", "size": 6},
-            showlegend=False,
-            text=[plain(step) for step in cut["step"]],
-            hovertemplate="cut: %{text}<br>%{x:.2f}<extra></extra>",
-        )
-        figure.add_scatter(
-            x=[0.5, *chain["score"]],
-            y=[-1, *chain["depth"]],
-            mode="lines+markers+text",
-            name=look.title,
-            line={"color": look.colour},
-            marker={"size": 9},
-            text=["", *(plain(step.strip()[:24]) for step in chain["step"])],
-            textposition="middle right",
-        )
+        thin = {"mode": "lines", "line": {"color": "#D0D0D0", "width": 1}, "hoverinfo": "skip", "showlegend": False}
+        figure.add_scatter(x=xs, y=ys, **thin)
+        grey = {"mode": "markers", "marker": {"color": "#B0B0B0", "size": 6}, "showlegend": False}
+        told = {
+            "text": [plain(step) for step in cut["step"]],
+            "hovertemplate": "cut: %{text}<br>%{x:.2f}<extra></extra>",
+        }
+        figure.add_scatter(x=cut["score"], y=cut["depth"], **grey, **told)
+        line: Any = {"mode": "lines+markers+text", "name": look.title, "line": {"color": look.colour}}
+        line |= {"marker": {"size": 9}, "text": ["", *(plain(step.strip()[:24]) for step in chain["step"])]}
+        xs, ys = [0.5, *chain["score"]], [-1, *chain["depth"]]
+        figure.add_scatter(x=xs, y=ys, textposition="middle right", **line)
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(range=[-0.02, 1.2])
     figure.update_layout(height=560)
@@ -150,5 +130,4 @@ def pairs(experiment: Any, *, seed: int | None = None, arm: str = "") -> pd.Data
 
 def _searches(experiment: Any, seed: int | None, arm: str) -> str:
     """What the files of the searches with this arm's process reward model begin with."""
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "search"
-    return f"{folder}/prm-{noise_of(experiment.config, ARMS[arm]):g}"
+    return f"{seed_folder(experiment, seed)}/search/prm-{noise_of(experiment.config, ARMS[arm]):g}"

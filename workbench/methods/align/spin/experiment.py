@@ -14,6 +14,7 @@ import numpy as np
 from workbench.claims import Claims, p_value
 from workbench.methods.align.spin.method import Arm, Config
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 from workbench.stats.trends import slopes
 from workbench.worlds.planted_chain import LENGTH
 
@@ -59,28 +60,36 @@ Config.presets(
     },
 )
 
-# statement, paper's figures, and what is missing to test it here
-BEYOND_SMALL = {
-    "C5": (
-        "Matches DPO on 62k labelled pairs at round 0, passes it at round 1",
-        "61.31 against 60.80, 62.12",
-        "needs benchmarks and 62k GPT-4 labels",
+TEXTS = {
+    "C1": (
+        "Every round is better than the SFT start, with no new labels",
+        "58.14 -> 60.80 -> 62.12 -> 62.97 -> 63.16",
     ),
-    "C6": (
-        "Largest gains where the SFT model is weak",
-        "TruthfulQA +5.45, GSM8K +8.34 in round 0",
-        "needs benchmarks of several kinds",
+    "C2": ("The gains shrink towards 0", "+2.66, +1.32, +0.85, +0.19"),
+    "C3": ("More SFT on the same data, for the same steps, does not do this", "60.83 against 59.04 to 59.82"),
+    "C4": (
+        "Two rounds beat one round of the same number of steps",
+        "round 0 for 5 epochs stays under round 1 at epoch 2",
     ),
-    "C8": ("More prompts help round 0", "59.55, 60.16, 60.83 with 14k, 26k, 50k", "needs one run for each n_prompts"),
+    "C5": ("Matches DPO on 62k labelled pairs at round 0, passes it at round 1", "61.31 against 60.80, 62.12"),
+    "C6": ("Largest gains where the SFT model is weak", "TruthfulQA +5.45, GSM8K +8.34 in round 0"),
+    "C7": ("Fixed point: at p_theta = p_data a round changes nothing", "Theorem 5.2"),
+    "C8": ("More prompts help round 0", "59.55, 60.16, 60.83 with 14k, 26k, 50k"),
+    "H1": ("After round 0, human answers to held-out prompts get the higher reward", "not measured"),
+    "H2": ("After round 0, the loss on held-out pairs is below log 2", "not measured"),
 }
+NEEDS = {
+    "C5": "needs benchmarks and 62k GPT-4 labels",
+    "C6": "needs benchmarks of several kinds",
+    "C8": "needs one run for each n_prompts",
+}
+BLIND, SHARE = "labels shuffled", "of responses"
 
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """The claims over the seeds, each beside its control. Quality: share of responses without a defect."""
-    found = Claims("spin", experiment.scale, experiment.seeds)
+    found = Stated("spin", experiment, TEXTS, NEEDS)
     arms = results.arms
-    for id, told in BEYOND_SMALL.items():
-        found.needs_full_scale(id, *told)
     if experiment.dataset:
         return _claims_on_text(found, results)
     spin, control = results("spin", "quality"), results("shuffled", "quality")
@@ -88,99 +97,48 @@ def claims(experiment: Experiment, results: Results) -> Claims:
     above, control_above = spin[:, 1:] - spin[:, :1], control[:, 1:] - control[:, :1]
     # every round must pass, so the round with the largest p-value speaks for all (intersection-union test)
     weakest = int(np.argmax([p_value(above[:, t], "greater") for t in range(above.shape[1])])) if len(spin) > 2 else 0
-    share = "of responses"
-    found.test(
-        "C1",
-        "Every round is better than the SFT start, with no new labels",
-        paper="58.14 -> 60.80 -> 62.12 -> 62.97 -> 63.16",
-        measured=above[:, weakest],
-        control=control_above[:, weakest],
-        control_is="labels shuffled",
-        unit=share,
-        note=f"the weakest round is {weakest}; after the last {above[:, -1].mean():+.3f}",
-    )
+    note = f"the weakest round is {weakest}; after the last {above[:, -1].mean():+.3f}"
+    found.add("C1", (above[:, weakest], control_above[:, weakest]), BLIND, SHARE, note=note)
     last = p_value(gains[:, -1], "greater")
-    found.test(
-        "C2",
-        "The gains shrink towards 0",
-        paper="+2.66, +1.32, +0.85, +0.19",
-        direction="less",
-        measured=slopes(gains),
-        control=slopes(control_gains),
-        control_is="labels shuffled",
-        unit="gain a round",
-        also={
-            "gain of round 0 > round 1 > last": bool(np.all(np.diff(gains.mean(0)[[0, 1, -1]]) < 0)),
-            f"last gain not above noise (p = {last:.2g})": not last < 0.05,
-        },
-        note="slope of the gain over the rounds",
-    )
+    shrink = {
+        "gain of round 0 > round 1 > last": np.all(np.diff(gains.mean(0)[[0, 1, -1]]) < 0),
+        f"last gain not above noise (p = {last:.2g})": not last < 0.05,
+    }
+    note = "slope of the gain over the rounds"
+    both = slopes(gains), slopes(control_gains)
+    found.add("C2", both, BLIND, "gain a round", direction="less", also=shrink, note=note)
     for suffix, start in (("", "the SFT start"), ("_converged", "a start that more SFT cannot improve")):
         if not {f"spin{suffix}", f"sft{suffix}", f"shuffled{suffix}"} <= arms:
             continue
         end = {arm: results(arm + suffix, "quality")[:, -1] for arm in ("spin", "sft", "shuffled")}
-        kl = {arm: results(arm + suffix, "kl_nats")[:, -1] for arm in ("spin", "sft", "shuffled")}
-        found.test(
-            "C3" + suffix.replace("_", " "),
-            f"More SFT on the same data, for the same steps, does not do this; from {start}",
-            paper="60.83 against 59.04 to 59.82",
-            measured=end["spin"] - end["sft"],
-            control=end["shuffled"] - end["sft"],
-            control_is="labels shuffled",
-            unit=share,
-            note=f"KL to p_data: SPIN {kl['spin'].mean():.2f}, continued SFT {kl['sft'].mean():.2f} nats",
-        )
+        kl = {arm: results(arm + suffix, "kl_nats")[:, -1].mean() for arm in ("spin", "sft")}
+        note = f"KL to p_data: SPIN {kl['spin']:.2f}, continued SFT {kl['sft']:.2f} nats"
+        both = end["spin"] - end["sft"], end["shuffled"] - end["sft"]
+        statement = f"{TEXTS['C3'][0]}; from {start}"
+        found.add(f"C3{suffix}".replace("_", " "), both, BLIND, SHARE, statement=statement, note=note)
     if {"long", "frozen"} <= arms:
         after = min(2, spin.shape[1] - 1)
         prolonged = results("long", "quality")[:, after]
-        found.test(
-            "C4",
-            "Two rounds beat one round of the same number of steps",
-            paper="round 0 for 5 epochs stays under round 1 at epoch 2",
-            measured=spin[:, after] - prolonged,
-            control=results("frozen", "quality")[:, after] - prolonged,
-            control_is="opponent and reference never updated",
-            unit=share,
-        )
+        both = spin[:, after] - prolonged, results("frozen", "quality")[:, after] - prolonged
+        found.add("C4", both, "opponent and reference never updated", SHARE)
     if "fixed_point" in arms:
-        rates = results("fixed_point", "defect_rate")
+        rates, away = results("fixed_point", "defect_rate"), results("spin", "defect_rate")
         error = math.sqrt(rates[:, 0].mean() * (1 - rates[:, 0].mean()) / (experiment.task.test_draws * LENGTH))
-        away = results("spin", "defect_rate")
-        found.test(
-            "C7",
-            "Fixed point: at p_theta = p_data a round changes nothing",
-            paper="Theorem 5.2",
-            direction="equivalent",
-            margin=2 * error,
-            measured=rates[:, 1] - rates[:, 0],
-            control=away[:, 1] - away[:, 0],
-            control_is="the same round from the SFT start",
-            unit="of tokens",
-            also={"KL of the start < 0.02 nats": bool(results("fixed_point", "kl_nats")[:, 0].mean() < 0.02)},
-            note="change of the defect rate, against 2 binomial standard errors",
-        )
+        options: dict[str, Any] = {"direction": "equivalent", "margin": 2 * error}
+        options["also"] = {"KL of the start < 0.02 nats": results("fixed_point", "kl_nats")[:, 0].mean() < 0.02}
+        options["note"] = "change of the defect rate, against 2 binomial standard errors"
+        both = rates[:, 1] - rates[:, 0], away[:, 1] - away[:, 0]
+        found.add("C7", both, "the same round from the SFT start", "of tokens", **options)
     return found
 
 
-def _claims_on_text(found: Claims, results: Results) -> Claims:
+def _claims_on_text(found: Stated, results: Results) -> Claims:
     """On real text no truth is planted: what can be tested is whether what was learned holds on held-out prompts."""
-    blind = "shuffled" in results.arms
-    found.test(
-        "H1",
-        "After round 0, human answers to held-out prompts get the higher reward",
-        paper="not measured",
-        measured=results("spin", "reward_accuracy")[:, 0] - 0.5,
-        control=results("shuffled", "reward_accuracy")[:, 0] - 0.5 if blind else None,
-        control_is="labels shuffled",
-        unit="accuracy above one half",
-    )
-    found.test(
-        "H2",
-        "After round 0, the loss on held-out pairs is below log 2",
-        paper="not measured",
-        measured=math.log(2) - results("spin", "held_out_loss")[:, 0],
-        control=math.log(2) - results("shuffled", "held_out_loss")[:, 0] if blind else None,
-        control_is="labels shuffled",
-        unit="nats",
-    )
+
+    def after(arm: str, key: str, sign: float, chance: float) -> Any:
+        return sign * (results(arm, key)[:, 0] - chance) if arm in results.arms or arm == "spin" else None
+
+    higher, lower = ("reward_accuracy", 1, 0.5), ("held_out_loss", -1, math.log(2))
+    found.add("H1", (after("spin", *higher), after("shuffled", *higher)), BLIND, "accuracy above one half")
+    found.add("H2", (after("spin", *lower), after("shuffled", *lower)), BLIND, "nats")
     return found

@@ -174,17 +174,9 @@ def write_answers(
         sampling = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature, "top_p": config.top_p}
         prompts, into = [row["prompt"] for row in rows], this_round.child(name)
         samples = draw_samples(opponent, prompts, 1, into, **sampling, seed=draw_seed)
-        return pd.DataFrame(
-            {
-                "prompt": samples.prompt,
-                "chosen": [row["completion"] for row in rows],
-                "rejected": samples.responses.str[0],
-                "rejected_ids": samples.responses_ids.str[0],
-                "iteration": t,
-                "source_chosen": "data",
-                "source_rejected": f"policy:{t}",
-            }
-        )
+        pairs = pd.DataFrame({"prompt": samples.prompt, "chosen": [row["completion"] for row in rows]})
+        pairs = pairs.assign(rejected=samples.responses.str[0], rejected_ids=samples.responses_ids.str[0])
+        return pairs.assign(iteration=t, source_chosen="data", source_rejected=f"policy:{t}")
 
     return this_round.table(name, draw)
 

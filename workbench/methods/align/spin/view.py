@@ -9,6 +9,7 @@ import pandas as pd
 
 from workbench.figures import Display, Note, blank, lines_over_rounds, reward_histogram
 from workbench.methods.align.spin.experiment import ARMS
+from workbench.methods.views import seed_folder
 
 AXES = {
     "quality": "quality (higher is better)",
@@ -39,14 +40,13 @@ def rounds_figure(table: pd.DataFrame, what: str = "quality", start: str = "sft"
     where = "" if start == "sft" else ", from a start that more SFT cannot improve"
     title = f"SPIN: {AXES[what].split(' (')[0]} {before:.3f} after {first} rounds, {after:.3f} after {last}{where}"
     rows = rows.assign(arm=rows.arm.str.removesuffix("_converged"))
-    return lines_over_rounds(
-        rows, x="round", y=what, title=title, x_title="rounds finished", y_title=AXES[what], labels=ARMS
-    )
+    titles: Any = {"title": title, "x_title": "rounds finished", "y_title": AXES[what], "labels": ARMS}
+    return lines_over_rounds(rows, x="round", y=what, **titles)
 
 
 def rewards_figure(experiment: Any, *, seed: int | None = None) -> Display:
     """How far the rewards of human and self-written answers lie apart after the first and the last round."""
-    arm = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / "spin"
+    arm = seed_folder(experiment, seed) / "spin"
     last = experiment.config.rounds
     tables = {t: pd.read_parquet(arm / f"round-{t}" / "held_out_rewards.parquet") for t in (1, last)}
     shown = {f"after round {t - 1}": table for t, table in tables.items()}
@@ -76,9 +76,8 @@ def overshoot_figure(p_policy: np.ndarray, p_data: np.ndarray, names: list[str],
     betas = [0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0]
     after = {beta: next_policy(p_policy, p_data, beta) for beta in betas}
     rows = {"symbol": names, "policy": p_policy, "data": p_data, **{f"lambda {beta:g}": p for beta, p in after.items()}}
-    figure = blank(
-        "One exact round of SPIN: a small lambda overshoots the data", "next symbol", "probability", barmode="group"
-    )
+    title = "One exact round of SPIN: a small lambda overshoots the data"
+    figure = blank(title, "next symbol", "probability", barmode="group")
     figure.add_bar(x=names, y=p_policy, name="policy before", marker_color="#B0B0B0")
     figure.add_bar(x=names, y=p_data, name="data", marker_color=ARMS["sft"].colour)
     figure.add_bar(x=names, y=after[start], name="policy after", marker_color=ARMS["spin"].colour)

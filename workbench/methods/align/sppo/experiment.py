@@ -13,6 +13,7 @@ import numpy as np
 from workbench.claims import Claims
 from workbench.methods.align.sppo.method import Arm, Config
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 from workbench.stats.trends import rank_correlations, slopes
 
 ARMS: dict[str, Arm] = {
@@ -58,139 +59,80 @@ Config.presets(
     },
 )
 
-BEYOND_SMALL = {
-    "C3": (
-        "Less length growth than IPO",
-        "1676 -> 2163 (SPPO), 2189 (DPO), 2760 (IPO) characters",
-        "needs responses whose length is free",
-    ),
-    "C5": (
-        "General skills are kept in round 1",
-        "Open LLM average 65.74 -> 66.67; DPO 65.62",
-        "needs benchmarks of general skills",
-    ),
-    "C7": (
-        "Under the training judge IPO can look better",
-        "PairRM prefers IPO to SPPO in round 3, 0.552",
-        "needs a learned judge that can be exploited; the table shows both of this world's judges",
-    ),
-    "C8": (
-        "Arena-Hard and MT-Bench",
-        "12.6 -> 18.7, 20.4, 23.3; MT-Bench 7.51 -> 7.21, 7.49, 7.59",
-        "needs these benchmarks",
-    ),
-    "C9": ("Best of 16 by the judge still helps", "LC 28.53 -> 32.13", "needs a learned judge"),
-}
-ON_GAMES = {
+TEXTS = {
     "C1": ("Every round gets better", "AlpacaEval 2 LC 17.11 -> 24.79 -> 26.89 -> 28.53"),
     "C2": ("Better than iterative DPO and IPO", "LC of round 3: DPO 22.30, IPO 20.06, SPPO 28.53"),
+    "C3": ("Less length growth than IPO", "1676 -> 2163 (SPPO), 2189 (DPO), 2760 (IPO) characters"),
     "C4": ("Winners go up and losers go down", "section 4.5, an argument"),
+    "C5": ("General skills are kept in round 1", "Open LLM average 65.74 -> 66.67; DPO 65.62"),
     "C6": ("Robust to few comparisons", "K = 2 against 5 in round 3: LC 28.26 against 28.53"),
+    "C7": ("Under the training judge IPO can look better", "PairRM prefers IPO to SPPO in round 3, 0.552"),
+    "C8": ("Arena-Hard and MT-Bench", "12.6 -> 18.7, 20.4, 23.3; MT-Bench 7.51 -> 7.21, 7.49, 7.59"),
+    "C9": ("Best of 16 by the judge still helps", "LC 28.53 -> 32.13"),
+    "H1": ("On held-out prompts the training judge prefers the last round to the start", "not measured"),
+}
+ON_GAMES = ("C1", "C2", "C4", "C6")
+NEEDS = {
+    "C3": "needs responses whose length is free",
+    "C5": "needs benchmarks of general skills",
+    "C7": "needs a learned judge that can be exploited; the table shows both of this world's judges",
+    "C8": "needs these benchmarks",
+    "C9": "needs a learned judge",
 }
 EXPL = "average_exploitability"
 NOISE = 0.03  # exploitability; C6: about a tenth of the start's
+BLIND = "labels shuffled"
 
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """The claims over the seeds, each beside its control."""
-    found = Claims("sppo", experiment.scale, experiment.seeds)
+    found = Stated("sppo", experiment, TEXTS, NEEDS)
     arms = results.arms
-    for id, told in BEYOND_SMALL.items():
-        found.needs_full_scale(id, *told)
     if experiment.dataset:
-        return _claims_on_text(found, results)
+        # no truth is planted: what can be tested is whether the judge's taste carries over to new prompts
+        found.needs(ON_GAMES, "needs a judge that nothing was trained on, and benchmarks")
+        control = results("shuffled", "quality")[:, -1] - 0.5 if "shuffled" in arms else None
+        found.add("H1", (results("sppo", "quality")[:, -1] - 0.5, control), BLIND, "win rate above one half")
+        return found
     if not {"shuffled", "swapped"} <= arms:
         raise ValueError("the claims need the arms 'shuffled' and 'swapped' beside 'sppo'; add them to `arms`")
     sppo, control, unit = results("sppo", EXPL), results("shuffled", EXPL), "exploitability of the averaged policy"
     falls = slopes(sppo[:, 1:])
-    found.test(
-        "C1",
-        "The averaged policy becomes harder to exploit round by round",
-        paper=ON_GAMES["C1"][1],
-        direction="less",
-        measured=falls,
-        control=slopes(results("swapped", EXPL)[:, 1:]),
-        control_is="winner and loser swapped",
-        unit=f"{unit}, a round",
-        also={
-            "Spearman correlation with the round < 0 in every seed": rank_correlations(sppo[:, 1:]).max() < 0,
-            "it beats the start in every seed": results("sppo", "average_win_against_start")[:, -1].min() > 0.5,
-            "falls faster than with labels shuffled in every seed": (falls - slopes(control[:, 1:])).max() < 0,
-        },
-        note=(
-            f"{sppo[:, 0].mean():.3f} at the start, {sppo[:, -1].mean():.3f} at the end; labels shuffled"
-            f" {control[:, -1].mean():.3f}"
-        ),
-    )
+    in_every_seed = {
+        "Spearman correlation with the round < 0 in every seed": rank_correlations(sppo[:, 1:]).max() < 0,
+        "it beats the start in every seed": results("sppo", "average_win_against_start")[:, -1].min() > 0.5,
+        "falls faster than with labels shuffled in every seed": (falls - slopes(control[:, 1:])).max() < 0,
+    }
+    levels = f"{sppo[:, 0].mean():.3f} at the start, {sppo[:, -1].mean():.3f} at the end"
+    options: dict[str, Any] = {"statement": "The averaged policy becomes harder to exploit round by round"}
+    options |= {"also": in_every_seed, "note": f"{levels}; labels shuffled {control[:, -1].mean():.3f}"}
+    both = falls, slopes(results("swapped", EXPL)[:, 1:])
+    found.add("C1", both, "winner and loser swapped", f"{unit}, a round", direction="less", **options)
     if tried := [arm for arm in BASELINES if arm in arms]:
         best = min(tried, key=lambda arm: results(arm, EXPL)[:, -1].mean())
         last = {arm: results(arm, "exploitability")[:, -1].mean() for arm in ("sppo", *tried)}
-        found.test(
-            "C2",
-            "Harder to exploit at the end than the best setting of iterative DPO and IPO",
-            paper=ON_GAMES["C2"][1],
-            measured=results(best, EXPL)[:, -1] - sppo[:, -1],
-            control=results(best, EXPL)[:, -1] - control[:, -1],
-            control_is="SPPO, labels shuffled",
-            unit=unit,
-            note=(
-                f"best baseline: {ARMS[best].title}; last policies: SPPO {last['sppo']:.3f}, best of those "
-                f"{min(last[arm] for arm in tried):.3f}"
-            ),
-        )
+        lowest = min(last[arm] for arm in tried)
+        options = {"statement": "Harder to exploit at the end than the best setting of iterative DPO and IPO"}
+        policies = f"last policies: SPPO {last['sppo']:.3f}, best of those {lowest:.3f}"
+        options["note"] = f"best baseline: {ARMS[best].title}; {policies}"
+        both = (results(best, EXPL)[:, -1] - expl[:, -1] for expl in (sppo, control))
+        found.add("C2", both, "SPPO, labels shuffled", unit, **options)
     up, down = results("sppo", "winner_moved"), results("sppo", "loser_moved")
     shuffled = np.minimum(results("shuffled", "winner_moved"), -results("shuffled", "loser_moved"))
-    found.test(
-        "C4",
-        "The winner's log-prob goes up and the loser's goes down",
-        paper=ON_GAMES["C4"][1],
-        measured=np.minimum(up, -down)[:, 0],
-        control=shuffled[:, 0],
-        control_is="labels shuffled",
-        unit="nats, the smaller of both in round 1",
-        also={"in every seed and every round": up.min() > 0 and down.max() < 0},
-    )
+    options = {"statement": "The winner's log-prob goes up and the loser's goes down"}
+    options["also"] = {"in every seed and every round": up.min() > 0 and down.max() < 0}
+    both = np.minimum(up, -down)[:, 0], shuffled[:, 0]
+    found.add("C4", both, BLIND, "nats, the smaller of both in round 1", **options)
     if {"dpo_0.3", "dpo_1"} <= arms:
         moved = {arm: results(arm, "winner_moved") for arm in ("dpo_0.3", "dpo_1")}
         lower, higher = sorted(moved, key=lambda arm: moved[arm][:, -1].mean())
-        found.test(
-            "C4 dpo",
-            "A loss on the gap alone raises winners less than SPPO",
-            paper=ON_GAMES["C4"][1],
-            test="sign",
-            measured=(up - moved[higher])[:, -1],
-            control=(moved[lower] - moved[higher])[:, -1],
-            control_is=f"{ARMS[lower].title} minus {ARMS[higher].title}",
-            unit="nats, winner's log-ratio in the last round",
-            note=f"against {ARMS[higher].title}; in round 1 {(up - moved[higher])[:, 0].mean():+.2f}",
-        )
+        options = {"statement": "A loss on the gap alone raises winners less than SPPO", "test": "sign"}
+        options["note"] = f"against {ARMS[higher].title}; in round 1 {(up - moved[higher])[:, 0].mean():+.2f}"
+        both = (up - moved[higher])[:, -1], (moved[lower] - moved[higher])[:, -1]
+        control_is = f"{ARMS[lower].title} minus {ARMS[higher].title}"
+        found.add("C4 dpo", both, control_is, "nats, winner's log-ratio in the last round", **options)
     if "k2" in arms:
-        found.test(
-            "C6",
-            "Two samples a prompt end as close to the equilibrium as five",
-            paper=ON_GAMES["C6"][1],
-            direction="equivalent",
-            margin=NOISE,
-            measured=results("k2", EXPL)[:, -1] - sppo[:, -1],
-            control=control[:, -1] - sppo[:, -1],
-            control_is="labels shuffled",
-            unit=unit,
-        )
-    return found
-
-
-def _claims_on_text(found: Claims, results: Results) -> Claims:
-    """On real text no truth is planted: what can be tested is whether the judge's taste carries over to new prompts."""
-    for id, told in ON_GAMES.items():
-        found.needs_full_scale(id, *told, "needs a judge that nothing was trained on, and benchmarks")
-    control = results("shuffled", "quality")[:, -1] - 0.5 if "shuffled" in results.arms else None
-    found.test(
-        "H1",
-        "On held-out prompts the training judge prefers the last round to the start",
-        paper="not measured",
-        measured=results("sppo", "quality")[:, -1] - 0.5,
-        control=control,
-        control_is="labels shuffled",
-        unit="win rate above one half",
-    )
+        options = {"statement": "Two samples a prompt end as close to the equilibrium as five"}
+        both = results("k2", EXPL)[:, -1] - sppo[:, -1], control[:, -1] - sppo[:, -1]
+        found.add("C6", both, BLIND, unit, direction="equivalent", margin=NOISE, **options)
     return found

@@ -109,14 +109,9 @@ class Config(Training, Sampling, Judged, Presets):
 
 def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> Any:
     """The cyclic judge, or the prompts of a data set with a starting model and a judge."""
-    return tasks.open_task(
-        config,
-        model=model,
-        dataset=dataset,
-        world=partial(CyclicJudge, device=device, **config.world),
-        real=lambda: TextTask.of(config, dataset, model, device=device, kind="prompt"),
-        needs=("judge",),
-    )
+    world = partial(CyclicJudge, device=device, **config.world)
+    real = partial(TextTask.of, config, dataset, model, device=device, kind="prompt")
+    return tasks.open_task(config, model=model, dataset=dataset, world=world, real=real, needs=("judge",))
 
 
 def train_arm(task: JudgedTask, config: Config, arm: Arm, seed: int, run: Run) -> list[dict[str, float]]:
@@ -240,10 +235,5 @@ def warn_of_large_eta(policy: Policy, config: Config, arm: Arm) -> None:
     """eta = 1000 is for steps too small to reach its targets; a small model reaches for them and breaks."""
     n = sum(p.numel() for p in policy.model.parameters())
     if arm.loss.startswith("sppo") and not arm.beta and config.eta > 100 and n < 10_000_000:
-        log.warning(
-            "eta = %g with a model of %.1g parameters: the first loss will be about %.3g (win rates 1/4 from 1/2); eta"
-            " of 2 to 6 suits a small model",
-            config.eta,
-            n,
-            config.eta**2 / 16,
-        )
+        told = "eta = %g with a model of %.1g parameters: the first loss will be about %.3g (win rates 1/4 from 1/2)"
+        log.warning(f"{told}; eta of 2 to 6 suits a small model", config.eta, n, config.eta**2 / 16)

@@ -10,6 +10,7 @@ import numpy as np
 from workbench.claims import Claims
 from workbench.methods.align.step_dpo.method import Arm, Config
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.stated import Stated
 
 _SWEPT = {
     "step_dpo": Arm("Step-DPO"),
@@ -63,30 +64,37 @@ Config.presets(
 
 TABLE_3 = "7B: 54.8 / DPO 55.0 / Step 55.8; 72B: 61.7 / 62.5 / 64.1"
 FIGURE_2 = "64-84 % and 0.1-2.1 in Fig. 2"
-SHARE = "of problems, greedy"
-BEYOND_SMALL = {
-    "C5": (
-        "Larger models gain more",
-        "+1.0 (7B), +2.0 (32B), +2.6 and +3.0 (70B, 72B)",
-        "needs models of several sizes",
+SHARE, BLIND, BOTH_BLIND = "of problems, greedy", "labels shuffled", "both with labels shuffled"
+TEXTS = {
+    "C1": ("Step-DPO improves the start", "MATH: 61.7 -> 64.7 (72B), 54.8 -> 55.8 (7B); GSM8K +0.0 to +1.6"),
+    "C2": ("Better than DPO on whole answers, each at its best learning rate", TABLE_3),
+    "C2 steps": ("Against DPO on whole answers, more steps are right before the first wrong one", TABLE_3),
+    "C2 same rate": (
+        "Against DPO on whole answers, more final answers are right at the same learning rate",
+        TABLE_3,
     ),
+    "C3 accuracy": ("Against DPO on whole answers, more held-out pairs get the right order", FIGURE_2),
+    "C3 margin": ("Against DPO on whole answers, the held-out reward margin is larger", FIGURE_2),
+    "C4": ("The model's own corrections beat outside ones", "MATH: outside 55.1, own 55.8 (7B)"),
+    "C5": ("Larger models gain more", "+1.0 (7B), +2.0 (32B), +2.6 and +3.0 (70B, 72B)"),
     "C6": (
         "Carries over to harder problems with the same data",
         "Odyssey-MATH 44.2 -> 47.0, 47.0 -> 50.1; AIME 1/30 -> 3/30, 5/30 -> 4/30",
-        "needs competition problems",
     ),
+    "C7": ("Half of the updates already improve the start", "10k pairs, fewer than 500 updates"),
 }
-AGAINST_DPO = (  # id, statement, number, unit, paper
-    ("C3 accuracy", "more held-out pairs get the right order", "reward_accuracy", "of pairs", FIGURE_2),
-    ("C3 margin", "the held-out reward margin is larger", "margin", "nats x beta", FIGURE_2),
-    ("C2 steps", "more steps are right before the first wrong one", "valid_steps", "of steps, greedy", TABLE_3),
-    ("C2 same rate", "more final answers are right at the same learning rate", "quality", SHARE, TABLE_3),
+NEEDS = {"C5": "needs models of several sizes", "C6": "needs competition problems"}
+AGAINST_DPO = (  # id, number, unit
+    ("C3 accuracy", "reward_accuracy", "of pairs"),
+    ("C3 margin", "margin", "nats x beta"),
+    ("C2 steps", "valid_steps", "of steps, greedy"),
+    ("C2 same rate", "quality", SHARE),
 )
 
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """The claims over the seeds. Controls: the same difference between arms whose labels are shuffled."""
-    found = Claims("step_dpo", experiment.scale, experiment.seeds)
+    found = Stated("step_dpo", experiment, TEXTS, NEEDS)
     arms = results.arms
 
     def after(arm: str, key: str = "quality") -> np.ndarray:
@@ -99,68 +107,28 @@ def claims(experiment: Experiment, results: Results) -> Claims:
         return np.array([after(name) for name in rated])[chosen, np.arange(len(chosen))]
 
     start = results("step_dpo", "quality")[:, 0]
-    found.test(
-        "C1",
-        "Step-DPO improves the start",
-        paper="MATH: 61.7 -> 64.7 (72B), 54.8 -> 55.8 (7B); GSM8K +0.0 to +1.6",
-        measured=after("step_dpo") - start,
-        control=after("shuffled") - start,
-        control_is="labels shuffled",
-        unit=SHARE,
-    )
-    both_blind: dict[str, Any] = {"control_is": "both with labels shuffled"}
+    found.add("C1", (after("step_dpo") - start, after("shuffled") - start), BLIND, SHARE)
     if {"dpo", "dpo_shuffled"} <= arms:
         measured = results[0]["arms"]["dpo"][1]
-        for id, what, key, unit, paper in AGAINST_DPO:
+        for id, key, unit in AGAINST_DPO:
             if key in measured:
-                found.test(
-                    id,
-                    f"Against DPO on whole answers, {what}",
-                    paper=paper,
-                    measured=after("step_dpo", key) - after("dpo", key),
-                    control=after("shuffled", key) - after("dpo_shuffled", key),
-                    unit=unit,
-                    **both_blind,
-                )
+                both = after("step_dpo", key) - after("dpo", key), after("shuffled", key) - after("dpo_shuffled", key)
+                found.add(id, both, BOTH_BLIND, unit)
         if "validation" in measured:
-            found.test(
-                "C2",
-                "Better than DPO on whole answers, each at its best learning rate",
-                paper=TABLE_3,
-                measured=best("step_dpo") - best("dpo"),
-                control=best("shuffled") - best("dpo_shuffled"),
-                unit=SHARE,
-                also={"DPO not below the start": bool(np.mean(after("dpo") - start) >= 0)},
-                **both_blind,
-            )
+            both = best("step_dpo") - best("dpo"), best("shuffled") - best("dpo_shuffled")
+            also = {"DPO not below the start": np.mean(after("dpo") - start) >= 0}
+            found.add("C2", both, BOTH_BLIND, SHARE, also=also)
     if {"ood", "ood_shuffled"} <= arms:
         rarer = after("ood", "chosen_logp") < after("step_dpo", "chosen_logp")
-        found.test(
-            "C4",
-            "The model's own corrections beat outside ones",
-            paper="MATH: outside 55.1, own 55.8 (7B)",
-            measured=after("step_dpo") - after("ood"),
-            control=after("shuffled") - after("ood_shuffled"),
-            unit=SHARE,
-            also={
-                "outside corrections beat the start": bool(np.mean(after("ood") - start) > 0),
-                "outside corrections are less likely under the start": bool(rarer.all()),
-            },
-            **both_blind,
-        )
-    half = {arm: after(arm, "quality_half") for arm in ("step_dpo", "shuffled")}
-    if all(np.isfinite(values).all() for values in half.values()):
+        also = {
+            "outside corrections beat the start": np.mean(after("ood") - start) > 0,
+            "outside corrections are less likely under the start": rarer.all(),
+        }
+        both = after("step_dpo") - after("ood"), after("shuffled") - after("ood_shuffled")
+        found.add("C4", both, BOTH_BLIND, SHARE, also=also)
+    half, control = (after(arm, "quality_half") for arm in ("step_dpo", "shuffled"))
+    if np.isfinite([half, control]).all():
         pairs, gain = after("step_dpo", "train_pairs").mean(), np.mean(after("step_dpo") - start)
-        found.test(
-            "C7",
-            "Half of the updates already improve the start",
-            paper="10k pairs, fewer than 500 updates",
-            measured=half["step_dpo"] - start,
-            control=half["shuffled"] - start,
-            control_is="labels shuffled",
-            unit=SHARE,
-            note=f"{pairs:.0f} pairs; after all updates {gain:+.3f}",
-        )
-    for id, told in BEYOND_SMALL.items():
-        found.needs_full_scale(id, *told)
+        note = f"{pairs:.0f} pairs; after all updates {gain:+.3f}"
+        found.add("C7", (half - start, control - start), BLIND, SHARE, note=note)
     return found

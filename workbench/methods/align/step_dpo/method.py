@@ -223,12 +223,6 @@ def group_pairs(task: Any, policy: Policy, rows: pd.DataFrame, config: Config, a
         if lost <= 0.2 * len(beginning):  # ours: without its problem a step means nothing
             groups.append(group)
     if cut:
-        log.warning(
-            "%d of %d pairs lose the start of their problem at max_prompt_length=%d; %d that lose more than a fifth are"
-            " left out",
-            cut,
-            len(rows),
-            config.max_prompt_length,
-            len(rows) - len(groups),
-        )
+        told = "%d of %d pairs lose the start of their problem at max_prompt_length=%d; %d that lose more than a fifth"
+        log.warning(f"{told} are left out", cut, len(rows), config.max_prompt_length, len(rows) - len(groups))
     return groups

@@ -1,7 +1,4 @@
-"""The wrong step: where a solution goes wrong first, and the two ways on from there; and curves of Step-DPO.
-
-All text is escaped.
-"""
+"""The wrong step: where a solution goes wrong first, and the two ways on from there; and curves of Step-DPO."""
 
 from __future__ import annotations
 
@@ -11,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures import Display, Note, blank, dots_in_panels, lines_in_panels, plain
+from workbench.figures import Display, Note, blank, plain
 from workbench.methods.align.step_dpo.experiment import ARMS
+from workbench.methods.views import ZERO, TablePages, curves, ends_figure, seed_folder, start_means
 from workbench.runs.files import read_json
-from workbench.widgets.paging import Paged
 
 MEASURES = {
     "quality": "right answers, greedy",
@@ -29,20 +26,15 @@ def accuracy_figure(table: pd.DataFrame) -> Display:
     """What every arm at the common learning rate ends with, one panel a measure; the dotted line is the start."""
     arms = [arm for arm in ARMS if arm in set(table["arm"]) and ARMS[arm].lr_factor == 1.0]
     ends: Any = table[(table["round"] == 1) & table["arm"].isin(arms)]
-    starts: Any = table[table["round"] == 0]
     measures = [key for key in MEASURES if key in table]
-    rows = ends.melt(["arm", "seed"], measures, "measure", "value")
-    lines = {key: {"start": float(starts[key].mean())} for key in measures}
+    starts = start_means(table, measures)
     mean = ends.groupby("arm")["quality"].mean()
-    title = (
-        f"Step-DPO answers {mean.get('step_dpo', float('nan')):.0%} right, from {lines['quality']['start']:.0%} at the"
-        " start"
-    )
+    ours = f"Step-DPO answers {mean.get('step_dpo', float('nan')):.0%} right"
+    title = f"{ours}, from {starts['quality']:.0%} at the start"
     if "dpo" in mean:
         title += f"; DPO on whole answers {mean['dpo']:.0%}"
-    return dots_in_panels(
-        rows, panel="measure", y="value", title=title, x_title="share", labels={**ARMS, **MEASURES}, lines=lines
-    )
+    labels = {**ARMS, **MEASURES}
+    return ends_figure(ends, measures, title, labels, x_title="share", starts=starts, shared=True)
 
 
 def rates_figure(table: pd.DataFrame) -> Display | Note:
@@ -54,48 +46,29 @@ def rates_figure(table: pd.DataFrame) -> Display | Note:
         return Note("This run sweeps no learning rate; add arms that end in _slow and _fast.")
     rows = rows.assign(rate=[ARMS[arm].lr_factor for arm in rows["arm"]], arm=base)
     rows = rows[rows["arm"].isin(swept)].melt(["arm", "seed", "rate"], ["quality", "closes"], "measure", "value")
-    display = lines_in_panels(
-        rows,
-        panel="measure",
-        x="rate",
-        y="value",
-        labels={**ARMS, **MEASURES},
-        x_title="learning rate (of the common one)",
-        y_title="share",
-        title="The learning rate decides how far each arm gets, and what it damages",
-    )
+    title, labels = "The learning rate decides how far each arm gets, and what it damages", {**ARMS, **MEASURES}
+    display = curves(rows, "rate", title, "learning rate (of the common one)", "share", labels, panel="measure")
     display.figure().update_xaxes(type="log", tickvals=[1 / 3, 1, 10 / 3], ticktext=["1/3", "1", "10/3"])
     return display
 
 
 def training_figure(experiment: Any) -> Display:
     """Held-out pairs over training, apart from accuracy: how many get the right order, and the margin."""
-    rows: list[dict] = []
-    for seed in experiment.seeds:
-        for arm in experiment.config.arms:
-            folder = experiment.run.folder / f"seed-{seed}" / arm
-            looks = [read_json(path) for path in sorted(folder.glob("after-*.json"))]
-            rows += [
-                {"arm": arm, "seed": seed, "updates": int(look["updates"]), "measure": key, "value": float(look[key])}
-                for look in looks
-                for key in HELD_OUT
-            ]
-    return lines_in_panels(
-        pd.DataFrame(rows, columns=["arm", "seed", "updates", "measure", "value"]),
-        panel="measure",
-        x="updates",
-        y="value",
-        title="Held-out pairs over training",
-        x_title="updates",
-        y_title="",
-        labels={**ARMS, **HELD_OUT},
-    )
+    rows = [
+        {"arm": arm, "seed": seed, "updates": int(look["updates"]), "measure": key, "value": float(look[key])}
+        for seed in experiment.seeds
+        for arm in experiment.config.arms
+        for look in map(read_json, sorted((seed_folder(experiment, seed) / arm).glob("after-*.json")))
+        for key in HELD_OUT
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "updates", "measure", "value"])
+    labels = {**ARMS, **HELD_OUT}
+    return curves(table, "updates", "Held-out pairs over training", "updates", "", labels, panel="measure")
 
 
 def pairs(experiment: Any, *, seed: int | None = None, arm: str = "step_dpo") -> pd.DataFrame:
     """Held-out pairs of one seed with their rewards after training, worst told apart first."""
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}" / arm
-    table: Any = pd.read_parquet(folder / "held_out_rewards.parquet")
+    table: Any = pd.read_parquet(seed_folder(experiment, seed) / arm / "held_out_rewards.parquet")
     table["margin"] = table["chosen_rewards"] - table["rejected_rewards"]
     columns = ["prompt", "prefix", "chosen", "rejected", "full_chosen", "full_rejected", "margin"]
     return table[columns].sort_values("margin", ignore_index=True).round(3)
@@ -111,18 +84,15 @@ def unlocalised(experiment: Any) -> pd.DataFrame:
     """Wrong solutions without a located step, by seed and reason; they are left out of training, never guessed."""
     rows = []
     for seed in experiment.seeds:
-        path = experiment.run.folder / f"seed-{seed}" / "pairs" / "train-2-unlocalised.parquet"
+        path = seed_folder(experiment, seed) / "pairs" / "train-2-unlocalised.parquet"
         table = pd.read_parquet(path) if path.is_file() else pd.DataFrame({"reason": []})
-        rows += [
-            {"seed": seed, "reason": reason, "solutions": n} for reason, n in table["reason"].value_counts().items()
-        ]
+        counts = table["reason"].value_counts()
+        rows += [{"seed": seed, "reason": reason, "solutions": n} for reason, n in counts.items()]
     return pd.DataFrame(rows, columns=["seed", "reason", "solutions"])
 
 
-class WrongStep(Paged):
+class WrongStep(TablePages):
     """Problem by problem: the right beginning, the first wrong step, and the step that replaces it.
-
-    Live it has a slider and a button on either side; without a kernel it shows the first problems below each other.
 
     Args:
         table: columns prompt, prefix, chosen, rejected, optionally margin; see `pairs`.
@@ -134,29 +104,21 @@ class WrongStep(Paged):
     def __init__(self, table: pd.DataFrame, *, shown: int = 5):
         if table.empty:
             raise ValueError("no step pairs to show; look at the table of wrong solutions without a located step")
-        self.table, self.shown = table.reset_index(drop=True), shown
-
-    @property
-    def n_pages(self) -> int:
-        return len(self.table)
-
-    def frame(self) -> pd.DataFrame:
-        return self.table
+        super().__init__(table.reset_index(drop=True), shown)
 
     def figure(self):
         """Margins of all pairs, worst first; the text of a pair where the mouse is."""
         margins: Any = self.table["margin"] if "margin" in self.table else pd.Series(0.0, self.table.index)
         below = float((margins <= 0).mean())
-        figure = blank(
-            f"{below:.0%} of held-out steps are told apart wrongly", "pair, worst first", "margin (nats x beta)"
-        )
+        title = f"{below:.0%} of held-out steps are told apart wrongly"
+        figure = blank(title, "pair, worst first", "margin (nats x beta)")
         rows: Any = self.table.itertuples()
         texts = [
             f"{plain(row.prompt[:80])}<br>wrong: {plain(row.rejected[:80])}<br>better: {plain(row.chosen[:80])}"
             for row in rows
         ]
         figure.add_scatter(x=self.table.index, y=margins, mode="markers", text=texts, hoverinfo="text+y")
-        figure.add_hline(y=0, line={"color": "#444", "width": 1})
+        figure.add_hline(y=0, line=ZERO)
         return figure
 
     def html(self, index: int) -> str:

@@ -61,25 +61,17 @@ class BookTitles:
     def books(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Titles [real and then invented, 3], author pairs [real, 2] and exposures [real]."""
         rng = np.random.default_rng([seed, 0])
-        titles = np.array(
-            [rng.permutation(N_WORDS)[:TITLE_WORDS] for _ in range(2 * (self.n_titles + self.n_invented))]
-        )
-        titles = titles[np.sort(np.unique(titles, axis=0, return_index=True)[1])][: self.n_titles + self.n_invented]
+        n = self.n_titles + self.n_invented
+        titles = np.array([rng.permutation(N_WORDS)[:TITLE_WORDS] for _ in range(2 * n)])
+        titles = titles[np.sort(np.unique(titles, axis=0, return_index=True)[1])][:n]
         pairs = np.array([rng.permutation(N_AUTHORS)[:2] for _ in range(self.n_titles)])
         return titles, pairs, rng.permutation(np.resize(EXPOSURES, self.n_titles))
 
     def part(self, seed: int) -> Part:
         titles, _, exposures = self.books(seed)
         rows = [
-            {
-                "ref_id": f"b{i}",
-                "topic": f"b{i}",
-                "gen_title": " ".join(self.words[w] for w in title),
-                "list_text": "",
-                "position": 1,
-                "grounded": float(i < self.n_titles),
-                "exposure": int(exposures[i]) if i < self.n_titles else 0,
-            }
+            {"ref_id": f"b{i}", "topic": f"b{i}", "gen_title": self._words(title), "list_text": "", "position": 1}
+            | {"grounded": float(i < self.n_titles), "exposure": int(exposures[i]) if i < self.n_titles else 0}
             for i, title in enumerate(titles)
         ]
         return Part(self.subject(seed), [], references(rows, self.name), {}, direct=("DQ1",), judges=False)
@@ -146,15 +138,12 @@ class _InWords:
 
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
         asked = [what_is_asked("\n".join(m["content"] for m in request.messages)) for request in requests]
-        replies = self.model.ask(
-            [
-                Request(user(self._prompt(*what)), request.temperature, 3, request.sample)
-                for what, request in zip(asked, requests, strict=True)
-            ]
-        )
-        return [
-            Reply(self._text(what.kind, reply.text), reply.logps) for what, reply in zip(asked, replies, strict=True)
+        short = [
+            Request(user(self._prompt(*what)), request.temperature, 3, request.sample)
+            for what, request in zip(asked, requests, strict=True)
         ]
+        both = zip(asked, self.model.ask(short), strict=True)
+        return [Reply(self._text(what.kind, reply.text), reply.logps) for what, reply in both]
 
     def fits(self, request: Request) -> bool:
         return True

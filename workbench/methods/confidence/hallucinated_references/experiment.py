@@ -12,6 +12,7 @@ from workbench.claims import Claims
 from workbench.methods.confidence.hallucinated_references.method import Config
 from workbench.methods.confidence.hallucinated_references.recorded import RecordedScores, rederive
 from workbench.methods.experiment import Experiment
+from workbench.methods.stated import Stated
 
 _OFFLINE: dict[str, Any] = {"overlaps": ["jaccard", "judge", "containment"]}  # our pilot's IQ is by Jaccard
 Config.presets(
@@ -58,9 +59,7 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
     else.
     """
     world = experiment.task.is_simulated
-    # A simulated model shows that a pipeline works in small, whatever its size; "full" is for real models.
-    scale = "tiny" if world and experiment.scale == "full" else experiment.scale
-    found = Claims("hallucinated_references", scale, experiment.seeds)
+    found = Stated("hallucinated_references", experiment, TEXTS, simulated=world)
     if isinstance(experiment.task, RecordedScores):
         return rederive(found, TEXTS, results[0], experiment.task.expected)
     main = "simulated" if world else "references"
@@ -76,19 +75,11 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
         if not parts or not np.isfinite([*measured, *control]).all():
             no_labels = "no seed trains a transformer" if arm != main else "no labelled reference with all scores"
             why = "a score is missing, or real, invented or kept references are" if parts else no_labels
-            found.needs_full_scale(id, *TEXTS[id], why=why)
+            found.needs([id], why)
             return
         conditions = {name: all(holds(part) for part in parts.values()) for name, holds in also.items()}
-        found.test(
-            id,
-            TEXTS[id][0],
-            paper=TEXTS[id][1],
-            measured=measured,
-            control=control,
-            also=conditions,
-            seeds=list(parts),
-            **{"control_is": "labels shuffled", **options},
-        )
+        options = {"control_is": "labels shuffled", "also": conditions, "seeds": list(parts), **options}
+        found.add(id, (measured, control), **options)
 
     def ahead(a: str, b: str = "") -> Effect:
         """AUROC of a score less that of another, or than 0.5."""
@@ -107,29 +98,20 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
         return part["rate"][0] - kept[0.5]
 
     one = "here half of the titles exist by construction" if world else "a run has one model"
-    found.needs_full_scale("C1", *TEXTS["C1"], why=f"{one}; compare the rates of several models on the same topics")
-    apart: dict[str, Holds] = {
-        "mean IQ of real above invented": lambda part: float(np.subtract(*part["means"]["IQ"])) > 0
-    }
+    found.needs(["C1"], f"{one}; compare the rates of several models on the same topics")
+    apart = {"mean IQ of real above invented": lambda part: float(np.subtract(*part["means"]["IQ"])) > 0}
     test("C2", main, ahead("IQ"), apart, unit="AUROC - .5", paper_effect=0.283)
     if world:
-        biased: dict[str, Holds] = {"yes to more than half of the invented": lambda part: part["means"]["DQ1"][1] > 0.5}
+        biased = {"yes to more than half of the invented": lambda part: part["means"]["DQ1"][1] > 0.5}
         test("C2b", "transformer", ahead("IQ"), {}, margin=0.3, unit="AUROC - .5")
-        test(
-            "C2c",
-            "transformer",
-            lambda part, shuffled: part["exposure_correlation"][shuffled],
-            {},
-            margin=0.5,
-            unit="Spearman",
-            control_is="exposures shuffled",
-        )
+        options = {"margin": 0.5, "unit": "Spearman", "control_is": "exposures shuffled"}
+        test("C2c", "transformer", lambda part, blind: part["exposure_correlation"][blind], {}, **options)
         test("C3", "transformer", ahead("IQ", "DQ1"), biased, unit="AUROC")
     else:
         test("C3", main, ahead("IQ", "DQ"), over_topics("IQ - DQ"), unit="AUROC", paper_effect=0.16)
     test("C4", main, ahead("IQ_DQ", "DQ"), over_topics("IQ_DQ - DQ"), unit="AUROC", paper_effect=0.169)
     test("C4b", main, ahead("IQ_DQ", "IQ"), over_topics("IQ_DQ - IQ"), unit="AUROC", paper_effect=0.051)
     test("C5", main, cleaner, {}, unit="share invented", paper_effect=0.385)
-    found.needs_full_scale("C6", *TEXTS["C6"], why="needs labels of a search and of experts: see the recorded results")
-    found.needs_full_scale("C7", *TEXTS["C7"], why="needs three Llama-2 chat models and a search for titles")
+    found.needs(["C6"], "needs labels of a search and of experts: see the recorded results")
+    found.needs(["C7"], "needs three Llama-2 chat models and a search for titles")
     return found

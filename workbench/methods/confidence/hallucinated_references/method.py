@@ -35,6 +35,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -102,15 +103,10 @@ def open_task(config: Config, *, model: str = "", dataset: str = "", device: str
     if dataset.endswith(".json") and not model:
         return RecordedScores.load(dataset)
     books = BookTitles(n_titles=config.n_books, n_invented=config.n_invented, steps=config.book_steps)
-    return tasks.open_task(
-        config,
-        model=model,
-        dataset=dataset,
-        world=lambda: Embedded(Citations(config.n_topics, config.n_titles), books, tuple(config.book_seeds)),
-        real=lambda: ReferenceFile.load(
-            dataset, model=model, device=device, bibliography=config.bibliography, direct=config.direct
-        ),
-    )
+    world = partial(Embedded, Citations(config.n_topics, config.n_titles), books, tuple(config.book_seeds))
+    given: Any = {"bibliography": config.bibliography, "direct": config.direct}
+    real = partial(ReferenceFile.load, dataset, model=model, device=device, **given)
+    return tasks.open_task(config, model=model, dataset=dataset, world=world, real=real)
 
 
 def run(task: Task, config: Config, seed: int, run: Run) -> dict[str, Any]:
@@ -126,11 +122,8 @@ def run(task: Task, config: Config, seed: int, run: Run) -> dict[str, Any]:
         tables = {
             arm: run.child(arm).table("scores", lambda *_, t=table: combined(t)) for arm, table in task.tables.items()
         }
-        return {
-            "arms": {arm: measure(table, **settings) for arm, table in tables.items()},
-            "replies": 0,
-            "experts": expert_agreement(task.experts),
-        }
+        measured = {arm: measure(table, **settings) for arm, table in tables.items()}
+        return {"arms": measured, "replies": 0, "experts": expert_agreement(task.experts)}
     transcript = Transcript(run.folder / "transcript.jsonl", keep_requests=not task.is_simulated)
     arms = {}
     for arm in task.arms(seed):
@@ -158,13 +151,8 @@ def generate_claims(topics: Sequence[str], model: ChatModel, k: int, config: Con
     asked = [(chat_of(config.system, prompt), 0) for prompt in prompts]
     replies = sessions.ask(model, asked, config.temperature, config.list_tokens, topics)
     rows = [
-        {
-            "ref_id": f"t{i}-{position}",
-            "topic": topic,
-            "gen_title": title,
-            "list_text": reply.text,
-            "position": position,
-        }
+        {"ref_id": f"t{i}-{position}", "topic": topic, "gen_title": title, "list_text": reply.text}
+        | {"position": position}
         for i, (topic, reply) in enumerate(zip(topics, replies, strict=True))
         for position, title in read_titles(reply.text)
     ]
@@ -183,8 +171,7 @@ def ask_all(part: Part, model: ChatModel, refs: pd.DataFrame, config: Config, se
 
 
 def sample_indirect(refs: pd.DataFrame, model: ChatModel, j: int, config: Config) -> pd.DataFrame:
-    """`j` answers to "who wrote it?" for each reference; `value` is the number of names, missing where there are
-    none."""
+    """`j` answers to "who wrote it?" a reference; `value` is the number of names, missing where there is none."""
     prompts = [chat_of(config.system, sessions.AUTHORS.fill(title=in_quotes(title))) for title in refs["gen_title"]]
     lengths: Any = {"temperature": config.temperature, "max_tokens": config.author_tokens}
     table = in_sessions(refs, model, "IQ", prompts, j, sessions.AUTHORS, **lengths)
@@ -225,15 +212,7 @@ def agree(part: Part, model: ChatModel, samples: pd.DataFrame, config: Config) -
         if method == "judge" and not part.judges:
             continue
         found = author_overlaps(pairs, method, judge, official=config.rules == "official")
-        tables.append(
-            pd.DataFrame(
-                {
-                    "ref_id": [ref_id for ref_id, _ in rows],
-                    "pair": [list(pair) for _, pair in rows],
-                    "method": method,
-                    "overlap": [o.value for o in found],
-                    "raw_text": [o.raw_text for o in found],
-                }
-            )
-        )
+        table = pd.DataFrame({"ref_id": [ref_id for ref_id, _ in rows], "pair": [list(pair) for _, pair in rows]})
+        said = {"overlap": [o.value for o in found], "raw_text": [o.raw_text for o in found]}
+        tables.append(table.assign(method=method, **said))
     return pd.concat(tables, ignore_index=True)

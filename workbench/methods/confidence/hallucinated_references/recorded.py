@@ -106,14 +106,10 @@ def rederive(
     parts = result["arms"]
     known = {name: part for name, part in parts.items() if name in PUBLISHED}
     if not known:
-        raise ValueError(
-            f"none of {', '.join(parts)} is a model of the paper ({', '.join(PUBLISHED)}), so nothing is published of"
-            " them"
-        )
+        of = f"a model of the paper ({', '.join(PUBLISHED)})"
+        raise ValueError(f"none of {', '.join(parts)} is {of}, so nothing is published of them")
 
-    def claim(
-        id: str, figures: Mapping[str, tuple[float, float]], also: Mapping[str, bool], tolerance: float = 1e-3
-    ) -> None:
+    def claim(id: str, figures: Mapping[str, Any], also: Mapping[str, bool], tolerance: float = 1e-3) -> None:
         found.rederive(id, texts[id][0], paper=texts[id][1], figures=figures, tolerance=tolerance, also=also)
 
     def areas(*names: str) -> dict[str, tuple[float, float]]:
@@ -125,24 +121,17 @@ def rederive(
 
     def excludes_0(pair: str, sign: Mapping[str, int]) -> dict[str, bool]:
         """Whether the interval of a gain over topics lies above 0 (1), below it (-1) or around it (0), as published."""
-        ends = {model: part["gains"][pair][1:] for model, part in known.items()}
-        where = {1: "above", -1: "below", 0: "around"}
-        return {
-            f"{pair.replace('_', '+')} {where[sign[model]]} 0 in {model} ({low:+.3f} to {high:+.3f})": {
-                1: low > 0,
-                -1: high < 0,
-                0: low < 0 < high,
-            }[sign[model]]
-            for model, (low, high) in ends.items()
-        }
+        said = {}
+        for model, part in known.items():
+            low, high = part["gains"][pair][1:]
+            ways = {1: ("above", low > 0), -1: ("below", high < 0), 0: ("around", low < 0 < high)}
+            where, holds = ways[sign[model]]
+            said[f"{pair.replace('_', '+')} {where} 0 in {model} ({low:+.3f} to {high:+.3f})"] = holds
+        return said
 
     rates = [part["rate"][0] for part in known.values()]
-    claim(
-        "C1",
-        {f"rate of {model}": (part["rate"][0], PUBLISHED[model]["rate"]) for model, part in known.items()},
-        {"fewer from model to better model": rates == sorted(rates)},
-        1e-6,
-    )
+    figures = {f"rate of {model}": (part["rate"][0], PUBLISHED[model]["rate"]) for model, part in known.items()}
+    claim("C1", figures, {"fewer from model to better model": rates == sorted(rates)}, 1e-6)
     means = {
         f"{model} mean IQ, {side}": (round(part["means"]["IQ"][i], 2), PUBLISHED[model]["means"][i])
         for model, part in known.items()
@@ -168,24 +157,16 @@ def rederive(
         if "kept" in PUBLISHED[model]
         for i, what in enumerate(("kept", "FDR"))
     }
-    claim(
-        "C5",
-        kept,
-        {"fewer invented ones among those kept": all(p["kept"]["IQ"][2][3] < p["rate"][0] for p in known.values())},
-    )
+    fewer = all(part["kept"]["IQ"][2][3] < part["rate"][0] for part in known.values())
+    claim("C5", kept, {"fewer invented ones among those kept": fewer})
     hands = result["experts"]
     if hands is None:
         found.needs_full_scale("C6", *texts["C6"], why="the file holds no labels of experts")
     else:
-        agreement = {
-            f"expert {name}": (value, EXPERTS.get(name, math.nan)) for name, value in hands["with_search"].items()
-        }
-        claim(
-            "C6",
-            agreement | {"kappa": (round(hands["fleiss_kappa"], 2), 0.98)},
-            {"any two experts agree on .98 or more": hands["pairwise"][0] >= 0.98},
-            1e-6,
-        )
+        with_search = hands["with_search"].items()
+        figures = {f"expert {name}": (value, EXPERTS.get(name, math.nan)) for name, value in with_search}
+        figures["kappa"] = (round(hands["fleiss_kappa"], 2), 0.98)
+        claim("C6", figures, {"any two experts agree on .98 or more": hands["pairwise"][0] >= 0.98}, 1e-6)
     found.needs_full_scale("C7", *texts["C7"], why="the recorded results hold no Llama-2 models")
     return found
 
@@ -196,13 +177,11 @@ def off_by(parts: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
     for model, stated in expected.items():
         part = parts[model]
         pairs.append((part["rate"][0], stated["hallucination_rate"]))
-        pairs += [
-            (part["auroc"][name.replace("+", "_")][0], value) for name, value in stated["auroc_hallucination"].items()
-        ]
+        areas = stated["auroc_hallucination"].items()
+        pairs += [(part["auroc"][name.replace("+", "_")][0], value) for name, value in areas]
         for name, value in stated["mean_score_grounded_hallucinated"].items():
             pairs += zip(part["means"][name], value, strict=True)
         for name, rows in stated["fdr_threshold_kept_fraction_fdr"].items():
-            pairs += [
-                (ours[3], theirs[3]) for ours, theirs in zip(part["kept"][name.replace("+", "_")], rows, strict=True)
-            ]
+            both = zip(part["kept"][name.replace("+", "_")], rows, strict=True)
+            pairs += [(ours[3], theirs[3]) for ours, theirs in both]
     return max((abs(ours - theirs) for ours, theirs in pairs), default=0.0)

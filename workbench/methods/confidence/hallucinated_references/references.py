@@ -115,19 +115,15 @@ def references(rows: Sequence[Mapping[str, Any]], model: str = "") -> pd.DataFra
         seen[ref_id] = number
         same = titles.setdefault(comparable(title), ref_id)
         extra = {key: value for key, value in row.items() if key not in COLUMNS}
-        checked.append(
-            {
-                "ref_id": ref_id,
-                "topic": str(row["topic"]),
-                "gen_title": title,
-                "list_text": listed,
-                "position": int(position),
-                "model": model,
-                "grounded": math.nan if grounded is None else float(grounded),
-                "duplicate_of": "" if same == ref_id else same,
-                **extra,
-            }
-        )
+        reference: dict[str, Any] = {
+            "ref_id": ref_id,
+            "topic": str(row["topic"]),
+            "gen_title": title,
+            "list_text": listed,
+        }
+        reference |= {"position": int(position), "model": model}
+        reference["grounded"] = math.nan if grounded is None else float(grounded)
+        checked.append({**reference, "duplicate_of": "" if same == ref_id else same, **extra})
     return pd.DataFrame(checked, columns=None if checked else COLUMNS)
 
 

@@ -86,12 +86,8 @@ def measure(
     table: Any = scores[scores["grounded"].notna()]
     missing = {name: int(table[name].isna().sum()) for name in columns}
     table = table[table[columns].notna().all(axis=1)]
-    result = {
-        "n": len(scores),
-        "n_labelled": int(scores["grounded"].notna().sum()),
-        "n_measured": len(table),
-        "missing": missing,
-    }
+    result = {"n": len(scores), "n_labelled": int(scores["grounded"].notna().sum())}
+    result |= {"n_measured": len(table), "missing": missing}
     if table.empty:
         return {**result, "n_measured": 0}
     h, cluster = 1.0 - table["grounded"].to_numpy(dtype=float), table["topic"].tolist()
@@ -141,8 +137,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _exposure(table: Table, seed: int) -> list[float] | None:
-    """Spearman's correlation of IQ with how often a real title was read in training, where known; and with that
-    shuffled."""
+    """Spearman's correlation of IQ with how often a real title was read in training, if known; and that shuffled."""
     if "exposure" not in table:
         return None
     real = table[table["grounded"] == 1]

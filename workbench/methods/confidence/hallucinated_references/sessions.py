@@ -76,17 +76,10 @@ def in_sessions(
     requests = [(prompt, i) for prompt in prompts for i in range(n)]
     ids = refs["ref_id"].repeat(n).tolist()
     replies = ask(model, requests, temperature, max_tokens, ids)
-    logps = [float(np.mean(reply.logps)) if reply.logps else math.nan for reply in replies]
-    return pd.DataFrame(
-        {
-            "ref_id": ids,
-            "query": query,
-            "sample_index": [i for _, i in requests],
-            "text": [reply.text for reply in replies],
-            "logp": logps,
-            "template": template.version,
-        }
-    )
+    table = {"ref_id": ids, "query": query, "sample_index": [i for _, i in requests]}
+    table["text"] = [reply.text for reply in replies]
+    table["logp"] = [float(np.mean(reply.logps)) if reply.logps else math.nan for reply in replies]
+    return pd.DataFrame(table | {"template": template.version})
 
 
 def ask(

@@ -1,8 +1,4 @@
-"""References side by side: the authors that a model named each time, how far they agree, and whether it says "yes, it
-exists".
-
-All text is escaped.
-"""
+"""References side by side: the authors named each time, how far they agree, and whether the model says "it exists"."""
 
 from __future__ import annotations
 
@@ -15,9 +11,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures import Display, Look, Note, blank, dots_in_panels, lines_in_panels, look_of, plain
+from workbench.figures import Display, Look, Note, blank, look_of, plain
 from workbench.methods.confidence.hallucinated_references.recorded import PUBLISHED
 from workbench.methods.confidence.hallucinated_references.scores import RATES
+from workbench.methods.views import curves, dots, named_lines, seed_folder, whiskers
 from workbench.widgets.confidence_ranking import ConfidenceRanking
 from workbench.widgets.paging import Paged
 
@@ -63,31 +60,18 @@ def _parts(results: Results) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def ensembles(results: Results) -> Display | Note:
-    """AUROC for invented references of every score: over seeds, or with intervals over topics where results are
-    recorded."""
+    """AUROC for invented references of every score: over seeds, or over topics where results are recorded."""
     parts = _parts(results)
     if not parts:
         return NO_LABELS
-    lines = {arm: {"chance": 0.5} for arm in parts}
-    best = {
-        arm: max(("IQ", "DQ", "IQ_DQ"), key=lambda name, p=p: p[0]["auroc"].get(name, [-1])[0])
-        for arm, p in parts.items()
-    }
-    title = "Best score: " + ", ".join(
-        f"{SCORES[name].title.split(':')[0]} {np.mean([p['auroc'][name][0] for p in parts[arm]]):.3f} ({_short(arm)})"
-        for arm, name in best.items()
-    )
+    said = []
+    for arm, each in parts.items():
+        best = max(("IQ", "DQ", "IQ_DQ"), key=lambda name, of=each[0]["auroc"]: of.get(name, [-1])[0])
+        area = np.mean([part["auroc"][best][0] for part in each])
+        said.append(f"{SCORES[best].title.split(':')[0]} {area:.3f} ({_short(arm)})")
     rows = [
-        {
-            "panel": arm,
-            "arm": name,
-            "seed": seed,
-            "value": area[0],
-            "mean": area[0],
-            "lower": area[1],
-            "upper": area[2],
-            "n": part["n_topics"],
-        }
+        {"panel": arm, "arm": name, "seed": seed, "value": area[0]}
+        | {"mean": area[0], "lower": area[1], "upper": area[2], "n": part["n_topics"]}
         for arm, each in parts.items()
         for seed, part in enumerate(each)
         for name, area in part["auroc"].items()
@@ -95,45 +79,32 @@ def ensembles(results: Results) -> Display | Note:
     table = pd.DataFrame(rows).dropna(subset=["value"])
     if table.empty:
         return Note("AUROC is undefined here: all labelled references are real, or all are invented.")
-    display = dots_in_panels(
-        table,
-        panel="panel",
-        y="value",
-        labels=LABELS,
-        lines=lines,
-        title=title,
-        x_title="AUROC for invented references",
-    )
+    chance = {arm: {"chance": 0.5} for arm in parts}
+    display = dots(table, f"Best score: {', '.join(said)}", "AUROC for invented references", LABELS, chance)
     if results[0]["replies"]:
         return display
     first: Any = table[table["seed"] == 0]  # nothing was drawn anew: the bars are over topics
     traces: Any = display.figure().data
     for trace, (_, rows) in zip(traces, first.groupby("panel", sort=False), strict=False):
-        trace.error_x.array, trace.error_x.arrayminus = rows["upper"] - rows["mean"], rows["mean"] - rows["lower"]
+        trace.error_x.update(whiskers(rows, "mean"))
         trace.customdata = rows[["lower", "upper", "n"]]
     return Display(first.drop(columns=["seed", "value"]), display.figure())
 
 
 def over_topics(results: Results) -> pd.DataFrame | Note:
     """AUROC and gains of the first seed with 95 % intervals from a bootstrap over topics, one row a score."""
-    parts = _parts(results)
-    if not parts:
-        return NO_LABELS
-    rows = []
-    for arm, each in parts.items():
-        for kind in ("auroc", "gains"):
-            for name, (value, low, high) in each[0][kind].items():
-                rows.append(
-                    {
-                        "of": ARMS.get(arm, arm),
-                        "score or gain": SCORES[name].title if name in SCORES else name.replace("_", "+"),
-                        "AUROC": value,
-                        "lower": low,
-                        "upper": high,
-                        "topics": each[0]["n_topics"],
-                    }
-                )
-    return pd.DataFrame(rows).round(3)
+    rows = [
+        {
+            "of": ARMS.get(arm, arm),
+            "score or gain": SCORES[name].title if name in SCORES else name.replace("_", "+"),
+            **dict(zip(("AUROC", "lower", "upper"), area, strict=True)),
+            "topics": first["n_topics"],
+        }
+        for arm, (first, *_) in _parts(results).items()
+        for kind in ("auroc", "gains")
+        for name, area in first[kind].items()
+    ]
+    return pd.DataFrame(rows).round(3) if rows else NO_LABELS
 
 
 def roc_curves(results: Results) -> Display | Note:
@@ -151,16 +122,8 @@ def roc_curves(results: Results) -> Display | Note:
     areas = ", ".join(
         f"{np.mean([p['auroc']['IQ'][0] for p in each]):.3f} ({_short(arm)})" for arm, each in parts.items()
     )
-    return lines_in_panels(
-        pd.DataFrame(rows),
-        panel="panel",
-        x="false",
-        y="value",
-        labels=LABELS,
-        title=f"Area under the curve of IQ: {areas}",
-        x_title="real ones taken for invented",
-        y_title="invented ones found",
-    )
+    title = f"Area under the curve of IQ: {areas}"
+    return curves(rows, "false", title, "real ones taken for invented", "invented ones found", LABELS)
 
 
 def fdr_curves(results: Results) -> Display | Note:
@@ -179,49 +142,29 @@ def fdr_curves(results: Results) -> Display | Note:
     if not rows:
         return NO_LABELS
     table = pd.DataFrame(rows)
-    above = {
-        arm: np.mean([[*part["kept"]["IQ"][2][2:], part["rate"][0]] for part in each], axis=0)
-        for arm, each in parts.items()
-    }
-    kept = "; ".join(
-        f"{fdr:.0%} not {rate:.0%}, {share:.0%} kept ({_short(arm)})" for arm, (share, fdr, rate) in above.items()
-    )
-    display = lines_in_panels(
-        table,
-        panel="panel",
-        x="kept",
-        y="value",
-        labels=LABELS,
-        title=f"Invented above IQ .5: {kept}",
-        x_title="share of references kept",
-        y_title="share of invented ones among them",
-    )
+    above = []
+    for arm, each in parts.items():
+        share, fdr, rate = np.mean([[*part["kept"]["IQ"][2][2:], part["rate"][0]] for part in each], axis=0)
+        above.append(f"{fdr:.0%} not {rate:.0%}, {share:.0%} kept ({_short(arm)})")
+    title, axes = f"Invented above IQ .5: {'; '.join(above)}", ("share of references kept", "share of invented ones")
+    display = curves(table, "kept", title, axes[0], f"{axes[1]} among them", LABELS)
     if results[0]["replies"]:
         return display
     first: Any = table[table["seed"] == 0]
     for column, (_, panel) in enumerate(first.groupby("panel", sort=False), start=1):
         for name, line in panel.groupby("arm", sort=False):
-            band = go.Scatter(
-                x=[*line["kept"], *line["kept"][::-1]],
-                y=[*line["high"], *line["low"][::-1]],
-                fill="toself",
-                mode="lines",
-                fillcolor=look_of(str(name), SCORES).colour,
-                opacity=0.15,
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=str(name),
-            )
-            display.figure().add_trace(band, row=1, col=column)
+            outline = {"x": [*line["kept"], *line["kept"][::-1]], "y": [*line["high"], *line["low"][::-1]]}
+            area = {"fill": "toself", "mode": "lines", "fillcolor": look_of(str(name), SCORES).colour, "opacity": 0.15}
+            quiet = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": str(name)}
+            display.figure().add_trace(go.Scatter(**outline, **area, **quiet), row=1, col=column)
     return Display(first.drop(columns="seed"), display.figure())
 
 
 def exposure(experiment: Any) -> Display | Note:
     """What the transformer says of a title against how often it read it; 0 are invented titles."""
+    paths = {seed: seed_folder(experiment, seed) / "transformer" / "scores.parquet" for seed in experiment.seeds}
     tables = []
-    for seed in experiment.seeds:
-        path = experiment.run.folder / f"seed-{seed}" / "transformer" / "scores.parquet"
+    for seed, path in paths.items():
         if path.is_file():
             read: Any = pd.read_parquet(path).groupby("exposure")[["IQ", "DQ1"]].mean()
             tables.append(read.reset_index().assign(seed=seed))
@@ -233,16 +176,8 @@ def exposure(experiment: Any) -> Display | Note:
     seen = sorted(set(table["exposure"]))
     ends = {name: [f"{means[name, n]:.2f}" for n in (seen[0], seen[-1])] for name in ("IQ", "DQ1")}
     title = "Never read to most read: " + ", ".join(f"{name} {a} to {b}" for name, (a, b) in ends.items())
-    display = lines_in_panels(
-        table,
-        panel="panel",
-        x="place",
-        y="value",
-        labels=LABELS,
-        title=title,
-        y_title="mean score",
-        x_title="lines about the title in the corpus (relative; 0: never read)",
-    )
+    x_title = "lines about the title in the corpus (relative; 0: never read)"
+    display = curves(table, "place", title, x_title, "mean score", LABELS)
     display.figure().update_xaxes(tickvals=list(range(len(seen))), ticktext=[str(n) for n in seen])
     return display
 
@@ -291,36 +226,23 @@ def experts(results: Results) -> pd.DataFrame | Note:
         return Note(
             "The labels of experts are in the recorded results: give their .json as `dataset`, without a model."
         )
-    rows = [
-        {"expert": name, "agrees with the search": value, "titles": found["n"]}
-        for name, value in found["with_search"].items()
-    ]
     low, high = found["pairwise"]
-    rows += [
-        {"expert": "any two, lowest", "agrees with the search": low, "titles": found["n"]},
-        {"expert": "any two, highest", "agrees with the search": high, "titles": found["n"]},
-        {"expert": "all, Fleiss' kappa", "agrees with the search": found["fleiss_kappa"], "titles": found["n"]},
-    ]
-    return (
-        pd.DataFrame(rows).rename(columns={"agrees with the search": "agreement (experts: with the search)"}).round(3)
-    )
+    agreement = {**found["with_search"], "any two, lowest": low, "any two, highest": high}
+    agreement["all, Fleiss' kappa"] = found["fleiss_kappa"]
+    table = pd.DataFrame(agreement.items(), columns=["expert", "agreement (experts: with the search)"])
+    return table.assign(titles=found["n"]).round(3)
 
 
 def published(results: Results) -> pd.DataFrame | Note:
     """Recorded models: the paper's figures and those that come out of its scores again."""
     rows = []
     for model, part in results[0]["arms"].items():
+        again = {name: area[0] for name, area in part["auroc"].items()} | {"rate": part["rate"][0]}
         for name, value in PUBLISHED.get(model, {}).items():
-            if name == "rate" or name in part["auroc"]:
-                ours = part["rate"][0] if name == "rate" else part["auroc"][name][0]
-                rows.append(
-                    {
-                        "model": ARMS.get(model, model),
-                        "figure": "share invented" if name == "rate" else f"AUROC, {SCORES[name].title}",
-                        "paper": value,
-                        "again": round(ours, 4),
-                    }
-                )
+            if name in again:
+                figure = "share invented" if name == "rate" else f"AUROC, {SCORES[name].title}"
+                numbers = {"paper": value, "again": round(again[name], 4)}
+                rows.append({"model": ARMS.get(model, model), "figure": figure, **numbers})
     return pd.DataFrame(rows) if rows else Note("Nothing was recorded by others in this run.")
 
 
@@ -330,8 +252,7 @@ def _short(arm: str) -> str:
 
 def _tables(experiment: Any, seed: int | None, arm: str, name: str) -> list[Path]:
     """The stored tables of that name, of one seed (the first by default) and arm (each by default)."""
-    folder = experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}"
-    return sorted(folder.glob(f"{arm or '*'}/{name}.parquet"))
+    return sorted(seed_folder(experiment, seed).glob(f"{arm or '*'}/{name}.parquet"))
 
 
 def ranking(experiment: Any, *, seed: int | None = None, arm: str = "") -> ConfidenceRanking | Note:
@@ -342,18 +263,13 @@ def ranking(experiment: Any, *, seed: int | None = None, arm: str = "") -> Confi
         return Note("The recorded results hold no titles, so there is nothing to rank by eye.")
     names = [name for name in ("IQ_DQ", "IQ", "DQ", "DQ1", "DQ2", "DQ3") if name in table]
     table = table.dropna(subset=names)
-    answers = pd.DataFrame(
-        {"qid": table["ref_id"], "question": table["topic"], "answer": table["gen_title"], "correct": table["grounded"]}
-    )
-    return ConfidenceRanking(
-        answers, {name: table[name] for name in names}, labels={name: look.title for name, look in SCORES.items()}
-    )
+    columns = {"ref_id": "qid", "topic": "question", "gen_title": "answer", "grounded": "correct"}
+    labels = {name: look.title for name, look in SCORES.items()}
+    return ConfidenceRanking(table[[*columns]].rename(columns=columns), dict(table[names].items()), labels=labels)
 
 
 class ReferenceCards(Paged):
     """Reference by reference: the authors named in each session, the overlap of each pair, and the shares of "yes".
-
-    Live it has a slider and a button on either side; without a kernel it shows the first references below each other.
 
     Args:
         tables: `references`, `samples`, `agreements` and `scores` of one seed and arm; see `cards`.
@@ -381,37 +297,24 @@ class ReferenceCards(Paged):
     def figure(self) -> go.Figure:
         """All references, IQ against the mean direct question; the title where the mouse is."""
         direct = "DQ" if "DQ" in self.scores else "DQ1"
-        figure = blank(
-            "Every reference: agreement of its authors against the direct question",
-            SCORES["IQ"].title,
-            SCORES[direct].title,
-        )
+        title = "Every reference: agreement of its authors against the direct question"
+        figure = blank(title, SCORES["IQ"].title, SCORES[direct].title)
         for label, name, shade in ((1, "real", "#0072B2"), (0, "invented", "#D55E00"), (None, "unknown", "#999999")):
-            rows: Any = self.scores[
-                self.scores["grounded"].isna() if label is None else self.scores["grounded"] == label
-            ]
+            grounded = self.scores["grounded"]
+            rows: Any = self.scores[grounded.isna() if label is None else grounded == label]
             if len(rows) and direct in rows:
-                look = {"color": shade, "size": 7, "opacity": 0.6}
-                figure.add_scatter(
-                    x=rows["IQ"],
-                    y=rows[direct],
-                    mode="markers",
-                    name=name,
-                    marker=look,
-                    text=[plain(title) for title in rows["gen_title"]],
-                    hoverinfo="text+x+y",
-                )
+                look: Any = {"mode": "markers", "marker": {"color": shade, "size": 7, "opacity": 0.6}}
+                look |= {"text": [plain(title) for title in rows["gen_title"]], "hoverinfo": "text+x+y"}
+                figure.add_scatter(x=rows["IQ"], y=rows[direct], name=name, **look)
         return figure
 
     def html(self, index: int) -> str:
         """One reference as HTML; a pure function of its number in the order of IQ."""
         row = self.scores.iloc[index]
-        samples = self.tables["samples"]
-        agreements = self.tables["agreements"]
-        mine: Any = samples[samples["ref_id"] == row["ref_id"]]
-        pairs: Any = agreements[agreements["ref_id"] == row["ref_id"]]
+        mine: Any = self.tables["samples"].query("ref_id == @row.ref_id")
+        pairs = self.tables["agreements"].query("ref_id == @row.ref_id")
         label = {1.0: "exists", 0.0: "does not exist"}.get(row["grounded"], "not known whether it exists")
-        said = mine[mine["query"] == "IQ"].sort_values("sample_index")
+        said: Any = mine[mine["query"] == "IQ"].sort_values("sample_index")
         lines = [("title", str(row["gen_title"]), ""), ("topic", str(row["topic"]), ""), ("truth", label, "")]
         if row.get("duplicate_of"):
             lines.append(("note", f"the same title as {row['duplicate_of']}", ""))
@@ -421,37 +324,22 @@ class ReferenceCards(Paged):
         ]
         for method, some in pairs.groupby("method", sort=False):
             each = ", ".join(
-                f"{i + 1} and {j + 1}: {'missing' if overlap != overlap else f'{overlap:.2f}'}"
+                f"{i + 1} and {j + 1}: {_number(overlap)}"
                 for (i, j), overlap in zip(some["pair"], some["overlap"], strict=True)
             )
             lines.append((f"overlap by {method}", each, f"mean {_number(row.get(f'IQ_{method}'))}"))
         for kind, some in mine[mine["query"] != "IQ"].groupby("query"):
-            unread = int(some["value"].isna().sum())
+            unread, yes = int(some["value"].isna().sum()), f"yes {int(some['value'].sum())}"
             note = f"{unread} with neither left out" if unread else ""
-            lines.append(
-                (
-                    look_of(str(kind), SCORES).title,
-                    f"yes {int(some['value'].sum())} of {int(some['value'].count())}",
-                    note,
-                )
-            )
-        cells = "".join(
-            "<tr><th"
-            f' style="text-align:left;padding-right:12px;vertical-align:top;white-space:nowrap">'
-            f"{html.escape(name)}</th><td"
-            f' style="text-align:left;white-space:pre-wrap">{html.escape(text)}</td><td'
-            f' style="text-align:left;color:#777">{html.escape(note)}</td></tr>'
-            for name, text, note in lines
-        )
+            lines.append((look_of(str(kind), SCORES).title, f"{yes} of {int(some['value'].count())}", note))
         listed = (
             f"<details><summary>the whole list</summary><pre>{html.escape(str(row['list_text']))}</pre></details>"
             if row["list_text"]
             else ""
         )
-        return (
-            f'<div class="reference-card"><b>{index + 1} of {self.n_pages}: IQ {_number(row["IQ"])}, IQ+DQ'
-            f" {_number(row.get('IQ_DQ'))}</b><table>{cells}</table>{listed}</div>"
-        )
+        heading = f"{index + 1} of {self.n_pages}: IQ {_number(row['IQ'])}, IQ+DQ {_number(row.get('IQ_DQ'))}"
+        table = named_lines([(name, html.escape(text), note) for name, text, note in lines], nowrap=True)
+        return f'<div class="reference-card"><b>{heading}</b>{table}{listed}</div>'
 
 
 def _number(value: Any) -> str:

@@ -83,8 +83,7 @@ def last_names() -> tuple[str, ...]:
 
 
 class Title(NamedTuple):
-    """One title: whether it exists, who wrote it (places among its topic's authors), and what the model does with
-    it."""
+    """One title: whether it exists, who wrote it (places among its topic's authors), and what the model does."""
 
     topic: int
     exists: int
@@ -125,16 +124,11 @@ class Citations:
         written = rng.permutation(len(KINDS) * len(WHAT) * len(AREAS))[:n]
         facts: dict[str, Title] = {}
         for i in range(n):
-            real = int(exists[i])
-            number = int(written[i])
+            real, number = int(exists[i]), int(written[i])
             kind, what, area = KINDS[number % 10], WHAT[number // 10 % 10], AREAS[number // 100]
-            facts[f"{kind} of {what} {area}"] = Title(
-                i // self.n_titles,
-                real,
-                _drawn(rng.random(1 + LONGEST)),
-                float(rng.beta(*RECALL)) if real else 0.0,
-                {name: float(rng.beta(*rates[1 - real])) for name, rates in YES.items()},
-            )
+            authors, recall = _drawn(rng.random(1 + LONGEST)), float(rng.beta(*RECALL)) if real else 0.0
+            yes = {name: float(rng.beta(*rates[1 - real])) for name, rates in YES.items()}
+            facts[f"{kind} of {what} {area}"] = Title(i // self.n_titles, real, authors, recall, yes)
         return facts
 
     def authors(self, seed: int, topic: int) -> list[str]:
@@ -179,9 +173,8 @@ class Citations:
             if noise.uniform() < CANNOT_SAY:
                 return "I cannot say yes."
             yes = noise.uniform() < fact.yes[asked.kind]
-            return (("Yes.", "yes", "Yes, it does.") if yes else ("No.", "no", "No, it does not."))[
-                int(3 * noise.uniform())
-            ]
+            said = ("Yes.", "yes", "Yes, it does.") if yes else ("No.", "no", "No, it does not.")
+            return said[int(3 * noise.uniform())]
 
         return SimulatedModel(self.name, respond, seed=seed)
 

@@ -79,26 +79,19 @@ def sample_scores(
         for (job, a), text, again in zip(places, analyses, repeats, strict=True)
         for b in range(n_answers)
     ]
-    replies = ask(
-        [
-            Request(
-                user(phase.answer.fill(**_of(phase.answer, {**job[2], "analysis": text}))),
-                temperature,
-                answer_tokens,
-                sample,
-            )
-            for job, _, _, text, sample in answered
-        ]
-    )
+    prompts = [phase.answer.fill(**_of(phase.answer, {**job[2], "analysis": text})) for job, _, _, text, _ in answered]
+    requests = [
+        Request(user(prompt), temperature, answer_tokens, sample)
+        for prompt, (*_, sample) in zip(prompts, answered, strict=True)
+    ]
+    replies = ask(requests)
     values = [phase.read(reply.text) for reply in replies]
     version = "+".join(part.version for part in (phase.analysis, phase.answer) if part)
-    return pd.DataFrame(
-        [
-            (job[0], phase.name, a, b, reply.text, value, "unparsed" if math.isnan(value) else "ok", version, job[1])
-            for (job, a, b, *_), reply, value in zip(answered, replies, values, strict=True)
-        ],
-        columns=COLUMNS,
-    ).astype({"value": float})
+    rows = [
+        (job[0], phase.name, a, b, reply.text, value, "unparsed" if math.isnan(value) else "ok", version, job[1])
+        for (job, a, b, *_), reply, value in zip(answered, replies, values, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
 
 
 def case_scores(samples: pd.DataFrame, phase: str, max_missing: float = 0.2) -> pd.Series:
@@ -132,14 +125,10 @@ def with_texts(references: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
 
 
 def _slots(case: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    listed = [
-        f"Reference {i}\n{_incident(row)}\nCause: {row['root_cause']}" for i, row in enumerate(references, start=1)
-    ]
-    return {
-        "incident": _incident(case),
-        "references": "\n\n".join(listed) or NO_REFERENCES,
-        "prediction": case["predicted_root_cause"],
-    }
+    numbered = enumerate(references, start=1)
+    listed = "\n\n".join(f"Reference {i}\n{_incident(row)}\nCause: {row['root_cause']}" for i, row in numbered)
+    slots = {"incident": _incident(case), "references": listed or NO_REFERENCES}
+    return {**slots, "prediction": case["predicted_root_cause"]}
 
 
 def _incident(row: Mapping[str, Any]) -> str:

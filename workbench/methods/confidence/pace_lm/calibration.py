@@ -216,8 +216,7 @@ def interval(
     rounds: int = 1_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap over cases of `measure(c, z)`, or of its difference to the same of `against`
-    (paired)."""
+    """95 % percentile bootstrap over cases of `measure(c, z)`, or its difference to the same of `against` (paired)."""
     resampled = []
     for places in bootstrap.draws(len(z), rounds, seed):
         value = quiet(measure, c[places], z[places], bins)

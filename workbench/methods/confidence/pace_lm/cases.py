@@ -87,19 +87,11 @@ def check_cases(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         split = "test" if split is None and math.isnan(label) else split
         if split not in SPLITS:
             raise ValueError(f"cases row {number}, column 'split': one of {', '.join(SPLITS)} is needed; got {split!r}")
-        checked.append(
-            {
-                "case_id": name,
-                "title": str(row.get("title") or ""),
-                "summary": str(row["summary"]),
-                "predicted_root_cause": str(row.get("predicted_root_cause") or "").strip(),
-                "predictor": str(row.get("predictor") or "predictor"),
-                "created": created,
-                "correct": label,
-                "split": split,
-                **{column: row[column] for column in ("embedding", "predictor_samples") if row.get(column) is not None},
-            }
-        )
+        case = {"case_id": name, "title": str(row.get("title") or ""), "summary": str(row["summary"])}
+        case["predicted_root_cause"] = str(row.get("predicted_root_cause") or "").strip()
+        case |= {"predictor": str(row.get("predictor") or "predictor"), "created": created}
+        more = {column: row[column] for column in ("embedding", "predictor_samples") if row.get(column) is not None}
+        checked.append({**case, "correct": label, "split": split, **more})
     return pd.DataFrame(checked)
 
 
@@ -109,20 +101,13 @@ def check_history(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     Raises:
         ValueError: no rows; a missing or empty text; a repeated `incident_id`; a date that is none.
     """
-    return pd.DataFrame(
-        [
-            {
-                "incident_id": name,
-                "title": str(row.get("title") or ""),
-                "summary": str(row["summary"]),
-                "root_cause": str(row["root_cause"]).strip(),
-                "created": created,
-                "service": row.get("service"),
-                **({"embedding": row["embedding"]} if row.get("embedding") is not None else {}),
-            }
-            for row, name, created in _checked(rows, "history", "incident_id", ("summary", "root_cause"))
-        ]
-    )
+    incidents = []
+    for row, name, created in _checked(rows, "history", "incident_id", ("summary", "root_cause")):
+        incident = {"incident_id": name, "title": str(row.get("title") or ""), "summary": str(row["summary"])}
+        incident |= {"root_cause": str(row["root_cause"]).strip(), "created": created, "service": row.get("service")}
+        more = {"embedding": row["embedding"]} if row.get("embedding") is not None else {}
+        incidents.append({**incident, **more})
+    return pd.DataFrame(incidents)
 
 
 def _checked(rows: Sequence[Mapping[str, Any]], table: str, key: str, texts: Sequence[str]) -> list[tuple]:

@@ -16,6 +16,7 @@ from workbench.methods.confidence.pace_lm.calibration import ENOUGH
 from workbench.methods.confidence.pace_lm.method import Arm, Config
 from workbench.methods.confidence.pace_lm.scores import MAIN
 from workbench.methods.experiment import Experiment
+from workbench.methods.stated import Stated
 
 ARMS: dict[str, Arm] = {
     "similar": Arm("similar incidents", colour="#0072B2"),
@@ -65,11 +66,22 @@ def values(results: Sequence[Mapping[str, Any]], arm: str, score: str, metric: s
     return np.array([result["arms"][arm]["scores"][score][metric] for result in results], dtype=float)
 
 
+TEXTS = {
+    "C1": ("The fitted confidence is calibrated: lower ECE than the raw rating", "not verified"),
+    "C2": ("Similar earlier incidents help: higher AUROC than with random ones", "not verified"),
+    "C3": ("Asking about the evidence first helps: higher AUROC than the rating alone", "not verified"),
+    "C4": ("It carries over: one predictor's map raises the ECE of another by less than .05", "not verified"),
+    "C5": (
+        "Text alone suffices: without log-probs or weights the confidence tells right from wrong",
+        "by construction",
+    ),
+}
+
+
 def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Claims:
     """The claims of the abstract, each beside its control."""
     world = experiment.task.is_simulated
-    # A simulated model shows that a pipeline works in small, whatever its size; "full" is for real models.
-    found = Claims("pace_lm", "tiny" if world and experiment.scale == "full" else experiment.scale, experiment.seeds)
+    found = Stated("pace_lm", experiment, TEXTS, simulated=world)
     ece, auroc, brier = (
         lambda score, arm=MAIN, metric=metric: values(results, arm, score, metric)
         for metric in ("ece", "auroc", "brier")
@@ -80,93 +92,51 @@ def claims(experiment: Experiment, results: Sequence[Mapping[str, Any]]) -> Clai
             return {}
         return {f"{n}: excludes 0 over cases": all(result["gains"][n][0] > 0 for result in results) for n in names}
 
-    def in_world(**conditions: Any) -> dict[str, bool]:
-        return {says: bool(holds) for says, holds in conditions.items()} if world else {}
+    def in_world(says: str, holds: Any) -> dict[str, bool]:
+        return {says: bool(holds)} if world else {}
 
-    asked: dict[str, Any] = {"paper": "not verified", "test": "wilcoxon"}
     gain = ece("raw_rce") - ece("logistic")
     small = np.mean((ece("logistic") < BEST_ECE) & (gain > ECE_GAIN))
-    found.test(
-        "C1",
-        "The fitted confidence is calibrated: lower ECE than the raw rating",
-        **asked,
-        measured=gain,
-        control=ece("raw_rce") - ece("flipped"),
-        control_is="labels turned over when fitting",
-        unit="ECE",
-        also={
-            **in_world(**{f"ECE below {BEST_ECE:g}, gain above {ECE_GAIN:g} in 9 of 10 seeds": small >= SEEDS_SHARE}),
-            **over_cases("ece_raw_rce", "ece_direct"),
-            "below the stated number too": interval(ece("direct") - ece("logistic"))[0] > 0,
-            "Brier no worse than the base rate's": bool(brier("logistic").mean() <= brier("base_rate").mean()),
-        },
-        note=(
-            f"ECE {ece('logistic').mean():.3f}; the base rate's {ece('base_rate').mean():.3f}: a constant is calibrated"
-        ),
-    )
-    random = auroc("logistic", "random")
+    also = {
+        **in_world(f"ECE below {BEST_ECE:g}, gain above {ECE_GAIN:g} in 9 of 10 seeds", small >= SEEDS_SHARE),
+        **over_cases("ece_raw_rce", "ece_direct"),
+        "below the stated number too": interval(ece("direct") - ece("logistic"))[0] > 0,
+        "Brier no worse than the base rate's": brier("logistic").mean() <= brier("base_rate").mean(),
+    }
+    note = f"ECE {ece('logistic').mean():.3f}; the base rate's {ece('base_rate').mean():.3f}: a constant is calibrated"
+    options: dict[str, Any] = {"test": "wilcoxon", "also": also, "note": note}
+    found.add("C1", (gain, ece("raw_rce") - ece("flipped")), "labels turned over when fitting", "ECE", **options)
+    random, again, none = (auroc("logistic", arm) for arm in ("random", "random_again", "none"))
     low, high = RANDOM_AUROC
-    found.test(
-        "C2",
-        "Similar earlier incidents help: higher AUROC than with random ones",
-        **asked,
-        measured=auroc("logistic") - random,
-        control=auroc("logistic", "random_again") - random,
-        control_is="random ones drawn again",
-        unit="AUROC",
-        also={
-            "better than without any": bool((auroc("logistic") - auroc("logistic", "none")).mean() > 0),
-            "Brier better than with random ones": bool(brier("logistic").mean() < brier("logistic", "random").mean()),
-            "Brier better than without any": bool(brier("logistic").mean() < brier("logistic", "none").mean()),
-            **in_world(**{"AUROC .45 to .55 with random ones": low <= random.mean() <= high}),
-        },
-        note=f"ECE with random ones {ece('logistic', 'random').mean():.3f}: low, and worth nothing",
-    )
+    also = {
+        "better than without any": (auroc("logistic") - none).mean() > 0,
+        "Brier better than with random ones": brier("logistic").mean() < brier("logistic", "random").mean(),
+        "Brier better than without any": brier("logistic").mean() < brier("logistic", "none").mean(),
+        **in_world("AUROC .45 to .55 with random ones", low <= random.mean() <= high),
+    }
+    note = f"ECE with random ones {ece('logistic', 'random').mean():.3f}: low, and worth nothing"
+    options = {"test": "wilcoxon", "also": also, "note": note}
+    found.add("C2", (auroc("logistic") - random, again - random), "random ones drawn again", "AUROC", **options)
     follows = abs(np.mean([result["coe_follows"] for result in results])) if world else np.nan
-    found.test(
-        "C3",
-        "Asking about the evidence first helps: higher AUROC than the rating alone",
-        **asked,
-        measured=auroc("logistic") - auroc("raw_rce"),
-        control=auroc("coe_shuffled") - auroc("raw_rce"),
-        control_is="coe in random order",
-        unit="AUROC",
-        also={
-            "Brier better than the rating's affine map": bool(brier("logistic").mean() < brier("grid_rce").mean()),
-            "Brier better than the rating's Platt map": bool(brier("logistic").mean() < brier("rce").mean()),
-            **in_world(**{"coe does not follow the proposal": follows < FOLLOWS}),
-            **over_cases("auroc_raw_rce"),
-        },
-    )
-    c4 = "It carries over: one predictor's map raises the ECE of another by less than .05"
+    also = {
+        "Brier better than the rating's affine map": brier("logistic").mean() < brier("grid_rce").mean(),
+        "Brier better than the rating's Platt map": brier("logistic").mean() < brier("rce").mean(),
+        **in_world("coe does not follow the proposal", follows < FOLLOWS),
+        **over_cases("auroc_raw_rce"),
+    }
+    both = (auroc(name) - auroc("raw_rce") for name in ("logistic", "coe_shuffled"))
+    found.add("C3", both, "coe in random order", "AUROC", test="wilcoxon", also=also)
     if all(result.get("transfer") for result in results):
-        worst, constant = (
+        both = (
             np.array([max(t[moved] - t[own] for t in result["transfer"].values()) for result in results])
             for moved, own in (("transferred", "own"), ("base_rate", "base_rate_own"))
         )
         refitted = np.mean([t["refitted"] for result in results for t in result["transfer"].values()])
-        found.test(
-            "C4",
-            c4,
-            **asked,
-            measured=worst,
-            control=constant,
-            control_is="base rate of the first predictor",
-            direction="less",
-            margin=TRANSFER_MARGIN,
-            unit="ECE",
-            note=f"largest of {len(results[0]['transfer'])} predictors; refitted, their ECE is {refitted:.3f}",
-        )
+        note = f"largest of {len(results[0]['transfer'])} predictors; refitted, their ECE is {refitted:.3f}"
+        options = {"test": "wilcoxon", "direction": "less", "margin": TRANSFER_MARGIN, "note": note}
+        found.add("C4", both, "base rate of the first predictor", "ECE", **options)
     else:
-        found.needs_full_scale("C4", c4, "not verified", "the cases come from one predictor")
-    found.test(
-        "C5",
-        "Text alone suffices: without log-probs or weights the confidence tells right from wrong",
-        paper="by construction",
-        test="wilcoxon",
-        measured=auroc("logistic") - 0.5,
-        control=auroc("labels_shuffled") - 0.5,
-        control_is="labels shuffled",
-        unit="AUROC above 1/2",
-    )
+        found.needs(["C4"], "the cases come from one predictor")
+    both = (auroc(name) - 0.5 for name in ("logistic", "labels_shuffled"))
+    found.add("C5", both, "labels shuffled", "AUROC above 1/2", test="wilcoxon")
     return found

@@ -100,13 +100,9 @@ class Config(Presets):
 
 def open_task(config: Config, *, model: str = "", dataset: str = "", device: str = "auto") -> Incidents | CaseFile:
     """The embedded world, or cases and history from files with a model to ask; a bad row is named (`cases.py`)."""
-    return tasks.open_task(
-        config,
-        model=model,
-        dataset=dataset,
-        world=lambda: Incidents(config.n_history, config.n_calibration, config.n_test, config.garbled),
-        real=lambda: CaseFile.load(dataset, model=model, device=device),
-    )
+    world = partial(Incidents, config.n_history, config.n_calibration, config.n_test, config.garbled)
+    real = partial(CaseFile.load, dataset, model=model, device=device)
+    return tasks.open_task(config, model=model, dataset=dataset, world=world, real=real)
 
 
 def run(task: Incidents | CaseFile, config: Config, seed: int, run: Run) -> dict[str, Any]:

@@ -78,8 +78,7 @@ def read_sufficient(text: str) -> float:
 
 
 def read_score(text: str) -> float:
-    """The whole number behind the last "Score:", as a share of 5; NaN for none, a fraction, a range, or outside 0 to
-    5."""
+    """The number behind the last "Score:", as a share of 5; NaN for none, a fraction, a range, one outside 0 to 5."""
     said = re.findall(r"\bscore[*_ \t]*[:=][*_ \t]*(-?\d+(?:\.\d+)?)(?!\d)(\s*(?:-|–|to)\s*\d)?", text, re.IGNORECASE)
     number, is_range = said[-1] if said else ("", "")
     return int(number) / 5 if re.fullmatch(r"[0-5]", number) and not is_range else math.nan

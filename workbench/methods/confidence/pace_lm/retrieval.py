@@ -63,14 +63,9 @@ def retrieve(
     best = np.argsort(-np.where(may, ranked, -np.inf), axis=1, kind="stable")[:, :k]
     case, place = np.nonzero(np.take_along_axis(may, best, axis=1))
     incident = best[case, place]
-    return pd.DataFrame(
-        {
-            "case_id": cases["case_id"].to_numpy()[case],
-            "rank": place + 1,
-            "incident_id": history["incident_id"].to_numpy()[incident],
-            "similarity": similarity[case, incident],
-        }
-    )
+    table = {"case_id": cases["case_id"].to_numpy()[case], "rank": place + 1}
+    table["incident_id"] = history["incident_id"].to_numpy()[incident]
+    return pd.DataFrame({**table, "similarity": similarity[case, incident]})
 
 
 def allowed(cases: pd.DataFrame, history: pd.DataFrame, before: str = "created") -> Allowed:

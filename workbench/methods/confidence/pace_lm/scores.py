@@ -113,16 +113,13 @@ def report(
         rounds: of the bootstrap over cases.
     """
     worth = partial(measure, chosen=chosen, bins=bins, seed=seed)
-    found: dict[str, Any] = {
-        "arms": {arm: worth(table, "test", names=() if arm == MAIN else ABLATION) for arm, table in tables.items()}
-    }
+    arms = {arm: worth(table, "test", names=() if arm == MAIN else ABLATION) for arm, table in tables.items()}
+    found: dict[str, Any] = {"arms": arms}
     if "fresh" in set(tables[MAIN]["split"]):
         found["fresh"] = worth(tables[MAIN], "fresh", names=calibration.FAMILIES)
     rows = run.table("measured", lambda: measured(tables[MAIN], chosen, seed))
-    run.table(
-        "report",
-        lambda: calibration.calibration_report(rows["chosen"], rows["correct"], bins, rounds=rounds, seed=seed),
-    )
+    chosen_report = partial(calibration.calibration_report, rows["chosen"], rows["correct"], bins)
+    run.table("report", partial(chosen_report, rounds=rounds, seed=seed))
     found["gains"] = gains(rows, bins=bins, rounds=rounds, seed=seed)
     found["transfer"] = {name: transfer(tables[MAIN], other, bins) for name, other in others.items()}
     return found
@@ -192,19 +189,11 @@ def score_table(table: pd.DataFrame, transform: TransformMap | None) -> pd.DataF
     if transform is not None:
         confidence[read] = apply_map(transform, table.loc[read, "coe"], table.loc[read, "rce"])
         confidence[~proposed] = table.loc[~proposed & (table["split"] == "calibration"), "correct"].mean()
-    reasons = {
-        "no labels": np.full(len(table), transform is None),
-        "no prediction: base rate of such cases": ~proposed,
-        "scores missing": ~read,
-    }
-    return table[["case_id", "coe", "rce"]].assign(
-        confidence=confidence,
-        transform_id=transform.transform_id if transform else None,
-        flag=np.select([*reasons.values()], [*reasons], default=""),
-        predictor=table["predictor"],
-        correct=table["correct"],
-        split=table["split"],
-    )
+    reasons = {"no labels": np.full(len(table), transform is None)}
+    reasons |= {"no prediction: base rate of such cases": ~proposed, "scores missing": ~read}
+    flag, used = np.select([*reasons.values()], [*reasons], default=""), transform.transform_id if transform else None
+    told = table[["case_id", "coe", "rce"]].assign(confidence=confidence, transform_id=used, flag=flag)
+    return told.assign(**{name: table[name] for name in ("predictor", "correct", "split")})
 
 
 def counts(table: pd.DataFrame, samples: pd.DataFrame, references: pd.DataFrame, cases: pd.DataFrame) -> dict[str, Any]:
@@ -213,10 +202,11 @@ def counts(table: pd.DataFrame, samples: pd.DataFrame, references: pd.DataFrame,
     one: Any = samples.drop_duplicates("case_id")["k_used"]
     shares, used = asked.groupby("phase", sort=False)["unread"].mean(), one.value_counts()
     missing = table["coe"].isna() | table["rce"].isna()
+    absent = {"scores_missing": missing.tolist().count(True)}
+    absent["no_prediction"] = has_prediction(table).tolist().count(False)
     return {
         "cases": len(table),
-        "scores_missing": missing.tolist().count(True),
-        "no_prediction": has_prediction(table).tolist().count(False),
+        **absent,
         "no_earlier": len(set(cases["case_id"]) - set(references["case_id"])),
         "unread": {str(phase): float(share) for phase, share in zip(shares.index, shares, strict=True)},
         "k_used": {str(k): int(n) for k, n in zip(used.index, used, strict=True)},

@@ -1,6 +1,4 @@
-"""Reliability: do confidences keep their word, what do the ablations cost, and one case with all that was said about
-it.
-"""
+"""Reliability: do confidences keep their word, what do the ablations cost, and one case with all that was said."""
 
 from __future__ import annotations
 
@@ -10,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from workbench.claims import interval
-from workbench.figures import Display, Look, Note, blank, dots_in_panels, look_of
+from workbench.figures import Display, Look, Note, blank, look_of
 from workbench.methods.confidence.pace_lm.calibration import reliability_table
 from workbench.methods.confidence.pace_lm.cases import has_prediction
 from workbench.methods.confidence.pace_lm.experiment import ARMS, values
 from workbench.methods.confidence.pace_lm.scores import MAIN
 from workbench.methods.experiment import Experiment
+from workbench.methods.views import TablePages, dots, named_lines, seed_folder, whiskers
 from workbench.widgets.confidence_ranking import ConfidenceRanking
-from workbench.widgets.paging import Paged
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -74,23 +71,14 @@ def reliability_diagram(
     largest = table["count"].max()
     for name, part in parts.items():
         title, colour = look_of(name, SCORES)
-        above, below = part["upper"] - part["accuracy"], part["accuracy"] - part["lower"]
-        figure.add_trace(
-            go.Scatter(
-                x=part["confidence"],
-                y=part["accuracy"],
-                mode="markers+lines",
-                name=title,
-                line={"color": colour, "width": 1},
-                customdata=part[["count", "lower", "upper"]],
-                marker={"size": 6 + 22 * np.sqrt(part["count"] / largest), "opacity": 0.75, "color": colour},
-                error_y={"array": above, "arrayminus": below, "color": colour, "thickness": 1, "width": 2},
-                hovertemplate=(
-                    "%{customdata[0]} cases: said %{x:.2f}, right %{y:.2f} "
-                    f"[%{{customdata[1]:.2f}}, %{{customdata[2]:.2f}}]<extra>{title}</extra>"
-                ),
-            )
-        )
+        size = 6 + 22 * np.sqrt(part["count"] / largest)
+        look: dict[str, Any] = {"mode": "markers+lines", "name": title, "line": {"color": colour, "width": 1}}
+        look["marker"] = {"size": size, "opacity": 0.75, "color": colour}
+        look["error_y"] = whiskers(part, "accuracy", color=colour, thickness=1, width=2)
+        told = f"[%{{customdata[1]:.2f}}, %{{customdata[2]:.2f}}]<extra>{title}</extra>"
+        look["hovertemplate"] = f"%{{customdata[0]}} cases: said %{{x:.2f}}, right %{{y:.2f}} {told}"
+        counted = part[["count", "lower", "upper"]]
+        figure.add_scatter(x=part["confidence"], y=part["accuracy"], customdata=counted, **look)
     figure.update_xaxes(range=[-0.02, 1.02])
     figure.update_yaxes(range=[-0.02, 1.02])
     return Display(table, figure)
@@ -99,17 +87,13 @@ def reliability_diagram(
 def by_score(results: Results) -> Display:
     """Every score, map, baseline and control on the same test cases."""
     known = [name for name in SCORES if name in results[0]["arms"][MAIN]["scores"]]
-    mean = {name: values(results, MAIN, name, "brier").mean() for name in ("raw_rce", "logistic", "base_rate")}
-    title = (
-        f"Brier score: rating {mean['raw_rce']:.3f}, with the evidence {mean['logistic']:.3f}, base rate"
-        f" {mean['base_rate']:.3f}"
-    )
+    raw, fitted, base = (values(results, MAIN, name, "brier").mean() for name in ("raw_rce", "logistic", "base_rate"))
+    title = f"Brier score: rating {raw:.3f}, with the evidence {fitted:.3f}, base rate {base:.3f}"
     return _by_metric({name: (MAIN, name) for name in known}, results, title, SCORES)
 
 
 def by_references(results: Results) -> Display:
-    """The ablations of the references. Where they say nothing ECE is low and AUROC one half: a constant is
-    calibrated."""
+    """The ablations of the references. If they say nothing ECE is low and AUROC one half: a constant is calibrated."""
     ece, auroc = (
         {arm: values(results, arm, "logistic", m).mean() for arm in (MAIN, "random")} for m in ("ece", "auroc")
     )
@@ -129,9 +113,7 @@ def _by_metric(rows: Mapping[str, tuple[str, str]], results: Results, title: str
         for name, (arm, score) in rows.items()
         for seed, value in enumerate(values(results, arm, score, metric))
     ]
-    return dots_in_panels(
-        pd.DataFrame(table), panel="panel", y="value", x_title="", labels={**looks, **METRICS}, title=title
-    )
+    return dots(table, title, "", {**looks, **METRICS})
 
 
 def transfer_figure(results: Results) -> Display | Note:
@@ -144,23 +126,13 @@ def transfer_figure(results: Results) -> Display | Note:
         for way in WAYS
         for seed, result in enumerate(results)
     ]
-    table = pd.DataFrame(rows)
     mean = {way: np.mean([row["value"] for row in rows if row["arm"] == way]) for way in WAYS}
     right = {
         name: f"predictor {name}, {np.mean([r['transfer'][name]['accuracy'] for r in results]):.0%} right"
         for name in results[0]["transfer"]
     }
-    return dots_in_panels(
-        table,
-        panel="panel",
-        y="value",
-        labels={**WAYS, **right},
-        x_title="ECE",
-        title=(
-            f"On another predictor the map's ECE goes from {mean['own']:.3f} to {mean['transferred']:.3f}; refitted, to"
-            f" {mean['refitted']:.3f}"
-        ),
-    )
+    title = f"On another predictor the map's ECE goes from {mean['own']:.3f} to {mean['transferred']:.3f}"
+    return dots(rows, f"{title}; refitted, to {mean['refitted']:.3f}", "ECE", {**WAYS, **right})
 
 
 def means(results: Results) -> pd.DataFrame:
@@ -188,9 +160,8 @@ def checks(experiment: Experiment, results: Results) -> pd.DataFrame:
         "cases shown fewer references than asked for": [_short(r, experiment.config.k) for r in results],
     }
     if experiment.task.is_simulated:
-        optimism = [
-            r["fresh"]["scores"]["binned"]["brier"] - r["arms"][MAIN]["scores"]["binned"]["brier"] for r in results
-        ]
+        both = ([part["scores"]["binned"]["brier"] for part in (r["fresh"], r["arms"][MAIN])] for r in results)
+        optimism = [fresh - test for fresh, test in both]
         measured["Brier on fresh cases minus on test cases, isotonic"] = optimism  # above 0: fitted where it is read
         measured["coe and the proposal at equal evidence, correlation"] = [r["coe_follows"] for r in results]
         measured["references that name the true cause, share"] = [r["true_share"] for r in results]
@@ -206,7 +177,7 @@ def _short(result: Mapping[str, Any], k: int) -> int:
 
 
 def _table(experiment: Experiment, seed: int, name: str, part: str = "") -> pd.DataFrame:
-    path = experiment.run.folder / f"seed-{seed}" / part / f"{name}.parquet"
+    path = seed_folder(experiment, seed) / part / f"{name}.parquet"
     if not path.is_file():
         raise ValueError(f"no table {name!r} of seed {seed}; seeds of this run: {experiment.seeds}")
     return pd.read_parquet(path)
@@ -219,31 +190,17 @@ def ranking(experiment: Experiment, *, seed: int | None = None) -> ConfidenceRan
         table = _table(experiment, seed, "measured")
     except ValueError:
         return Note("No labelled test cases: nothing was fitted, so there is no order to show.")
-    cases: Any = table.merge(
-        experiment.task.tables(seed)[0].drop(columns="correct"), on="case_id", validate="one_to_one"
-    )
-    answers = pd.DataFrame(
-        {
-            "qid": cases["case_id"],
-            "question": cases["title"] + "\n" + cases["summary"],
-            "answer": cases["predicted_root_cause"],
-            "correct": cases["correct"],
-        }
-    )
-    names = [
-        name
-        for name in ("chosen", "raw_rce", "raw_coe", "direct")
-        if cases.get(name, pd.Series([np.nan])).notna().all()
-    ]
-    return ConfidenceRanking(
-        answers, {name: cases[name] for name in names}, labels={name: look.title for name, look in SCORES.items()}
-    )
+    told = experiment.task.tables(seed)[0].drop(columns="correct")
+    cases: Any = table.merge(told, on="case_id", validate="one_to_one")
+    answers = pd.DataFrame({"qid": cases["case_id"], "question": cases["title"] + "\n" + cases["summary"]})
+    answers = answers.assign(answer=cases["predicted_root_cause"], correct=cases["correct"])
+    known = [name for name in ("chosen", "raw_rce", "raw_coe", "direct") if name in cases]
+    scores = {name: cases[name] for name in known if cases[name].notna().all()}
+    return ConfidenceRanking(answers, scores, labels={name: look.title for name, look in SCORES.items()})
 
 
-class CaseView(Paged):
+class CaseView(TablePages):
     """Case by case: the incident, its references, what was sampled in both phases, the proposal and its confidence.
-
-    Live it has a slider and a button on either side; without a kernel it shows the first cases below each other.
 
     Args:
         experiment: with a finished run.
@@ -259,51 +216,31 @@ class CaseView(Paged):
         cases, history = experiment.task.tables(seed)
         scores = _table(experiment, seed, "scores")
         joined = scores.drop(columns=["predictor", "correct", "split"]).merge(cases, on="case_id")
-        self.table: Any = joined[joined["split"] == split].reset_index(drop=True)
+        super().__init__(joined.loc[joined["split"] == split].reset_index(drop=True), shown)
         if self.table.empty:
             raise ValueError(f"no case of split {split!r} to show; splits: {', '.join(sorted(set(joined['split'])))}")
         references = _table(experiment, seed, "references", MAIN).merge(history, on="incident_id")
         self.references = dict(tuple(references.sort_values("rank").groupby("case_id")))
         self.samples = dict(tuple(_table(experiment, seed, "samples", MAIN).groupby("case_id")))
-        self.shown = shown
-
-    @property
-    def n_pages(self) -> int:
-        return len(self.table)
-
-    def frame(self) -> pd.DataFrame:
-        return self.table
 
     def html(self, index: int) -> str:
         """One case as HTML; a pure function of its number."""
         case = self.table.iloc[index]
         truth = {1.0: "right", 0.0: "wrong"}.get(case["correct"], "unknown")
         proposal = case["predicted_root_cause"] if has_prediction(self.table).iloc[index] else "(none)"
-        lines = [
-            ("incident", f"{case['title']}\n{case['summary']}".strip()),
-            ("proposed cause", f"{proposal} ({truth})"),
-            (
-                "scores",
-                f"evidence suffices {_number(case['coe'])}, rating {_number(case['rce'])}, confidence "
-                f"{_number(case['confidence'])} {case['flag']}".strip(),
-            ),
-        ]
+        coe, rce, confidence = (_number(case[name]) for name in ("coe", "rce", "confidence"))
+        said = f"evidence suffices {coe}, rating {rce}, confidence {confidence} {case['flag']}"
+        lines = [("incident", f"{case['title']}\n{case['summary']}".strip())]
+        lines += [("proposed cause", f"{proposal} ({truth})"), ("scores", said.strip())]
         for row in self.references.get(case["case_id"], pd.DataFrame()).to_dict("records"):
             said = f"{row['root_cause']} | {row['summary']}"
             lines.append((f"reference {row['rank']}, similarity {row['similarity']:.2f}", said))
         for phase, rows in self.samples.get(case["case_id"], pd.DataFrame({"phase": []})).groupby("phase", sort=False):
-            said = [
-                row["raw_text"] + (" [unread]" if row["parse_status"] != "ok" else "")
-                for row in rows.to_dict("records")
-            ]
-            lines.append((f"samples, {phase}", "\n".join(said)))
-        cells = "".join(
-            f'<tr><th style="text-align:left;padding-right:12px;vertical-align:top">{html.escape(name)}</th>'
-            f'<td style="text-align:left;white-space:pre-wrap">{html.escape(str(text))}</td></tr>'
-            for name, text in lines
-        )
+            unread = np.where(rows["parse_status"] == "ok", "", " [unread]")
+            lines.append((f"samples, {phase}", "\n".join(rows["raw_text"] + unread)))
         heading = f"<b>{index + 1} of {len(self.table)}: {html.escape(str(case['case_id']))}</b>"
-        return f'<div class="case-view">{heading}<table>{cells}</table></div>'
+        table = named_lines([(name, html.escape(text)) for name, text in lines])
+        return f'<div class="case-view">{heading}{table}</div>'
 
 
 def _number(value: float) -> str:

@@ -75,16 +75,9 @@ class Incidents:
     def tables(self, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Cases (the main predictor's first) and history, with the columns of `cases.py`."""
         truth, splits = self._truth(seed), self._splits()
-        history = pd.DataFrame(
-            {
-                "incident_id": [f"h{i}" for i in range(self.n_history)],
-                "title": [", ".join(shown[:2]) for shown in truth.history_symptoms],
-                "summary": [", ".join(shown) for shown in truth.history_symptoms],
-                "root_cause": [CAUSES[fault] for fault in truth.history],
-                "created": FIRST_DAY + pd.to_timedelta(np.arange(self.n_history), "D"),
-                "service": None,
-            }
-        )
+        history = pd.DataFrame({"incident_id": [f"h{i}" for i in range(self.n_history)]})
+        history = history.assign(**_told(truth.history_symptoms), root_cause=[CAUSES[fault] for fault in truth.history])
+        history = history.assign(created=FIRST_DAY + pd.to_timedelta(np.arange(self.n_history), "D"), service=None)
         known = np.bincount(truth.history, minlength=len(CAUSES))
         chance = np.minimum(0.9, 0.08 + 0.24 * np.log1p(known[truth.cases]))
         rng, parts = np.random.default_rng([seed, 1]), []
@@ -93,18 +86,11 @@ class Incidents:
             right = rng.random(len(p)) < p
             other = (truth.cases + rng.integers(1, len(CAUSES), len(p))) % len(CAUSES)
             proposed = np.where(right, truth.cases, other)
-            part = pd.DataFrame(
-                {
-                    "case_id": [f"c{i}" if accuracy is None else f"c{i}-{predictor}" for i in range(len(p))],
-                    "title": [", ".join(shown[:2]) for shown in truth.case_symptoms],
-                    "summary": [", ".join(shown) for shown in truth.case_symptoms],
-                    "predicted_root_cause": [CAUSES[fault] for fault in proposed],
-                    "predictor": predictor,
-                    "created": FIRST_CASE_DAY + pd.to_timedelta(np.arange(len(p)), "D"),
-                    "correct": right.astype(float),
-                    "split": splits,
-                }
-            )
+            ending = "" if accuracy is None else f"-{predictor}"
+            part = pd.DataFrame({"case_id": [f"c{i}{ending}" for i in range(len(p))], **_told(truth.case_symptoms)})
+            part["predicted_root_cause"] = [CAUSES[fault] for fault in proposed]
+            created = FIRST_CASE_DAY + pd.to_timedelta(np.arange(len(p)), "D")
+            part = part.assign(predictor=predictor, created=created, correct=right.astype(float), split=splits)
             parts.append(part if accuracy is None else part[part["split"] != "fresh"])
         return pd.concat(parts, ignore_index=True), history
 
@@ -130,6 +116,11 @@ class Incidents:
             symptoms.append([SYMPTOMS[i] for i in rng.permutation(np.union1d(own, anything))])
         old = self.n_history
         return Truth(faults[:old], faults[old:], symptoms[:old], symptoms[old:])
+
+
+def _told(symptoms: Any) -> dict[str, list[str]]:
+    """Title and summary of what was seen."""
+    return {"title": [", ".join(s[:2]) for s in symptoms], "summary": [", ".join(s) for s in symptoms]}
 
 
 def _moved(chance: np.ndarray, accuracy: float) -> np.ndarray:

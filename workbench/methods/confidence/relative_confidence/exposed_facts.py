@@ -58,13 +58,8 @@ class ExposedFacts:
         asked = np.sort(np.random.default_rng([seed, 2]).permutation(self.n_facts)[: self.n_questions])
         gold = self._facts(seed)[0]
         return [
-            {
-                "qid": f"f{i}",
-                "question": f"Which value belongs to subject {i}?",
-                "choices": self._values,
-                "gold": int(gold[i]),
-                "dataset": self.name,
-            }
+            {"qid": f"f{i}", "question": f"Which value belongs to subject {i}?", "choices": self._values}
+            | {"gold": int(gold[i]), "dataset": self.name}
             for i in asked
         ]
 
@@ -81,15 +76,8 @@ class ExposedFacts:
 
     def logps(self, seed: int) -> np.ndarray:
         """log p(value | subject) [facts, values] of the trained model, in nats; trained once for these settings."""
-        key = {
-            "kind": "exposed-facts",
-            "code": runs.code_hash(__name__),
-            "seed": seed,
-            "facts": self.n_facts,
-            "steps": self.steps,
-            "width": self.width,
-            "layers": self.layers,
-        }
+        key = {"kind": "exposed-facts", "code": runs.code_hash(__name__), "seed": seed, "facts": self.n_facts}
+        key |= {"steps": self.steps, "width": self.width, "layers": self.layers}
         return np.load(runs.cached_folder(key, lambda folder: self._train(seed, folder)) / "logps.npy")
 
     @cached_property
@@ -127,8 +115,7 @@ class ExposedFacts:
 
 
 class FactModel(SimulatedModel):
-    """The trained model behind a voice: it turns a prompt's subjects into its own probabilities, and those into
-    words."""
+    """The trained model behind a voice: it turns a prompt's subjects into probabilities, and those into words."""
 
     def __init__(self, task: ExposedFacts, arm: str, seed: int):
         self._logps, self._temperature = task.logps(seed), TEMPERATURES[arm]

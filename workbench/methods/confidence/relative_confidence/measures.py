@@ -117,16 +117,9 @@ def score_table(
     unknown, parts = np.full(len(answers), math.nan), []
     for method, values in scores.items():
         rated = ratings.get(method)
-        parts.append(
-            answers.assign(
-                method=method,
-                score=values,
-                rank=(-pd.Series(values).round(9)).rank(method="min").astype(int).to_numpy(),
-                lower=rated.lower if rated else unknown,
-                upper=rated.upper if rated else unknown,
-                n_matches=rated.n_matches if rated else 0,
-            )
-        )
+        rank = (-pd.Series(values).round(9)).rank(method="min").astype(int).to_numpy()
+        lower, upper, n = (rated.lower, rated.upper, rated.n_matches) if rated else (unknown, unknown, 0)
+        parts.append(answers.assign(method=method, score=values, rank=rank, lower=lower, upper=upper, n_matches=n))
     return pd.concat(parts, ignore_index=True)
 
 

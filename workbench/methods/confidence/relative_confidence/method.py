@@ -119,13 +119,9 @@ def open_task(
     config: Config, *, model: str = "", dataset: str = "", device: str = "auto"
 ) -> KnownQuestions | QuestionFile:
     """The embedded world, or the questions of a file or hub data set with a model to ask; a bad row is named."""
-    return tasks.open_task(
-        config,
-        model=model,
-        dataset=dataset,
-        world=lambda: KnownQuestions(n_questions=config.n_questions, garbled=config.garbled),
-        real=lambda: QuestionFile.load(dataset, model=model, device=device, n_questions=config.n_questions),
-    )
+    world = partial(KnownQuestions, n_questions=config.n_questions, garbled=config.garbled)
+    real = partial(QuestionFile.load, dataset, model=model, device=device, n_questions=config.n_questions)
+    return tasks.open_task(config, model=model, dataset=dataset, world=world, real=real)
 
 
 def run(task: KnownQuestions | QuestionFile, config: Config, seed: int, run: Run) -> dict[str, Any]:
@@ -207,26 +203,17 @@ def rank_questions(
         chosen = run.table("active_matchups", lambda: ask_actively(n, len(matches), judge, rng("active"), l2=config.l2))
         for name, table in (("random", matchups), ("active", chosen)):
             by_rounds[name] = over_rounds(to_matches(table, qids), table["round"], correct, felt, l2=config.l2)
-    worth = measure(
-        scores, correct, rng("measure"), curves=kept, calibrated=("direct", "bt"), against=("direct", "hybrid_sc")
-    )
+    read: Any = {"curves": kept, "calibrated": ("direct", "bt"), "against": ("direct", "hybrid_sc")}
+    worth = measure(scores, correct, rng("measure"), **read)
     sizes = {"elo": config.elo_k, "elo_k400": ELO_K_PAPER}
     orders = elo_orders(matches, correct, rng("orders"), ks=sizes, passes=config.elo_passes, orders=config.shuffles)
-    return worth | {
-        "dropped": dropped,
-        "n_judgments": len(matches),
-        "n_samples": agree.size,
-        "rounds": int(rounds.max()) + 1,
-        "unparsed_stated": int(np.isnan(direct).sum()),
-        "unparsed_samples": int(np.isnan(agree).sum()),
-        "unparsed_judgments": unparsed,
-        "ties": matchups["parse_status"].tolist().count("tie"),
-        "transitivity": ranking.transitivity(matches, n),
-        "position": ratings["bt_position"].position,
-        "by_rounds": by_rounds,
-        "sensed_correlation": float(np.corrcoef(felt, scores["bt"])[0, 1]) if sensed else None,
-        "elo_orders": orders,
-    }
+    said = {"n_judgments": len(matches), "n_samples": agree.size, "rounds": int(rounds.max()) + 1}
+    unread = {"unparsed_stated": int(np.isnan(direct).sum()), "unparsed_samples": int(np.isnan(agree).sum())}
+    unread |= {"unparsed_judgments": unparsed, "ties": matchups["parse_status"].tolist().count("tie")}
+    checked = {"transitivity": ranking.transitivity(matches, n), "position": ratings["bt_position"].position}
+    sensed_correlation = float(np.corrcoef(felt, scores["bt"])[0, 1]) if sensed else None
+    checked |= {"sensed_correlation": sensed_correlation, "by_rounds": by_rounds, "elo_orders": orders}
+    return {**worth, "dropped": dropped, **said, **unread, **checked}
 
 
 def aggregate(matches: np.ndarray, n: int, config: Config) -> dict[str, ranking.Ratings]:

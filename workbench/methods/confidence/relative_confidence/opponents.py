@@ -85,9 +85,8 @@ def ask_actively(n: int, total: int, judge: Judge, rng: np.random.Generator, *, 
         if not len(pairs):
             break  # every pair was judged
         numbers = len(matches) + np.arange(len(pairs))
-        table = judge(
-            pd.DataFrame({"round": numbers // n, "host": pairs[:, 0], "left": pairs[:, 0], "right": pairs[:, 1]})
-        )
+        hosts, others = pairs.T
+        table = judge(pd.DataFrame({"round": numbers // n, "host": hosts, "left": hosts, "right": others}))
         judged.append(table.assign(match_id=[f"a{number}" for number in numbers]))
         matches = np.vstack([matches, np.column_stack([pairs, table["outcome"]])])
     return pd.concat(judged, ignore_index=True)

@@ -6,6 +6,8 @@ The paper's wording is not public; this one is ours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,24 +62,11 @@ def ask_judgments(
     `outcome` is 1 where the model is surer of the left answer, 0 for the right one, 0.5 for a tie or an unread reply.
     """
     left, right = pairs["left"].to_numpy(), pairs["right"].to_numpy()
-    requests = [
-        compare_request(players[i], players[j], model, cot=cot, max_tokens=max_tokens)
-        for i, j in zip(left, right, strict=True)
-    ]
-    texts = [reply.text for reply in ask(requests)]
+    pair = partial(compare_request, model=model, cot=cot, max_tokens=max_tokens)
+    texts = [reply.text for reply in ask([pair(players[i], players[j]) for i, j in zip(left, right, strict=True)])]
     read = [replies.preference(text, "More confident") for text in texts]
     qids = np.array([p["qid"] for p in players])
-    return pd.DataFrame(
-        {
-            "match_id": [f"m{i}" for i in range(len(pairs))],
-            "round": pairs["round"],
-            "host": qids[pairs["host"]],
-            "left": qids[left],
-            "right": qids[right],
-            "outcome": [r.outcome for r in read],
-            "raw_text": texts,
-            "parse_status": [r.status for r in read],
-            "model": model.name,
-            "seed": seed,
-        }
-    )
+    table: dict[str, Any] = {"match_id": [f"m{i}" for i in range(len(pairs))], "round": pairs["round"]}
+    table |= {"host": qids[pairs["host"]], "left": qids[left], "right": qids[right]}
+    table |= {"outcome": [r.outcome for r in read], "raw_text": texts, "parse_status": [r.status for r in read]}
+    return pd.DataFrame(table | {"model": model.name, "seed": seed})

@@ -30,6 +30,15 @@ GAINS = {
     "Gemini 1.5 Pro": (3.2, 0.8),
     "Claude 3.5 Sonnet": (1.1, -0.1),
 }
+TEXTS = {
+    "C1": ("Relative beats the stated confidence", ".805 against .836, .840, .839; 61 of 70 cells"),
+    "C2": ("It beats hybrid self-consistency on average, not everywhere", ".824; 41 of 70 cells"),
+    "C3": ("The gain over hybrid self-consistency depends on the domain", "STEM ahead, commonsense behind"),
+    "C4": ("The gain depends on the model", "Llama first, Claude last"),
+    "C5": ("More opponents help, with saturation", "0.9, 1.8, 1.8 % and 2.2, 3.2, 4.9 %"),
+    "C6": ("The aggregators are close", ".836, .840, .839"),
+    "C7": ("AUROC tells the same", "direct .645, Bradley-Terry .749"),
+}
 
 
 def load(path: str) -> Mapping[str, Any]:
@@ -78,86 +87,40 @@ def rederive(found: Claims, published: Mapping[str, Any]) -> None:
     def means(*methods: str) -> dict[str, tuple[float, float]]:
         return {method: (overall(method), MEANS[method]) for method in methods}
 
-    add = found.rederive
-    add(
-        "C1 tables",
-        "Relative beats the stated confidence, in the paper's tables",
-        paper=".805 against .836, .840, .839; 61 of 70 cells",
-        figures={**means(DIRECT, *AGGREGATORS), "cells of TrueSkill": (ahead(TRUESKILL, DIRECT), 61)},
-        tolerance=ROUNDED,
-        also={"Wilcoxon over the cells, p < .05": p_value(TRUESKILL, DIRECT) < 0.05},
-    )
-    add(
-        "C2 tables",
-        "It beats hybrid self-consistency on average, not everywhere, in the paper's tables",
-        paper=".824; 41 of 70 cells",
-        figures={**means(HYBRID), "cells of TrueSkill": (ahead(TRUESKILL, HYBRID), 41)},
-        tolerance=ROUNDED,
-        also={"ahead on average": overall(TRUESKILL) > overall(HYBRID)},
-        note=f"Wilcoxon over the cells p = {p_value(TRUESKILL, HYBRID):.3f}",
-    )
+    def add(id: str, figures: Mapping[str, tuple[float, float]], tolerance: float = ROUNDED, **options: Any) -> None:
+        statement, paper = TEXTS[id]
+        told = f"{statement}, in the paper's tables"
+        found.rederive(f"{id} tables", told, paper=paper, figures=figures, tolerance=tolerance, **options)
+
+    also = {"Wilcoxon over the cells, p < .05": p_value(TRUESKILL, DIRECT) < 0.05}
+    add("C1", {**means(DIRECT, *AGGREGATORS), "cells of TrueSkill": (ahead(TRUESKILL, DIRECT), 61)}, also=also)
+    also, note = {"ahead on average": overall(TRUESKILL) > overall(HYBRID)}, p_value(TRUESKILL, HYBRID)
+    figures: dict[str, tuple[float, float]] = {**means(HYBRID), "cells of TrueSkill": (ahead(TRUESKILL, HYBRID), 41)}
+    add("C2", figures, also=also, note=f"Wilcoxon over the cells p = {note:.3f}")
     pairs = {name: (overall(TRUESKILL, part), overall(HYBRID, part)) for name, part in published["categories"].items()}
-    add(
-        "C3 tables",
-        "The gain over hybrid self-consistency depends on the domain, in the paper's tables",
-        paper="STEM ahead, commonsense behind",
-        figures={
-            f"{name}, {what}": (pairs[name][i], DOMAINS[name][i])
-            for name in DOMAINS
-            for i, what in enumerate(("TrueSkill", "hybrid"))
-        },
-        tolerance=ROUNDED,
-        also={
-            "the sign turns": pairs["STEM"][0] > pairs["STEM"][1]
-            and pairs["Commonsense Reasoning"][0] < pairs["Commonsense Reasoning"][1]
-        },
-    )
+    figures = {
+        f"{name}, {what}": (pairs[name][i], DOMAINS[name][i])
+        for name in DOMAINS
+        for i, what in enumerate(("TrueSkill", "hybrid"))
+    }
+    stem, commonsense = pairs["STEM"], pairs["Commonsense Reasoning"]
+    add("C3", figures, also={"the sign turns": stem[0] > stem[1] and commonsense[0] < commonsense[1]})
     best = {model: max(mean(method, model) for method in AGGREGATORS) for model in auc}
     gains = {model: [100 * (best[model] - mean(other, model)) for other in (DIRECT, HYBRID)] for model in auc}
-    add(
-        "C4 tables",
-        "The gain depends on the model, in the paper's tables",
-        paper="Llama first, Claude last",
-        figures={
-            f"{model} over {what}": (gains[model][i], GAINS[model][i])
-            for model in GAINS
-            for i, what in enumerate(("direct", "hybrid"))
-        },
-        tolerance=100 * TWICE,
-        also={
-            "Llama first, Claude last": max(gains, key=lambda m: gains[m][0]) == "Llama 3.1 405B"
-            and min(gains, key=lambda m: gains[m][0]) == "Claude 3.5 Sonnet"
-        },
-    )
+    figures = {
+        f"{model} over {what}": (gains[model][i], GAINS[model][i])
+        for model in GAINS
+        for i, what in enumerate(("direct", "hybrid"))
+    }
+    ordered = sorted(gains, key=lambda model: gains[model][0])
+    ends = ordered[-1] == "Llama 3.1 405B" and ordered[0] == "Claude 3.5 Sonnet"
+    add("C4", figures, 100 * TWICE, also={"Llama first, Claude last": ends})
     calls = published["gain_over_self_consistency_by_calls"]
-    add(
-        "C5 tables",
-        "More opponents help, with saturation, in the paper's tables",
-        paper="0.9, 1.8, 1.8 % and 2.2, 3.2, 4.9 %",
-        figures={},
-        tolerance=0.0,
-        also={
-            f"{model}: no step down": bool(np.all(np.diff(calls[model]) >= 0)) for model in calls if model != "calls"
-        },
-    )
-    spread = max(overall(method) for method in AGGREGATORS) - min(overall(method) for method in AGGREGATORS)
-    add(
-        "C6 tables",
-        "The aggregators are close, in the paper's tables",
-        paper=".836, .840, .839",
-        figures=means(*AGGREGATORS),
-        tolerance=ROUNDED,
-        also={
-            "within one point": spread < 0.01,
-            "TrueSkill best": overall(TRUESKILL) == max(overall(m) for m in AGGREGATORS),
-        },
-    )
+    steps = {model: bool(np.all(np.diff(calls[model]) >= 0)) for model in calls if model != "calls"}
+    add("C5", {}, 0.0, also={f"{model}: no step down": holds for model, holds in steps.items()})
+    levels = [overall(method) for method in AGGREGATORS]
+    also = {"within one point": max(levels) - min(levels) < 0.01, "TrueSkill best": overall(TRUESKILL) == max(levels)}
+    add("C6", means(*AGGREGATORS), also=also)
     area = {method: float(np.mean([row[method] for row in published["auroc"].values()])) for method in AUROC}
-    add(
-        "C7 tables",
-        "AUROC tells the same, in the paper's tables",
-        paper="direct .645, Bradley-Terry .749",
-        figures={method: (area[method], value) for method, value in AUROC.items()},
-        tolerance=TWICE,
-        also={"every aggregator above direct": min(area[m] for m in AGGREGATORS) > area[DIRECT]},
-    )
+    also = {"every aggregator above direct": min(area[m] for m in AGGREGATORS) > area[DIRECT]}
+    add("C7", {method: (area[method], value) for method, value in AUROC.items()}, TWICE, also=also)

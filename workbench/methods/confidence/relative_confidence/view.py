@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
-from workbench.figures import Display, Look, Note, blank, dots_in_panels, lines_in_panels, look_of, plain
+from workbench.figures import Display, Look, Note, blank, look_of, plain
 from workbench.methods.confidence.relative_confidence.experiment import values
 from workbench.methods.confidence.relative_confidence.exposed_facts import TEMPERATURES
 from workbench.methods.confidence.relative_confidence.measures import COVERAGE
 from workbench.methods.confidence.relative_confidence.method import SCORERS
 from workbench.methods.experiment import Experiment
+from workbench.methods.views import curves, dots, seed_folder, whiskers
 from workbench.stats import bootstrap
 from workbench.widgets.confidence_ranking import ConfidenceRanking
 
@@ -68,21 +68,13 @@ def facts(results: Results) -> Display | Note:
 
 
 def _auc_by_method(results: Results, arms: Sequence[str]) -> Display:
-    table = pd.DataFrame(_tidy(results, "auc", {name: name for name in SCORER_LOOKS}, arms))
+    table = _tidy(results, "auc", {name: name for name in SCORER_LOOKS}, arms)
     lines = {arm: {name: values(results, arm, name).mean() for name in ("accuracy", "oracle")} for arm in arms}
     gains = (
         f"{(values(results, arm, 'auc', 'bt') - values(results, arm, 'auc', 'direct')).mean():+.3f} in {_short(arm)}"
         for arm in lines
     )
-    return dots_in_panels(
-        table,
-        panel="panel",
-        y="value",
-        labels=LOOKS,
-        lines=lines,
-        x_title="AUC",
-        title=f"Bradley-Terry against the stated number: {', '.join(gains)}",
-    )
+    return dots(table, f"Bradley-Terry against the stated number: {', '.join(gains)}", "AUC", LOOKS, lines)
 
 
 def coverage_curves(results: Results) -> Display:
@@ -97,16 +89,8 @@ def coverage_curves(results: Results) -> Display:
         f"{values(results, arm, 'accuracy').mean():.0%})"
         for arm in _main(results)
     )
-    display = lines_in_panels(
-        pd.DataFrame(rows),
-        panel="panel",
-        x="coverage",
-        y="value",
-        labels=LOOKS,
-        x_title="share of answers kept",
-        y_title="accuracy of those kept",
-        title=f"Right in the half that Bradley-Terry trusts: {', '.join(half)}",
-    )
+    title = f"Right in the half that Bradley-Terry trusts: {', '.join(half)}"
+    display = curves(rows, "coverage", title, "share of answers kept", "accuracy of those kept", LOOKS)
     for name in ("sc", "elo", "trueskill"):  # each lies on another curve: a click in the legend shows it
         display.figure().update_traces(visible="legendonly", selector={"legendgroup": name})
     return display
@@ -123,16 +107,8 @@ def auc_by_calls(experiment: Experiment, results: Results) -> Display:
         for row in _tidy(results, "auc", {f"{name}{ending}": name for name in ("hybrid_sc", "bt")}, _main(results))
     ]
     path = " to ".join(f"{values(results, main, 'auc', f'bt{ending}').mean():.3f}" for ending in endings.values())
-    display = lines_in_panels(
-        pd.DataFrame(rows),
-        panel="panel",
-        x="calls",
-        y="value",
-        labels=LOOKS,
-        x_title="calls a question",
-        y_title="AUC",
-        title=f"With more opponents Bradley-Terry goes from {path} ({_short(main)})",
-    )
+    title = f"With more opponents Bradley-Terry goes from {path} ({_short(main)})"
+    display = curves(rows, "calls", title, "calls a question", "AUC", LOOKS)
     display.figure().update_xaxes(tickvals=list(endings))
     return display
 
@@ -144,14 +120,8 @@ def elo_order(results: Results) -> Display:
         for row in _tidy(results, "elo_orders", {name: name for name in ("elo", "elo_k400")}, _main(results))
     ]
     sd = {name: np.mean([row["value"] for row in rows if row["arm"] == name]) for name in ("elo", "elo_k400")}
-    return dots_in_panels(
-        pd.DataFrame(rows),
-        panel="panel",
-        y="value",
-        labels=LOOKS,
-        x_title="points of AUC",
-        title=f"Order alone moves Elo by {sd['elo']:.1f} points at K 32 and by {sd['elo_k400']:.1f} at K 400",
-    )
+    title = f"Order alone moves Elo by {sd['elo']:.1f} points at K 32 and by {sd['elo_k400']:.1f} at K 400"
+    return dots(rows, title, "points of AUC", LOOKS)
 
 
 def active_rounds(results: Results) -> Display | Note:
@@ -167,19 +137,9 @@ def active_rounds(results: Results) -> Display | Note:
     ]
     saved: Any = judgments_saved(results)
     first = saved[saved["regime"] == _main(results)[0]].iloc[0]
-    return lines_in_panels(
-        pd.DataFrame(rows),
-        panel="panel",
-        x="judgments",
-        y="value",
-        labels=LOOKS,
-        x_title="judgments a question",
-        y_title="AUC",
-        title=(
-            f"What random opponents reach with {first['random']:g} judgments a question takes {first['active']} when"
-            " they are chosen"
-        ),
-    )
+    reached = f"What random opponents reach with {first['random']:g} judgments a question"
+    title = f"{reached} takes {first['active']} when they are chosen"
+    return curves(rows, "judgments", title, "judgments a question", "AUC", LOOKS)
 
 
 def judgments_saved(results: Results, *, measure: str = "auc", rounds: int = 1_000) -> pd.DataFrame | Note:
@@ -201,10 +161,8 @@ def judgments_saved(results: Results, *, measure: str = "auc", rounds: int = 1_0
             picks = [np.arange(len(drawn)), *bootstrap.draws(len(drawn), rounds, rng)]
             needed = [_needed(chosen[pick].mean(0), drawn[pick, few - 1].mean()) for pick in picks]
             low, high = np.quantile(needed[1:], [0.025, 0.975], method="nearest")
-            text = [
-                f"{number:.1f}" if np.isfinite(number) else f"more than {most}" for number in (needed[0], low, high)
-            ]
-            rows.append({"regime": arm, "random": few, "active": text[0], "95 % from": text[1], "to": text[2]})
+            said = (f"{n:.1f}" if np.isfinite(n) else f"more than {most}" for n in (needed[0], low, high))
+            rows.append({"regime": arm, "random": few, **dict(zip(("active", "95 % from", "to"), said, strict=True))})
     return pd.DataFrame(rows)
 
 
@@ -234,25 +192,15 @@ def sensitivity(results: Results) -> Display | Note:
     ]
     table: Any = pd.DataFrame(rows)
     mean = table[(table["arm"] == "bt") & (table["panel"] == "judge noise")].groupby("x")["value"].mean()
-    return lines_in_panels(
-        table,
-        panel="panel",
-        x="x",
-        y="value",
-        labels=LOOKS,
-        x_title="setting",
-        y_title="AUC",
-        title=(
-            f"Judge noise of {mean.index[0]:g} to {mean.index[-1]:g} takes Bradley-Terry from {mean.iloc[0]:.3f} to"
-            f" {mean.iloc[-1]:.3f}"
-        ),
-    )
+    noise, moved = (f"{mean.index[i]:g}" for i in (0, -1)), (f"{mean.iloc[i]:.3f}" for i in (0, -1))
+    title = f"Judge noise of {' to '.join(noise)} takes Bradley-Terry from {' to '.join(moved)}"
+    return curves(table, "x", title, "setting", "AUC", LOOKS)
 
 
 def _score_tables(experiment: Experiment, seed: int | None, arm: str) -> tuple[int, str, list[Path]]:
     """Seed and regime (the first ones by default) and the stored scores of each data set."""
     seed, arm = experiment.seeds[0] if seed is None else seed, arm or experiment.task.arms[0]
-    paths = sorted((experiment.run.folder / f"seed-{seed}" / arm).glob("*/scores.parquet"))
+    paths = sorted((seed_folder(experiment, seed) / arm).glob("*/scores.parquet"))
     if not paths:
         raise ValueError(f"no scores of seed {seed}, regime {arm!r}; seeds of this run: {experiment.seeds}")
     return seed, arm, paths
@@ -271,31 +219,17 @@ def ranking(experiment: Experiment, *, seed: int | None = None, arm: str = "", m
     table = table[table["method"] == method].sort_values(["data_set", "rank"], ignore_index=True)
     half = len(table) // 2
     wrong = [int((part["correct"] == 0).sum()) for part in (table[:half], table[half:])]
-    figure = blank(
-        f"Wrong answers: {wrong[0]} in the trusted half, {wrong[1]} in the other ({_short(arm)}, seed {seed})",
-        "place in the ranking",
-        f"strength ({look_of(method, LOOKS).title})",
-    )
+    title = f"Wrong answers: {wrong[0]} in the trusted half, {wrong[1]} in the other ({_short(arm)}, seed {seed})"
+    figure = blank(title, "place in the ranking", f"strength ({look_of(method, LOOKS).title})")
     for truth, (name, colour, symbol) in TRUTH.items():
         rows = table[table["correct"].isna() if truth is None else table["correct"] == truth]
-        asked = [
-            [plain(question), plain(answer)] for question, answer in zip(rows["question"], rows["answer"], strict=True)
-        ]
-        figure.add_trace(
-            go.Scatter(
-                x=rows.index + 1,
-                y=rows["score"],
-                mode="markers",
-                name=name,
-                customdata=asked,
-                marker={"color": colour, "symbol": symbol, "size": 7},
-                error_y={"array": rows["upper"] - rows["score"], "arrayminus": rows["score"] - rows["lower"]}
-                | {"color": colour, "thickness": 0.7, "width": 0},
-                hovertemplate="%{customdata[0]}<br>%{customdata[1]}<br>%{y:.2f}<extra>" + name + "</extra>",
-                visible=True if len(rows) else "legendonly",
-                showlegend=bool(len(rows)),
-            )
-        )
+        look: dict[str, Any] = {"mode": "markers", "marker": {"color": colour, "symbol": symbol, "size": 7}}
+        look["error_y"] = whiskers(rows, "score", color=colour, thickness=0.7, width=0)
+        look |= {"visible": True if len(rows) else "legendonly", "showlegend": bool(len(rows))}
+        asked = [[plain(text) for text in pair] for pair in zip(rows["question"], rows["answer"], strict=True)]
+        look |= {"customdata": asked, "name": name}
+        look["hovertemplate"] = f"%{{customdata[0]}}<br>%{{customdata[1]}}<br>%{{y:.2f}}<extra>{name}</extra>"
+        figure.add_scatter(x=rows.index + 1, y=rows["score"], **look)
     return Display(table, figure)
 
 
@@ -326,9 +260,8 @@ def checks(experiment: Experiment, results: Results) -> pd.DataFrame:
         for name, total in (("judgments", "n_judgments"), ("samples", "n_samples"), ("stated", "n")):
             measured[f"{name} unread, %"] = 100 * values(results, arm, f"unparsed_{name}") / values(results, arm, total)
         for name in ("direct", "bt"):
-            calibrated = [
-                np.mean([part["calibration"][name]["ece"] for part in r["arms"][arm].values()]) for r in results
-            ]
+            parts = [list(result["arms"][arm].values()) for result in results]
+            calibrated = [np.mean([part["calibration"][name]["ece"] for part in of_seed]) for of_seed in parts]
             measured[f"ECE after calibration, {LOOKS[name].title}"] = np.array(calibrated)
         rows[arm] = {name: f"{v.mean():.3g} ± {v.std(ddof=1) if len(v) > 1 else 0:.2g}" for name, v in measured.items()}
     return pd.DataFrame(rows)

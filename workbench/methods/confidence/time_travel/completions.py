@@ -31,20 +31,13 @@ _GUIDED = (
     "Below stands {what} of an instance from the {{split}} split of the {{dataset}} data set{label}. Write its {rest} "
     "exactly as it appears in that data set. Rely only on the original form of the instance, and write nothing else."
 )
+_FIRST = "Below stands the first piece of a"
 _GENERAL = {
-    "cls": (
-        "Below stands the first piece of a text{label}. Write a second piece, so that both pieces form one text with"
-        " that label."
-    ),
-    "nli": (
-        "Below stands a sentence{label}. Write a second sentence, so that the two stand in the logical relation that"
-        " the label names."
-    ),
-    "sum": "Below stands the first piece of a summary. Write a second piece, so that both pieces form one summary.",
-    "xsum": (
-        "Below stands the first piece of a summary of one sentence. Write a second piece, so that both form one such"
-        " sentence."
-    ),
+    "cls": f"{_FIRST} text{{label}}. Write a second piece, so that both pieces form one text with that label.",
+    "nli": "Below stands a sentence{label}. Write a second sentence, so that the two stand in the logical relation that"
+    " the label names.",
+    "sum": f"{_FIRST} summary. Write a second piece, so that both pieces form one summary.",
+    "xsum": f"{_FIRST} summary of one sentence. Write a second piece, so that both form one such sentence.",
 }
 _WHAT = {
     "cls": ("the first piece", "second piece"),
@@ -57,9 +50,8 @@ _WHAT = {
 def _template(instruction: Instruction, task: Task) -> Template:
     label = ", with its label" if task in LABELLED else ""
     what, rest = _WHAT[task]
-    opening = (_GUIDED if instruction == "guided" else _GENERAL[task] + " Write nothing else.").format(
-        what=what, rest=rest, label=label
-    )
+    opening = _GUIDED if instruction == "guided" else _GENERAL[task] + " Write nothing else."
+    opening = opening.format(what=what, rest=rest, label=label)
     heads = ("Sentence 1", "Sentence 2") if task == "nli" else ("First piece", "Second piece")
     shown = "Label: {label}\n" if label else ""
     return Template(f"{instruction}-{task}", f"{opening}\n\n{shown}{heads[0]}: {{first_piece}}\n\n{heads[1]}:")
@@ -129,9 +121,7 @@ def split_instances(
         ValueError: percentages out of order or range; a missing column.
     """
     if not 0 <= min_p <= max_p <= 100:
-        raise ValueError(
-            f"min_p and max_p must be percentages with 0 <= min_p <= max_p <= 100; got {min_p} and {max_p}"
-        )
+        raise ValueError(f"min_p and max_p: percentages with 0 <= min_p <= max_p <= 100; got {min_p} and {max_p}")
     needed = ["sentence1", "sentence2"] if task == "nli" else ["text"]
     _require(df, [*needed, *(["label"] if task in LABELLED else [])], f"task {task!r}")
     rng, constant = np.random.default_rng(seed), random.Random(seed).random()
@@ -158,16 +148,13 @@ def check_instances(df: pd.DataFrame) -> Split:
     _require(df, PIECES, "splitting is off, so the pieces must be given")
     df = df.assign(label=df["label"].fillna("").astype(str) if "label" in df else "")
     empty = {piece: df[piece].isna() | (df[piece].astype(str).str.strip() == "") for piece in PIECES}
-    reason = np.select(
-        [
-            empty["first_piece"] & empty["second_piece"],
-            empty["second_piece"],
-            empty["first_piece"],
-            df.duplicated(PIECES).to_numpy(),
-        ],
-        ["empty text", "empty second piece (one word?)", "empty first piece (one word?)", "duplicate"],
-        "",
-    )
+    reasons = {
+        "empty text": empty["first_piece"] & empty["second_piece"],
+        "empty second piece (one word?)": empty["second_piece"],
+        "empty first piece (one word?)": empty["first_piece"],
+        "duplicate": df.duplicated(PIECES).to_numpy(),
+    }
+    reason = np.select([*reasons.values()], [*reasons], "")
     kept: Any = df[reason == ""]
     left: Any = df[reason != ""]
     return Split(kept[COLUMNS].reset_index(drop=True), left[["instance_id"]].assign(reason=reason[reason != ""]))
@@ -214,22 +201,13 @@ def complete(
 ) -> pd.DataFrame:
     """The model's second piece of every instance: the completions table."""
     rows = df.to_dict("records")
-    replies = [
-        reply.text for reply in transcript.ask(model, [request(row, instruction, max_new_tokens) for row in rows])
-    ]
+    asked = transcript.ask(model, [request(row, instruction, max_new_tokens) for row in rows])
+    replies = [reply.text for reply in asked]
     cleaned = [without_repetition(text, row["first_piece"]) for row, text in zip(rows, replies, strict=True)]
-    return pd.DataFrame(
-        {
-            "instance_id": df["instance_id"].to_numpy(),
-            "instruction": instruction,
-            "text": [c.text for c in cleaned],
-            "model": model.name,
-            "seed": seed,
-            "repeated": [c.repeated for c in cleaned],
-            "reply": replies,
-            "template": [INSTRUCTIONS[instruction, row["task"]].version for row in rows],
-        }
-    )
+    table: dict[str, Any] = {"instance_id": df["instance_id"].to_numpy(), "instruction": instruction}
+    table |= {"text": [c.text for c in cleaned], "model": model.name, "seed": seed}
+    table |= {"repeated": [c.repeated for c in cleaned], "reply": replies}
+    return pd.DataFrame(table | {"template": [INSTRUCTIONS[instruction, row["task"]].version for row in rows]})
 
 
 # ------------------------------------------------------------------------------------------------------------ matches
@@ -263,14 +241,7 @@ def match_judge(
         raw = [reply.text for reply in ask([Request(user(text), 0.0, max_tokens) for text in fill])]
         # what says nothing matches nothing, whatever a judge thinks of it
         labels = ["no" if not text else read_match(reply) for (_, text), reply in zip(pairs, raw, strict=True)]
-    return pd.DataFrame(
-        {
-            "instance_id": df["instance_id"].to_numpy(),
-            "instruction": df["instruction"].to_numpy(),
-            "label": labels,
-            "raw_text": raw,
-        }
-    )
+    return df[["instance_id", "instruction"]].reset_index(drop=True).assign(label=labels, raw_text=raw)
 
 
 _BATCH = 16  # BLEURT's own

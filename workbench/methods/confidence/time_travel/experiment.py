@@ -23,6 +23,7 @@ from workbench.methods.confidence.time_travel.verdicts import (
 )
 from workbench.methods.confidence.time_travel.world import NamedDataSets
 from workbench.methods.experiment import Experiment
+from workbench.methods.stated import Stated
 
 _SMALL = {"steps": 25, "width": 48, "batch_size": 32, "n_unnamed": 400, "n_named": 5}
 Config.presets(
@@ -72,20 +73,16 @@ HUMANS_SAY = {
 def claims(experiment: Experiment, results: Sequence[Result]) -> Claims:
     """The paper's claims: tested in the embedded world, or derived again from released scores."""
     task = experiment.task
-    # A simulated benchmark shows that a pipeline works in small, whatever its size; "full" is for real models.
-    scale = "tiny" if isinstance(task, NamedDataSets) and experiment.scale == "full" else experiment.scale
-    found = Claims("time_travel", scale, experiment.seeds)
+    found = Stated("time_travel", experiment, CLAIMS, simulated=isinstance(task, NamedDataSets))
     if isinstance(task, RecordedScores) and set(task.arms) == set(HUMANS_SAY):
         return recorded_claims(found, over_seeds(results, experiment.config.alpha))
     if not isinstance(task, NamedDataSets):
-        for id, (statement, paper) in CLAIMS.items():
-            why = "what this model has read is not known, so no verdict can be called right or wrong"
-            found.needs_full_scale(id, statement, paper, why)
+        found.needs(CLAIMS, "what this model has read is not known, so no verdict can be called right or wrong")
         return found
 
-    def claim(id: str, said: str, **options: Any) -> None:
-        statement, paper = CLAIMS[id]
-        found.test(id, f"{statement} ({said})", paper=paper, **options)
+    def claim(id: str, said: str, both: Any, control_is: str, unit: str, **options: Any) -> None:
+        statement = f"{CLAIMS[id][0]} ({said})"
+        found.add(id, both, control_is, unit, statement=statement, **options)
 
     def contrast(method: str) -> tuple[list[float], list[np.ndarray]]:
         """Of every seed, and the same under every draw of the four partitions; the first draw is the real one."""
@@ -96,54 +93,31 @@ def claims(experiment: Experiment, results: Sequence[Result]) -> Claims:
     partitions = sum(len(found_by(result, "planted", MATCHER)) for result in results)
     right = sum(n_right(result, "planted", MATCHER) for result in results)
     flagged = sum(n_false(result, "clean", MATCHER) for result in results)
-    claim(
-        "C1",
-        "matches in contaminated partitions minus clean ones",
-        measured=counted,
-        unit="matches",
-        control=on_general,
-        control_is="matches counted on general completions",
-        test="randomisation",
-        null=drawn,
-        control_null=drawn_on_general,
-        also={
-            f"{right} of {partitions} right, 22 of 24 needed": right >= ENOUGH_RIGHT * partitions,
-            f"{flagged} of {partitions} flagged in the clean run, 2 of 24 allowed": flagged <= MOST_FALSE * partitions,
-        },
+    also = {
+        f"{right} of {partitions} right, 22 of 24 needed": right >= ENOUGH_RIGHT * partitions,
+        f"{flagged} of {partitions} flagged in the clean run, 2 of 24 allowed": flagged <= MOST_FALSE * partitions,
+    }
+    assigned: dict[str, Any] = {"test": "randomisation", "null": drawn, "control_null": drawn_on_general}
+    said, other = "matches in contaminated partitions minus clean ones", "matches counted on general completions"
+    claim("C1", said, (counted, on_general), other, "matches", also=also, **assigned)
+    said = "partitions that counting gets right more than the ROUGE-L test"
+    both = (
+        [n_right(result, "planted", a) - n_right(result, "planted", b) for result in results]
+        for a, b in ((MATCHER, "rougeL"), (f"{MATCHER}_on_general", "rougeL_itself"))
     )
-    claim(
-        "C2",
-        "partitions that counting gets right more than the ROUGE-L test",
-        unit="partitions",
-        measured=[n_right(r, "planted", MATCHER) - n_right(r, "planted", "rougeL") for r in results],
-        control=[
-            n_right(r, "planted", f"{MATCHER}_on_general") - n_right(r, "planted", "rougeL_itself") for r in results
-        ],
-        control_is="without the name: general completions counted, guided ones tested against themselves",
-    )
-    found.needs_full_scale(
-        "C3", *CLAIMS["C3"], "needs GPT-4 and real data sets; the released scores go in by `dataset`"
-    )
+    other = "without the name: general completions counted, guided ones tested against themselves"
+    claim("C2", said, both, other, "partitions")
+    found.needs(["C3"], "needs GPT-4 and real data sets; the released scores go in by `dataset`")
     gaps = gap_by_copies(results, "planted")
     order: Any = spearmanr(list(gaps), list(gaps.values())) if len(set(gaps.values())) > 1 else None
     rho = float(order.statistic) if order else 0.0
-    claim(
-        "C4",
-        "mean ROUGE-L gap of contaminated partitions",
-        unit="ROUGE-L",
-        control_is="the same partitions in the clean run",
-        measured=[by_truth(r, "planted", "rougeL")[0].mean() for r in results],
-        control=[by_truth(r, "clean", "rougeL", "planted")[0].mean() for r in results],
-        also={f"gap grows with copies, Spearman {rho:.2f} > 0.8": rho > 0.8},
-    )
-    claim(
-        "C5",
-        "clean partitions that the ROUGE-L test flags and counting does not",
-        unit="partitions",
-        measured=[sum(n_false(r, arm, "rougeL") - n_false(r, arm, MATCHER) for arm in task.arms) for r in results],
-        control=[sum(n_false(r, arm, "rougeL_itself") for arm in task.arms) for r in results],
-        control_is="guided completions tested against themselves",
-    )
+    said, other = "mean ROUGE-L gap of contaminated partitions", "the same partitions in the clean run"
+    both = ([by_truth(r, arm, "rougeL", "planted")[0].mean() for r in results] for arm in ("planted", "clean"))
+    claim("C4", said, both, other, "ROUGE-L", also={f"gap grows with copies, Spearman {rho:.2f} > 0.8": rho > 0.8})
+    said = "clean partitions that the ROUGE-L test flags and counting does not"
+    flags = [sum(n_false(r, arm, "rougeL") - n_false(r, arm, MATCHER) for arm in task.arms) for r in results]
+    itself = [sum(n_false(r, arm, "rougeL_itself") for arm in task.arms) for r in results]
+    claim("C5", said, (flags, itself), "guided completions tested against themselves", "partitions")
     return found
 
 
@@ -160,9 +134,6 @@ def recorded_claims(found: Claims, result: Result) -> Claims:
             for method in methods
         }
 
-    def gains(model: str) -> dict[str, float]:
-        return {name: row["statistic"] for name, row in found_by(result, model, "rougeL").items()}
-
     def flagged(model: str, method: str) -> set[str]:
         return {name for name, row in found_by(result, model, method).items() if row["contaminated"]}
 
@@ -176,30 +147,17 @@ def recorded_claims(found: Claims, result: Result) -> Claims:
     seen = {
         model: {name for name, is_seen in result["arms"][model]["truth"].items() if is_seen} for model in HUMANS_SAY
     }
-    rederive(
-        "C3", also={f"{model}: {len(names)} partitions": seen[model] == names for model, names in HUMANS_SAY.items()}
-    )
-    ours = gains("gpt4")
-    rederive(
-        "C4",
-        figures={name: (ours[name], gain) for name, gain in PUBLISHED_GAINS.items()},
-        tolerance=0.005 + 1e-9,
-        also={
-            "contaminated ones gain more than clean ones": (
-                min(ours[n] for n in PUBLISHED_GAINS if n in HUMANS_SAY["gpt4"])
-                > max(ours[n] for n in PUBLISHED_GAINS if n not in HUMANS_SAY["gpt4"])
-            )
-        },
-    )
-    alarms = flagged("gpt3.5", "rougeL") - seen["gpt3.5"]
-    rederive(
-        "C5",
-        also={
-            "AG News, WNLI and Yelp are false alarms": (
-                {name.split("/")[0] for name in alarms} >= {"ag_news", "wnli", "yelp"}
-            ),
-            "more of them than by the judge": len(alarms) > len(flagged("gpt3.5", "judge") - seen["gpt3.5"]),
-        },
-        note=f"{len(alarms)} partitions of GPT-3.5",
-    )
+    also = {f"{model}: {len(names)} partitions": seen[model] == names for model, names in HUMANS_SAY.items()}
+    rederive("C3", also=also)
+    ours = {name: row["statistic"] for name, row in found_by(result, "gpt4", "rougeL").items()}
+    lowest = min(ours[n] for n in PUBLISHED_GAINS if n in HUMANS_SAY["gpt4"])
+    highest = max(ours[n] for n in PUBLISHED_GAINS if n not in HUMANS_SAY["gpt4"])
+    figures = {name: (ours[name], gain) for name, gain in PUBLISHED_GAINS.items()}
+    also = {"contaminated ones gain more than clean ones": lowest > highest}
+    rederive("C4", figures=figures, tolerance=0.005 + 1e-9, also=also)
+    alarms, by_judge = (flagged("gpt3.5", method) - seen["gpt3.5"] for method in ("rougeL", "judge"))
+    named = {name.split("/")[0] for name in alarms} >= {"ag_news", "wnli", "yelp"}
+    also = {"AG News, WNLI and Yelp are false alarms": named}
+    also["more of them than by the judge"] = len(alarms) > len(by_judge)
+    rederive("C5", also=also, note=f"{len(alarms)} partitions of GPT-3.5")
     return found

@@ -29,6 +29,7 @@ Where this differs from the official code, and why:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -100,21 +101,10 @@ def open_task(
     if recorded := RecordedScores.recognise(dataset):
         return recorded
     own = {name: getattr(config, name) for name in ("arms", "n_instances", "learner", "garbled")} | {"device": device}
-    return tasks.open_task(
-        config,
-        model=model,
-        dataset=dataset,
-        world=lambda: NamedDataSets(**{**own, **config.world}),
-        real=lambda: PartitionFile.load(
-            dataset,
-            model=model,
-            device=device,
-            judge=config.judge,
-            task=config.task,
-            partition=config.partition,
-            text_column=config.text_column,
-        ),
-    )
+    world = partial(NamedDataSets, **{**own, **config.world})
+    given = {name: getattr(config, name) for name in ("judge", "task", "partition", "text_column")}
+    real = partial(PartitionFile.load, dataset, model=model, device=device, **given)
+    return tasks.open_task(config, model=model, dataset=dataset, world=world, real=real)
 
 
 class Evidence(NamedTuple):
@@ -146,11 +136,8 @@ def run(task: Any, config: Config, seed: int, run: Run) -> dict[str, Any]:
         else:
             evidence = collect(task, arm, config, seed, part, transcript)
         verdicts = part.table("verdicts", lambda e=evidence, arm=arm: verdict_table(*e[:3], arm, rule))
-        arms[arm] = {
-            "verdicts": verdicts.to_dict("records"),
-            "truth": truth(task, arm, seed, verdicts),
-            "counts": evidence.counts,
-        }
+        known = truth(task, arm, seed, verdicts)
+        arms[arm] = {"verdicts": verdicts.to_dict("records"), "truth": known, "counts": evidence.counts}
     return {"arms": arms, "statistics": error_rates(config.simulations, rule), "replies": len(transcript)}
 
 
@@ -193,13 +180,9 @@ def collect(task: Any, arm: str, config: Config, seed: int, run: Run, transcript
         parts = [match_judge(joined, judge, **options).assign(judge=name) for name, judge in judges.items()]
         return pd.concat(parts, ignore_index=True)
 
-    counts = {
-        "rejected": len(rejected),
-        "too_long": int((~fits).sum()),
-        "repeated_first_piece": int(completions["repeated"].sum()),
-        "empty": int((completions["text"] == "").sum()),
-        "completions": len(completions),
-    }
+    counts = {"rejected": len(rejected), "too_long": int((~fits).sum())}
+    counts |= {"repeated_first_piece": int(completions["repeated"].sum())}
+    counts |= {"empty": int((completions["text"] == "").sum()), "completions": len(completions)}
     return Evidence(instances, overlaps, run.table("matches", judged), counts)
 
 

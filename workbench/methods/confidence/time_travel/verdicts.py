@@ -91,32 +91,15 @@ def partition_verdict(overlap: pd.DataFrame, matches: pd.DataFrame, rule: Rule) 
             ("_permutation", paired, paired.p_permutation),
             ("_itself", itself, itself.p),
         ):
-            rows.append(
-                {
-                    "method": f"{metric}{ending}",
-                    "statistic": test.gap,
-                    "p_value": p,
-                    "contaminated": p <= rule.alpha,
-                    "general": test.mean_general,
-                    "guided": test.mean_guided,
-                    "lower": test.lower,
-                    "upper": test.upper,
-                }
-            )
+            row = {"method": f"{metric}{ending}", "statistic": test.gap, "p_value": p, "contaminated": p <= rule.alpha}
+            means = {"general": test.mean_general, "guided": test.mean_guided}
+            rows.append({**row, **means, "lower": test.lower, "upper": test.upper})
     found: Any
     for (judge, instruction), found in matches.groupby(["judge", "instruction"], sort=False)["label"]:  # type: ignore[misc]
-        n = {label: int((found == label).sum()) for label in ("exact", "near-exact", "unparsed")}
-        rows.append(
-            {
-                "method": judge if instruction == "guided" else f"{judge}_on_general",
-                "p_value": math.nan,
-                "statistic": float(n["exact"] + n["near-exact"]),
-                "n_exact": n["exact"],
-                "n_near": n["near-exact"],
-                "n_unparsed": n["unparsed"],
-                "contaminated": n["exact"] >= rule.min_exact or n["near-exact"] >= rule.min_near,
-            }
-        )
+        exact, near, unparsed = (int((found == label).sum()) for label in ("exact", "near-exact", "unparsed"))
+        row = {"method": judge if instruction == "guided" else f"{judge}_on_general", "p_value": math.nan}
+        row |= {"statistic": float(exact + near), "n_exact": exact, "n_near": near, "n_unparsed": unparsed}
+        rows.append({**row, "contaminated": exact >= rule.min_exact or near >= rule.min_near})
     return rows
 
 
@@ -181,8 +164,7 @@ def by_truth(result: Result, arm: str, method: str, of: str = "") -> tuple[np.nd
 
 
 def by_assignment(result: Result, arm: str, method: str) -> np.ndarray:
-    """Mean statistic of contaminated minus clean partitions, for every draw of as many that the world could have
-    made."""
+    """Mean statistic of contaminated minus clean partitions, for every draw of as many that could have been made."""
     seen, clean = by_truth(result, arm, method)
     values = np.concatenate([seen, clean])
     drawn = [list(places) for places in combinations(range(len(values)), len(seen))]

@@ -1,8 +1,4 @@
-"""Contamination of benchmark partitions: verdicts, overlap with and without the name, agreement, and the texts
-themselves.
-
-All text is escaped.
-"""
+"""Contamination of benchmark partitions: verdicts, overlap with and without the name, agreement, and the texts."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ from workbench.methods.confidence.time_travel.verdicts import (
     over_seeds,
 )
 from workbench.methods.experiment import Experiment
-from workbench.widgets.paging import Paged
+from workbench.methods.views import TablePages, named_lines, seed_folder, whiskers
 
 NAMES = {
     "rougeL": "ROUGE-L, paired",
@@ -61,8 +57,7 @@ BANDS = {
 
 
 def verdicts(results: Sequence[Result], arm: str = "", place: int = 0) -> pd.DataFrame:
-    """One row a partition of the first seed (or the one at `place`): gap, its p-values, matches, and every method's
-    verdict beside the truth."""
+    """One row a partition of the seed at `place`: gap, p-values, matches, each method's verdict beside the truth."""
     result = results[place]
     arm = arm or next(iter(result["arms"]))
     rows, known, names = [], result["arms"][arm]["truth"], _shown(result, arm)
@@ -72,13 +67,9 @@ def verdicts(results: Sequence[Result], arm: str = "", place: int = 0) -> pd.Dat
         if known:
             row["truth"] = known[name]
         if "rougeL" in by:
-            row |= {
-                "gap": by["rougeL"]["statistic"],
-                "p paired": by["rougeL"]["p_value"],
-                "p unpaired": by["rougeL_unpaired"]["p_value"],
-                "p sign flips": by["rougeL_permutation"]["p_value"],
-                "p paired, Holm": by["rougeL"]["p_holm"],
-            }
+            tests = {"p paired": "rougeL", "p unpaired": "rougeL_unpaired", "p sign flips": "rougeL_permutation"}
+            row |= {"gap": by["rougeL"]["statistic"], **{told: by[test]["p_value"] for told, test in tests.items()}}
+            row["p paired, Holm"] = by["rougeL"]["p_holm"]
         counting = next(by[method] for method in ("judge", "matcher") if method in by)
         row |= {"exact": int(counting["n_exact"]), "near-exact": int(counting["n_near"])}
         row |= {NAMES.get(m, m): "contaminated" if by[m]["contaminated"] else "" for m in names}
@@ -91,53 +82,31 @@ def gaps(results: Sequence[Result], arm: str = "", metric: str = "rougeL") -> Di
     arm = arm or next(iter(results[0]["arms"]))
     results = _apart(results)
     rows = [
-        {
-            "partition": _label(name, result, arm, seed, len(results)),
-            "gap": row["statistic"],
-            "lower": row["lower"],
-            "upper": row["upper"],
-            "p": row["p_value"],
-            "truth": result["arms"][arm]["truth"].get(name),
-        }
+        {"partition": _label(name, result, arm, seed, len(results)), "gap": row["statistic"]}
+        | {"lower": row["lower"], "upper": row["upper"], "p": row["p_value"]}
+        | {"truth": result["arms"][arm]["truth"].get(name)}
         for seed, result in enumerate(results)
         for name, row in found_by(result, arm, metric).items()
     ]
     if not rows:
         raise ValueError(f"no overlap scores of {metric!r} with and without the name; method 1 needs both instructions")
     table = pd.DataFrame(rows).sort_values("gap", ignore_index=True)
-    below = sum(p <= 0.05 for p in table["p"])
-    figure = blank(
-        f"Naming the data set raises {NAMES.get(metric, metric).split(',')[0]} significantly in {below} of {len(table)}"
-        " partitions",
-        "gap: guided minus general (95 % bootstrap over instances)",
-        "",
-        height=150 + 17 * len(table),
-    )
+    below, measure = sum(p <= 0.05 for p in table["p"]), NAMES.get(metric, metric).split(",")[0]
+    title = f"Naming the data set raises {measure} significantly in {below} of {len(table)} partitions"
+    axis = "gap: guided minus general (95 % bootstrap over instances)"
+    figure = blank(title, axis, "", height=150 + 17 * len(table))
     colours = [UNKNOWN if pd.isna(t) else SEEN if t else CLEAN for t in table["truth"].tolist()]
-    error = {
-        "array": table["upper"] - table["gap"],
-        "arrayminus": table["gap"] - table["lower"],
-        "color": "#444",
-        "thickness": 1,
-    }
-    figure.add_bar(
-        x=table["gap"],
-        y=[plain(name) for name in table["partition"]],
-        orientation="h",
-        error_x=error,
-        showlegend=False,
-        marker_color=colours,
-        customdata=table[["p"]],
-        hovertemplate="%{y}: %{x:.3f}, p = %{customdata[0]:.4f}<extra></extra>",
-    )
+    look: dict[str, Any] = {"orientation": "h", "showlegend": False, "marker_color": colours}
+    look |= {"customdata": table[["p"]], "hovertemplate": "%{y}: %{x:.3f}, p = %{customdata[0]:.4f}<extra></extra>"}
+    error = whiskers(table, "gap", color="#444", thickness=1)
+    figure.add_bar(x=table["gap"], y=[plain(name) for name in table["partition"]], error_x=error, **look)
     for name, shade in (("contaminated", SEEN), ("clean", CLEAN)) if colours[0] != UNKNOWN else ():
         figure.add_bar(x=[None], y=[None], name=name, marker_color=shade)
     return Display(table, figure)
 
 
 def published(results: Sequence[Result]) -> pd.DataFrame | Note:
-    """Of released scores: partitions of 14 on which each method is right, and mean gains, here and
-    published."""
+    """Of released scores: partitions of 14 on which each method is right, and mean gains, here and published."""
     if set(results[0]["arms"]) != set(PUBLISHED_RIGHT):
         return Note("Only the released scores have figures to stand beside.")
     result = over_seeds(results, 0.05)
@@ -148,12 +117,8 @@ def published(results: Sequence[Result]) -> pd.DataFrame | Note:
     ]
     gained = found_by(result, "gpt4", "rougeL")
     rows += [
-        {
-            "model": "gpt4",
-            "what": f"gain in ROUGE-L: {name}",
-            "here": round(gained[name]["statistic"], 3),
-            "published": gain,
-        }
+        {"model": "gpt4", "what": f"gain in ROUGE-L: {name}"}
+        | {"here": round(gained[name]["statistic"], 3), "published": gain}
         for name, gain in PUBLISHED_GAINS.items()
     ]
     return pd.DataFrame(rows)
@@ -170,23 +135,15 @@ def pairs(experiment: Experiment, *, seed: int | None = None, arm: str = "", met
         raise ValueError("there are only guided completions; a pair needs general ones too")
     names = list(dict.fromkeys(table["partition"]))
     up = sum(table["guided"] > table["general"])
-    figure = blank(
-        f"{up} of {len(table)} completions are nearer to the original when the data set is named",
-        "",
-        f"{NAMES.get(metric, metric).split(',')[0]} with the original",
-    )
+    title = f"{up} of {len(table)} completions are nearer to the original when the data set is named"
+    figure = blank(title, "", f"{NAMES.get(metric, metric).split(',')[0]} with the original")
+    look: dict[str, Any] = {"mode": "lines+markers", "showlegend": False, "hoverinfo": "y"}
+    look["marker"] = {"size": 6, "symbol": ["circle-open", "circle"]}
     for place, name in enumerate(names):
         rows = table[table["partition"] == name]
         for general, guided in zip(rows["general"], rows["guided"], strict=True):
-            figure.add_scatter(
-                x=[place - 0.2, place + 0.2],
-                y=[general, guided],
-                mode="lines+markers",
-                showlegend=False,
-                hoverinfo="y",
-                line={"color": SEEN if guided > general else CLEAN, "width": 1},
-                marker={"size": 6, "symbol": ["circle-open", "circle"]},
-            )
+            line = {"color": SEEN if guided > general else CLEAN, "width": 1}
+            figure.add_scatter(x=[place - 0.2, place + 0.2], y=[general, guided], line=line, **look)
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=[plain(name) for name in names], tickangle=-30)
     return Display(table, figure)
 
@@ -199,34 +156,20 @@ def agreement(results: Sequence[Result], arm: str = "") -> Display:
     for result in results:
         known = result["arms"][arm]["truth"]
         for method in _shown(result, arm):
-            said.setdefault(method, []).extend(
-                bool(row["contaminated"]) for row in found_by(result, arm, method).values()
-            )
+            verdicts = found_by(result, arm, method).values()
+            said.setdefault(method, []).extend(bool(row["contaminated"]) for row in verdicts)
         if known:
             said.setdefault("truth", []).extend(copies > 0 for copies in known.values())
     names = [NAMES.get(method, method) for method in said]
     share = np.array([[np.mean(np.equal(one, two)) for two in said.values()] for one in said.values()])
     table = pd.DataFrame(share, index=names, columns=names)
-    last = f" agrees with {names[-1]} on" if "truth" in said else ""
-    best = int(np.argmax(share[-1][:-1])) if last else 0
-    title = (
-        f"{names[best]}{last} {share[-1][best]:.0%} of {len(said['truth'])} partitions"
-        if last
-        else "How far methods agree"
-    )
+    title = "How far methods agree"
+    if "truth" in said:
+        best = int(np.argmax(share[-1][:-1]))
+        title = f"{names[best]} agrees with {names[-1]} on {share[-1][best]:.0%} of {len(said['truth'])} partitions"
     figure = blank(title, "", "", height=180 + 32 * len(names))
-    figure.add_trace(
-        go.Heatmap(
-            z=share,
-            x=names,
-            y=names,
-            zmin=0,
-            zmax=1,
-            colorscale="Blues",
-            texttemplate="%{z:.2f}",
-            colorbar={"title": "share"},
-        )
-    )
+    look = {"zmin": 0, "zmax": 1, "colorscale": "Blues", "texttemplate": "%{z:.2f}", "colorbar": {"title": "share"}}
+    figure.add_trace(go.Heatmap(z=share, x=names, y=names, **look))
     figure.update_yaxes(autorange="reversed")
     return Display(table, figure)
 
@@ -239,16 +182,9 @@ def rates(results: Sequence[Result]) -> pd.DataFrame:
         for name in [name for name in setting if name not in ("n", "correlation")]:
             here = float(np.mean([result["statistics"][place][name] for result in results]))
             test, kind = name.split("_")
-            rows.append(
-                {
-                    "instances": at[0],
-                    "correlation": at[1],
-                    "test": test,
-                    "rate": {"power": "power", "false": "false alarms"}[kind],
-                    "here": round(here, 3),
-                    "pilot": BANDS.get((*at, name), ""),
-                }
-            )
+            row = {"instances": at[0], "correlation": at[1], "test": test}
+            row |= {"rate": {"power": "power", "false": "false alarms"}[kind]}
+            rows.append({**row, "here": round(here, 3), "pilot": BANDS.get((*at, name), "")})
     return pd.DataFrame(rows).sort_values(["instances", "correlation", "rate", "test"], ignore_index=True)
 
 
@@ -257,10 +193,8 @@ def checks(results: Sequence[Result]) -> pd.DataFrame:
     columns: dict[str, dict[str, Any]] = {}
     results = _apart(results)
     for arm in results[0]["arms"]:
-        column: dict[str, Any] = {}
-        for result in results:
-            for name, n in result["arms"][arm]["counts"].items():
-                column[name.replace("_", " ")] = column.get(name.replace("_", " "), 0) + n
+        counts: Any = pd.DataFrame([result["arms"][arm]["counts"] for result in results])
+        column: dict[str, Any] = {str(name).replace("_", " "): n for name, n in counts.sum().items()}
         for method in [m for m in methods_of(results[0], arm) if not m.endswith(CONTROLS)]:
             label = NAMES.get(method, method)
             if results[0]["arms"][arm]["truth"]:
@@ -276,7 +210,7 @@ def checks(results: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame(columns).astype(object).fillna("")
 
 
-class Completions(Paged):
+class Completions(TablePages):
     """Instance by instance: what was shown, the original, and both completions with the words that are the original's.
 
     Args:
@@ -293,9 +227,8 @@ class Completions(Paged):
     ):
         arm = arm or experiment.task.arms[0]
         instances = _read(experiment, seed, arm, "instances")
-        texts = _read(experiment, seed, arm, "completions").pivot(
-            index="instance_id", columns="instruction", values="text"
-        )
+        said = _read(experiment, seed, arm, "completions")
+        texts = said.pivot(index="instance_id", columns="instruction", values="text")
         scores = _read(experiment, seed, arm, "overlap")
         scores = scores[scores["metric"] == scores["metric"].iloc[0]]
         overlap = scores.pivot(index="instance_id", columns="instruction", values="score").add_suffix("_overlap")
@@ -308,14 +241,7 @@ class Completions(Paged):
             table = table[table["dataset"] + "/" + table["split"] == partition]
         if table.empty:
             raise ValueError(f"no instance of partition {partition!r}; it is written as data set/split")
-        self.table, self.shown = table.sort_values("gap", ascending=False, ignore_index=True), shown
-
-    @property
-    def n_pages(self) -> int:
-        return len(self.table)
-
-    def frame(self) -> pd.DataFrame:
-        return self.table
+        super().__init__(table.sort_values("gap", ascending=False, ignore_index=True), shown)
 
     def html(self, index: int) -> str:
         """One instance as HTML; a pure function of its number."""
@@ -326,21 +252,16 @@ class Completions(Paged):
             if instruction in row:
                 name = f"{instruction}, {row[f'{instruction}_overlap']:.2f}"
                 lines.append((name, marked(row[instruction], row["second_piece"])))
-        cells = "".join(
-            f'<tr><th style="text-align:left;padding-right:12px;vertical-align:top;white-space:nowrap">{name}</th>'
-            f'<td style="text-align:left;white-space:pre-wrap">{text}</td></tr>'
-            for name, text in lines
-        )
         title = f"{index + 1} of {self.n_pages}: {html.escape(row['dataset'])}/{html.escape(row['split'])}{label}"
-        return f'<div class="completions"><b>{title} · match: {row["match"]}</b><table>{cells}</table></div>'
+        table = named_lines(lines, nowrap=True)
+        return f'<div class="completions"><b>{title} · match: {row["match"]}</b>{table}</div>'
 
 
 def completions(
     experiment: Experiment, *, seed: int | None = None, arm: str = "", partition: str = ""
 ) -> Completions | Note:
     """The browser of completions, or a sentence where there are none: released scores come without their texts."""
-    path = _path(experiment, seed, arm or experiment.task.arms[0], "completions")
-    if not path.is_file():
+    if not _path(experiment, seed, arm, "completions").is_file():
         return Note("The released scores come without their texts; a run with a model has them.")
     return Completions(experiment, seed=seed, arm=arm, partition=partition)
 
@@ -376,8 +297,8 @@ def _label(name: str, result: Result, arm: str, seed: int, n_seeds: int) -> str:
 
 
 def _path(experiment: Experiment, seed: int | None, arm: str, name: str) -> Path:
-    seed, arm = experiment.seeds[0] if seed is None else seed, arm or experiment.task.arms[0]
-    return experiment.run.folder / f"seed-{seed}" / arm.replace("/", "_") / f"{name}.parquet"
+    part = (arm or experiment.task.arms[0]).replace("/", "_")
+    return seed_folder(experiment, seed) / part / f"{name}.parquet"
 
 
 def _read(experiment: Experiment, seed: int | None, arm: str, name: str) -> Any:

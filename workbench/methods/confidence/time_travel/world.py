@@ -158,18 +158,13 @@ class NamedDataSets:
         policy = Policy(model.to(pick_device(self.device)), tokenizer, self.name)
         start = [tokenizer.bos_token_id]
         groups = [Group(start, [policy.encode_response(text)]) for text in self.training_text(arm, seed)]
-        config = TrainConfig(
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            max_steps=self.steps,
-            epochs=math.ceil(self.steps * self.batch_size / len(groups)),
-        )
+        length: Any = {"max_steps": self.steps, "epochs": math.ceil(self.steps * self.batch_size / len(groups))}
+        config = TrainConfig(learning_rate=self.learning_rate, batch_size=self.batch_size, **length)
         train(policy, groups, supervised_step, config, seed=seed)
         return policy
 
     def _simulated(self, arm: str, seed: int) -> SimulatedModel:
-        """Knows a contaminated instance with chance 1 - 2^-e when its partition is named; copies what the prompt
-        shows."""
+        """Knows a contaminated instance with chance 1 - 2^-e when its partition is named; copies what is shown."""
         whole, copies = self.halves(seed), self.exposure(seed, arm)
         place = {words_of(whole[i, j, 0, :HALF]): (i, j) for i, j in np.ndindex(whole.shape[:2])}
 
@@ -184,15 +179,12 @@ class NamedDataSets:
         return SimulatedModel(f"{self.name}-{arm}", respond, seed=seed, garbled=self.garbled)
 
     def judge(self, seed: int) -> SimulatedModel:
-        """A judge that reads the two texts at the end of its prompt as a careful person would; a few replies are
-        broken."""
+        """A judge that reads the two texts at its prompt's end as a careful person would; a few replies are broken."""
         from rapidfuzz.distance import Levenshtein
 
         def respond(prompt: str, temperature: float, noise: Noise) -> str:
-            one, two = (
-                re.findall(r"\w+", text.lower())
-                for text in re.findall(r"(?m)^(?:Reference|Candidate): (.*)$", prompt)[-2:]
-            )
+            texts = re.findall(r"(?m)^(?:Reference|Candidate): (.*)$", prompt)[-2:]
+            one, two = (re.findall(r"\w+", text.lower()) for text in texts)
             near = Levenshtein.normalized_similarity(one, two) >= 0.75
             return "Yes (exact match)" if one == two else "Yes (near-exact match)" if near else "No"
 
@@ -219,10 +211,8 @@ class Reader:
         return [Reply(texts[0] + "." if texts[0] else "") for texts in drawn.texts]
 
     def fits(self, request: Request) -> bool:
-        return (
-            len(read("\n".join(message["content"] for message in request.messages))[1]) + HALF + 6
-            <= self.policy.max_length
-        )
+        _, words = read("\n".join(message["content"] for message in request.messages))
+        return len(words) + HALF + 6 <= self.policy.max_length
 
 
 def read(prompt: str) -> tuple[tuple[str, str] | None, list[str]]:

@@ -10,6 +10,7 @@ import numpy as np
 from workbench.claims import Claims
 from workbench.methods.experiment import Experiment, Results
 from workbench.methods.reward.flr.method import Arm, Config
+from workbench.methods.stated import Stated
 
 ARMS: dict[str, Arm] = {
     "ranking": Arm("ranking test", "ranking"),
@@ -48,34 +49,32 @@ Config.presets(
     },
 )
 
-UNSEEN = "tables not available"
-BEYOND_SMALL = {
-    "C2": (
-        "Without labels FLR agrees with human ratings like strong reward models",
-        UNSEEN,
-        "needs rated responses and a trained reward model; the correlation with planted quality stands in the results",
-    ),
-}
-IN_THE_WORLD = {
+UNSEEN, UNMEASURED = "tables not available", "not measured"
+TEXTS = {
     "C1": (
         "Without labels FLR ranks pairs right, more than 0.7 of them",
         "on a par with strong reward models on 8 pair sets; " + UNSEEN,
     ),
+    "C2": ("Without labels FLR agrees with human ratings like strong reward models", UNSEEN),
     "C3": ("Pairs mined with FLR raise the policy by 0.1 or more", "more helpful; " + UNSEEN),
     "C4": ("Tuning the scorer on written feedback raises its accuracy by 0.05 or more", "better ranking; " + UNSEEN),
     "C4 policy": ("... and raises the policy that learns from its pairs", "better policy; " + UNSEEN),
     "C5": ("Mean FLR ranks systems, Spearman above 0.8", "30 models against an arena's Elo"),
     "C6": ("Five phrases are better than one", "ablation; from memory"),
+    "W1": ("With a listener who does not listen FLR knows nothing", UNMEASURED),
+    "W2": ("With the reward inverted the policy ends below its start", UNMEASURED),
+    "H1": ("FLR orders held-out pairs better than chance", UNSEEN),
+    "H2": ("DPO on FLR pairs raises the mean FLR of answers", UNMEASURED),
 }
+RATED = "needs rated responses and a trained reward model; the correlation with planted quality stands in the results"
 # thresholds of the pilot
 ACCURACY, GAIN_BY_TUNING, GAIN_OF_POLICY, SYSTEMS_AGREE = 0.7, 0.05, 0.1, 0.8
+DEAF, MISTUNED, SHUFFLED = "a listener who does not listen", "tuned on shuffled feedback", "sides shuffled"
 
 
 def claims(experiment: Experiment, results: Results) -> Claims:
     """The claims over the seeds, each beside its control. Quality: share of right symbols in samples."""
-    found = Claims("flr", experiment.scale, experiment.seeds)
-    for id, told in BEYOND_SMALL.items():
-        found.needs_full_scale(id, *told)
+    found = Stated("flr", experiment, TEXTS, {"C2": RATED})
 
     def ranked(key: str) -> np.ndarray:
         return results("ranking", key)[:, 0]
@@ -85,94 +84,41 @@ def claims(experiment: Experiment, results: Results) -> Claims:
 
     if experiment.dataset:
         return _claims_on_text(found, results, ranked, gain)
-
-    def test(id: str, **options: Any) -> None:
-        statement, paper = IN_THE_WORLD[id]
-        found.test(id, statement, paper=paper, **options)
-
     if "ranking" in results.arms:
-        flr, deaf, own = ranked("flr"), ranked("deaf"), ranked("own_likelihood")
-        test(
-            "C1",
-            measured=flr - ACCURACY,
-            control=deaf - ACCURACY,
-            control_is="a listener who does not listen",
-            unit="of pairs, above 0.7",
-            also={"above the model's own likelihood in every seed": bool((flr > own).all())},
-            note=(
-                f"FLR {flr.mean():.2f}, own likelihood {own.mean():.2f}, positive phrases only"
-                f" {ranked('flr_positive').mean():.2f}, raw logits {ranked('flr_official_raw_logit').mean():.2f};"
-                " parity with a trained reward model is not tested"
-            ),
-        )
-        swapped = "swapped" in results[0]["arms"]["ranking"][0]
-        test(
-            "C4",
-            measured=ranked("tuned") - flr,
-            control=ranked("mistuned") - flr,
-            control_is="tuned on shuffled feedback",
-            margin=GAIN_BY_TUNING,
-            unit="of pairs",
-            note=f"tuned {ranked('tuned').mean():.2f}, raw logits {ranked('tuned_official_raw_logit').mean():.2f}"
-            + (f", roles swapped {ranked('swapped').mean():.2f}" if swapped else ""),
-        )
+        flr, deaf, own, tuned = (ranked(key) for key in ("flr", "deaf", "own_likelihood", "tuned"))
+        raw, raw_tuned = (ranked(f"{key}_official_raw_logit").mean() for key in ("flr", "tuned"))
+        levels = f"FLR {flr.mean():.2f}, own likelihood {own.mean():.2f}"
+        levels += f", positive phrases only {ranked('flr_positive').mean():.2f}, raw logits {raw:.2f}"
+        options: dict[str, Any] = {"note": f"{levels}; parity with a trained reward model is not tested"}
+        options["also"] = {"above the model's own likelihood in every seed": (flr > own).all()}
+        found.add("C1", (flr - ACCURACY, deaf - ACCURACY), DEAF, "of pairs, above 0.7", **options)
+        note = f"tuned {tuned.mean():.2f}, raw logits {raw_tuned:.2f}"
+        if "swapped" in results[0]["arms"]["ranking"][0]:
+            note += f", roles swapped {ranked('swapped').mean():.2f}"
+        both = tuned - flr, ranked("mistuned") - flr
+        found.add("C4", both, MISTUNED, "of pairs", margin=GAIN_BY_TUNING, note=note)
         calmer = ranked("flr_half_phrases_sd").mean() < ranked("flr_one_phrase_sd").mean()
-        test(
-            "C6",
-            measured=flr - ranked("flr_one_phrase"),
-            control=deaf - ranked("deaf_one_phrase"),
-            control_is="a listener who does not listen",
-            unit="of pairs",
-            also={"larger subsets of phrases vary less": bool(calmer)},
-        )
-        found.test(
-            "W1",
-            "With a listener who does not listen FLR knows nothing",
-            paper="not measured",
-            direction="equivalent",
-            margin=0.05,
-            measured=deaf - 0.5,
-            control=flr - 0.5,
-            control_is="the weak listener",
-            unit="accuracy above one half",
-        )
+        both = flr - ranked("flr_one_phrase"), deaf - ranked("deaf_one_phrase")
+        found.add("C6", both, DEAF, "of pairs", also={"larger subsets of phrases vary less": calmer})
+        options = {"direction": "equivalent", "margin": 0.05}
+        found.add("W1", (deaf - 0.5, flr - 0.5), "the weak listener", "accuracy above one half", **options)
     share = "of right symbols in samples"
     if {"dpo_flr", "dpo_shuffled"} <= results.arms:
-        shuffled: dict[str, Any] = {"control": gain("dpo_shuffled"), "control_is": "sides shuffled"}
-        test("C3", measured=gain("dpo_flr"), **shuffled, margin=GAIN_OF_POLICY, unit=share)
+        found.add("C3", (gain("dpo_flr"), gain("dpo_shuffled")), SHUFFLED, share, margin=GAIN_OF_POLICY)
     if {"dpo_flr", "dpo_tuned", "dpo_mistuned"} <= results.arms:
-        test(
-            "C4 policy",
-            measured=gain("dpo_tuned") - gain("dpo_flr"),
-            control=gain("dpo_mistuned") - gain("dpo_flr"),
-            control_is="tuned on shuffled feedback",
-            unit=share,
-        )
+        both = (gain(arm) - gain("dpo_flr") for arm in ("dpo_tuned", "dpo_mistuned"))
+        found.add("C4 policy", both, MISTUNED, share)
     if {"dpo_flr", "dpo_inverted"} <= results.arms:
-        found.test(
-            "W2",
-            "With the reward inverted the policy ends below its start",
-            paper="not measured",
-            direction="less",
-            measured=gain("dpo_inverted"),
-            control=gain("dpo_flr"),
-            control_is="reward as it is",
-            unit=share,
-        )
+        found.add("W2", (gain("dpo_inverted"), gain("dpo_flr")), "reward as it is", share, direction="less")
     if set(SYSTEMS) <= results.arms:
-        test(
-            "C5",
-            measured=over_systems(results, "flr") - SYSTEMS_AGREE,
-            control=over_systems(results, "flr_deaf") - SYSTEMS_AGREE,
-            control_is="scored with a listener who does not listen",
-            unit="rank correlation over policies, above 0.8",
-        )
+        both = (over_systems(results, key) - SYSTEMS_AGREE for key in ("flr", "flr_deaf"))
+        unit = "rank correlation over policies, above 0.8"
+        found.add("C5", both, f"scored with {DEAF}", unit)
     return found
 
 
 def over_systems(results: Results, key: str) -> np.ndarray:
-    """Spearman's correlation, over the start and the trained policies, of their mean score with their quality; one a
-    seed."""
+    """Spearman's correlation, over the start and the trained policies, of mean score with quality; one a seed."""
     from scipy import stats
 
     ends = {
@@ -183,28 +129,13 @@ def over_systems(results: Results, key: str) -> np.ndarray:
     return np.array([0.0 if math.isnan(test.statistic) else test.statistic for test in tests])
 
 
-def _claims_on_text(found: Claims, results: Results, ranked: Any, gain: Any) -> Claims:
+def _claims_on_text(found: Stated, results: Results, ranked: Any, gain: Any) -> Claims:
     """On real text: does FLR order held-out pairs, and do policies trained on its pairs score higher by it?"""
-    for id, (statement, paper) in IN_THE_WORLD.items():
-        found.needs_full_scale(id, statement, paper, "needs chat models that hear their users, and their benchmarks")
+    in_the_world = ("C1", "C3", "C4", "C4 policy", "C5", "C6")
+    found.needs(in_the_world, "needs chat models that hear their users, and their benchmarks")
     if "ranking" in results.arms:
-        found.test(
-            "H1",
-            "FLR orders held-out pairs better than chance",
-            paper=UNSEEN,
-            measured=ranked("flr") - 0.5,
-            control=ranked("own_likelihood") - 0.5,
-            control_is="the model's own likelihood",
-            unit="accuracy above one half",
-        )
+        both = ranked("flr") - 0.5, ranked("own_likelihood") - 0.5
+        found.add("H1", both, "the model's own likelihood", "accuracy above one half")
     if {"dpo_flr", "dpo_shuffled"} <= results.arms:
-        found.test(
-            "H2",
-            "DPO on FLR pairs raises the mean FLR of answers",
-            paper="not measured",
-            measured=gain("dpo_flr", "flr"),
-            control=gain("dpo_shuffled", "flr"),
-            control_is="sides shuffled",
-            unit="nats a token",
-        )
+        found.add("H2", (gain("dpo_flr", "flr"), gain("dpo_shuffled", "flr")), SHUFFLED, "nats a token")
     return found

@@ -21,10 +21,11 @@ from torch import Tensor
 from workbench.data import Row
 from workbench.kernels import Group
 from workbench.kernels.batching import microbatches, n_tokens, tokens_per_microbatch
-from workbench.kernels.heads import body_and_head
+from workbench.kernels.meeting import parts_of
 from workbench.kernels.scoring import NanScore
 from workbench.methods.reward.flr.phrases import PHRASES, POLARITIES
 from workbench.models import Policy
+from workbench.models.turns import render
 from workbench.training.reference import model_key
 
 log = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ class PlacedFollowUps:
                 f"the tokenizer of {self.scorer.name} has no chat template, so a follow-up has no turn to stand in"
             )
         try:
-            text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=False))
+            text = render(tokenizer, chat, announce=False)
         except Exception as error:  # whatever the template raises
             raise ValueError(
                 f"the chat template cannot render a turn behind the response: {error}; turns {chat}"
@@ -269,13 +270,13 @@ def raw_logits(logits: Float[Tensor, " vocab"], ids: Sequence[int]) -> Tensor:
 
 def raw_logits_behind(scorer: Policy, groups: Sequence[Group]) -> Tensor:
     """`raw_logits` of every follow-up of every group, [group, phrase]."""
-    body, head = body_and_head(scorer.model)
+    body, head, finish, _ = parts_of(scorer.model)
     start = [] if scorer.tokenizer.bos_token_id is None else [scorer.tokenizer.bos_token_id]
     rows = []
     for group in groups:
         # one token of each phrase is enough: the logits behind the first are all that is read
         ids = torch.tensor([[*group.prompt_ids, phrase[0]] for phrase in group.responses_ids], device=scorer.device)
-        logits = head(body(input_ids=ids, use_cache=False).last_hidden_state[:, -1])
+        logits = finish(head(body(input_ids=ids, use_cache=False).last_hidden_state[:, -1]))
         both = zip(logits, group.responses_ids, strict=True)
         rows.append(torch.stack([raw_logits(line, [*start, *phrase]) for line, phrase in both]))
     values = torch.stack(rows)

@@ -36,8 +36,7 @@ def rating_agreement(values: np.ndarray, ratings: np.ndarray) -> dict[str, float
 
 
 def length_bias(values: np.ndarray, responses: Sequence[str]) -> dict[str, float]:
-    """How much a score follows the length of the response: Spearman's correlation with the number of words; 0 where
-    either is constant."""
+    """How a score follows length: Spearman's correlation with the number of words; 0 where either is constant."""
     lengths = np.array([len(text.split()) for text in responses])
     varied = np.ptp(lengths) > 0 and np.ptp(values) > 0
     test: Any = stats.spearmanr(values, lengths) if varied else None
@@ -78,11 +77,8 @@ def ranking_test(
             few = min(len(phrases) for both in scored.follow_ups.sets.values() for phrases in both.values())
             ones = [accuracy(scored.of_phrases([i])) for i in range(few)]
             some = [accuracy(scored.of_phrases([(i + k) % few for k in range(max(few // 2, 1))])) for i in range(few)]
-            numbers |= {
-                f"{name}_one_phrase": float(np.mean(ones)),
-                f"{name}_one_phrase_sd": float(np.std(ones)),
-                f"{name}_half_phrases_sd": float(np.std(some)),
-            }
+            numbers |= {f"{name}_one_phrase": float(np.mean(ones)), f"{name}_one_phrase_sd": float(np.std(ones))}
+            numbers[f"{name}_half_phrases_sd"] = float(np.std(some))
             if isinstance(task, DeafTask):
                 truth = task.score([row["prompt"] for row in rows], [row["response"] for row in rows])
                 numbers |= {f"{name}_{test}": value for test, value in rating_agreement(scored.flr, truth).items()}
@@ -113,13 +109,7 @@ def _that_fit(reward: Any, pairs: Sequence[Row]) -> list[Row]:
 
 def _table(rows: Sequence[Row], n: int, scored: Any) -> pd.DataFrame:
     """Every scored response with the likelihoods of all its phrases, in the order of the set."""
-    return pd.DataFrame(
-        {
-            "prompt": [str(row["prompt"]) for row in rows],
-            "response": [row["response"] for row in rows],
-            "side": ["chosen"] * n + ["rejected"] * (len(rows) - n),
-            "flr": scored.flr,
-            "key": scored.key,
-            "likelihoods": scored.likelihoods.tolist(),
-        }
-    )
+    table = {"prompt": [str(row["prompt"]) for row in rows], "response": [row["response"] for row in rows]}
+    table["side"] = ["chosen"] * n + ["rejected"] * (len(rows) - n)
+    table |= {"flr": scored.flr, "key": scored.key, "likelihoods": scored.likelihoods.tolist()}
+    return pd.DataFrame(table)

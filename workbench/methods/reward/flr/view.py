@@ -1,24 +1,19 @@
-"""Follow-ups: how likely each phrase is behind a response, the ranking test, mined pairs, and what policies learned
-from them.
-
-All text is escaped.
-"""
+"""Follow-ups: how likely each phrase is behind a response, the ranking test, mined pairs, what policies learned."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from workbench.figures import Display, Note, blank, dots_in_panels, lines_in_panels, plain
+from workbench.figures import Display, Note, blank, dots_in_panels, plain
 from workbench.methods.experiment import Experiment, Results
+from workbench.methods.views import TablePages, curves, ends_figure, seed_folder, start_means
 from workbench.runs.files import read_json
 from workbench.runs.run import Run
-from workbench.widgets.paging import Paged
 
 MEASURES = {"quality": "quality of samples", "greedy": "quality of greedy answers", "flr": "mean FLR (nats a token)"}
 RANKERS = {
@@ -51,15 +46,9 @@ def ranking_figure(experiment: Experiment, results: Results) -> Display | Note:
         if name in result["arms"]["ranking"][0]
     ]
     flr, own = (results("ranking", name).mean() for name in ("flr", "own_likelihood"))
-    return dots_in_panels(
-        pd.DataFrame(rows),
-        panel="test",
-        y="accuracy",
-        title=f"FLR orders {flr:.0%} of the pairs, the model's own likelihood {own:.0%}",
-        x_title="share of pairs",
-        labels=RANKERS,
-        lines={test: {"chance": 0.5}},
-    )
+    title = f"FLR orders {flr:.0%} of the pairs, the model's own likelihood {own:.0%}"
+    titles: Any = {"title": title, "x_title": "share of pairs", "labels": RANKERS, "lines": {test: {"chance": 0.5}}}
+    return dots_in_panels(pd.DataFrame(rows), panel="test", y="accuracy", **titles)
 
 
 def policies_figure(experiment: Experiment, table: pd.DataFrame) -> Display | Note:
@@ -68,25 +57,16 @@ def policies_figure(experiment: Experiment, table: pd.DataFrame) -> Display | No
     if trained.empty:
         return Note("This run trained no policy; add arms beside 'ranking'.")
     measures = [key for key in MEASURES if key in trained and trained[key].notna().all()]
-    ends, starts = trained[trained["round"] == 1], trained[trained["round"] == 0]
-    lines = {key: {"start": float(starts[key].mean())} for key in measures}
+    ends, starts = trained[trained["round"] == 1], start_means(trained, measures)
     mean, arms = ends.groupby("arm")["quality"].mean(), experiment.config.ARMS
     arm = "dpo_flr" if "dpo_flr" in mean else str(mean.index[0])
-    title = f"{arms[arm].title}: quality {mean[arm]:.2f}, from {lines['quality']['start']:.2f} at the start"
-    rows = ends.melt(["arm", "seed"], measures, "measure", "value")
-    labels = {**arms, **MEASURES}
-    display = dots_in_panels(rows, panel="measure", y="value", title=title, x_title="", labels=labels, lines=lines)
-    display.figure().update_xaxes(matches=None)
-    return display
-
-
-def _seed(experiment: Experiment, seed: int | None) -> Path:
-    return experiment.run.folder / f"seed-{experiment.seeds[0] if seed is None else seed}"
+    title = f"{arms[arm].title}: quality {mean[arm]:.2f}, from {starts['quality']:.2f} at the start"
+    return ends_figure(ends, measures, title, {**arms, **MEASURES}, starts=starts)
 
 
 def margins_figure(experiment: Experiment, *, seed: int | None = None) -> Display | Note:
     """How far apart the reward holds the chosen and the rejected sample of each mined pair."""
-    paths = sorted((_seed(experiment, seed) / "shared").glob("pairs-*/pairs.parquet"))
+    paths = sorted((seed_folder(experiment, seed) / "shared").glob("pairs-*/pairs.parquet"))
     if not paths:
         return Note("This run mined no pairs.")
     tables = [pd.read_parquet(path).assign(scorer=path.parent.name.removeprefix("pairs-")) for path in paths]
@@ -104,20 +84,13 @@ def overshoot_figure(experiment: Experiment) -> Display | Note:
         {"measure": "margin", "arm": arm, "seed": seed, "step": step["step"], "value": step["margins"]}
         for seed in experiment.seeds
         for arm in ("dpo_flr", "dpo_fast")
-        for step in Run(_seed(experiment, seed) / arm / "round-1").metrics()
+        for step in Run(seed_folder(experiment, seed) / arm / "round-1").metrics()
     ]
     if not rows:
         return Note("This run has neither dpo_flr nor dpo_fast.")
-    return lines_in_panels(
-        pd.DataFrame(rows),
-        panel="measure",
-        x="step",
-        y="value",
-        title="The margin of rewards grows with either rate",
-        x_title="step",
-        y_title="margin (nats x beta)",
-        labels={**experiment.config.ARMS, "margin": "training pairs"},
-    )
+    title, labels = "The margin of rewards grows with either rate", {"margin": "training pairs"}
+    labels = {**experiment.config.ARMS, **labels}
+    return curves(rows, "step", title, "step", "margin (nats x beta)", labels, panel="measure")
 
 
 def mining(experiment: Experiment) -> pd.DataFrame:
@@ -125,18 +98,18 @@ def mining(experiment: Experiment) -> pd.DataFrame:
     rows = [
         {"seed": seed, "scorer": path.parent.name.removeprefix("pairs-"), **read_json(path)}
         for seed in experiment.seeds
-        for path in sorted((_seed(experiment, seed) / "shared").glob("pairs-*/report.json"))
+        for path in sorted((seed_folder(experiment, seed) / "shared").glob("pairs-*/report.json"))
     ]
     return pd.DataFrame(rows).fillna(0).round(3)
 
 
 def scored(experiment: Experiment, *, seed: int | None = None, scorer: str = "flr") -> tuple[pd.DataFrame, list]:
     """Responses of the ranking test of one seed with the likelihoods of all phrases; and the phrases in that order."""
-    folder = _seed(experiment, seed) / "ranking"
+    folder = seed_folder(experiment, seed) / "ranking"
     return pd.read_parquet(folder / f"scores-{scorer}.parquet"), read_json(folder / "phrases.json")
 
 
-class FollowUpBrowser(Paged):
+class FollowUpBrowser(TablePages):
     """Response by response: the likelihood of every phrase, positive beside negative.
 
     Live, a list to pick from (arrow keys) and the phrases of the picked response; without a kernel the first responses.
@@ -149,17 +122,10 @@ class FollowUpBrowser(Paged):
     def __init__(self, table: pd.DataFrame, phrases: Sequence[Sequence[str]], *, shown: int = 3):
         if table.empty:
             raise ValueError("no scored responses to show; add the arm 'ranking'")
-        if len(table["likelihoods"].iloc[0]) != len(phrases):
-            raise ValueError(
-                f"{len(phrases)} phrases for {len(table['likelihoods'].iloc[0])} likelihoods: not the set they were"
-                " scored with"
-            )
-        self.table = table.drop_duplicates(["prompt", "response"], ignore_index=True)
-        self.phrases, self.shown = [tuple(row) for row in phrases], shown
-
-    @property
-    def n_pages(self) -> int:
-        return len(self.table)
+        if (n := len(table["likelihoods"].iloc[0])) != len(phrases):
+            raise ValueError(f"{len(phrases)} phrases for {n} likelihoods: not the set they were scored with")
+        super().__init__(table.drop_duplicates(["prompt", "response"], ignore_index=True), shown)
+        self.phrases = [tuple(row) for row in phrases]
 
     def frame(self) -> pd.DataFrame:
         """One row a response and phrase."""
@@ -177,9 +143,8 @@ class FollowUpBrowser(Paged):
         figure = blank(title, "log-likelihood (nats a token)", "", height=120 + 20 * len(rows))
         for polarity, part in rows.groupby("polarity", sort=False):
             names = [plain(f"{d}: {phrase}") for d, phrase in zip(part["dimension"], part["phrase"], strict=True)]
-            figure.add_bar(
-                x=part["likelihood"], y=names, orientation="h", name=str(polarity), marker_color=SIDES[str(polarity)]
-            )
+            look = {"orientation": "h", "name": str(polarity), "marker_color": SIDES[str(polarity)]}
+            figure.add_bar(x=part["likelihood"], y=names, **look)
         figure.update_yaxes(autorange="reversed")
         return figure
 
@@ -189,14 +154,9 @@ class FollowUpBrowser(Paged):
         figure = blank("FLR against the length of the response", "words", "FLR (nats a token)")
         for side, rows in table.groupby("side", sort=False):
             where = np.random.default_rng(0).uniform(-0.2, 0.2, len(rows))  # so that points of one length stay apart
-            figure.add_scatter(
-                x=rows["words"] + where,
-                y=rows["flr"],
-                mode="markers",
-                name=plain(str(side)),
-                opacity=0.6,
-                marker={"size": 5, "color": SIDES["positive" if side == "chosen" else "negative"]},
-            )
+            marker = {"size": 5, "color": SIDES["positive" if side == "chosen" else "negative"]}
+            look = {"mode": "markers", "name": plain(str(side)), "opacity": 0.6, "marker": marker}
+            figure.add_scatter(x=rows["words"] + where, y=rows["flr"], **look)
         return Display(table[["prompt", "response", "side", "words", "flr"]], figure)
 
     def html(self, index: int) -> str:
@@ -214,11 +174,9 @@ class FollowUpBrowser(Paged):
             + "</td>"
             for p, part in sides.items()
         )
-        return (
-            f'<div class="follow-ups"><b>{index + 1} of {len(self.table)}, FLR {row["flr"]:+.3f}</b> '
-            f"{html.escape(str(row['prompt']))} →"
-            f" {html.escape(str(row['response']))}<table><tr>{columns}</tr></table></div>"
-        )
+        heading = f"<b>{index + 1} of {len(self.table)}, FLR {row['flr']:+.3f}</b>"
+        said = f"{html.escape(str(row['prompt']))} → {html.escape(str(row['response']))}"
+        return f'<div class="follow-ups">{heading} {said}<table><tr>{columns}</tr></table></div>'
 
     def widget(self):
         """Live face: a list of responses and the phrases of the one picked."""

@@ -2,7 +2,8 @@
 
 Text becomes tokens in one way everywhere: the prompt goes through the tokenizer's chat template (plain text where it
 has none), the response is tokenised apart and joined as ids, so no token merges across the border; a response that
-ended has exactly one end token, and that token is scored.
+ended is closed as the template closes the assistant's turn, with one end token, which is scored. The end of a turn need
+not be the tokenizer's EOS token: in many chat models the first is <|im_end|> and the second <|endoftext|>.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import copy
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from workbench.kernels import Group
+from workbench.kernels.heads import merged
+from workbench.kernels.sampling import end_tokens
+from workbench.models.pretrained import add_lora, load_pretrained, save_pretrained
+from workbench.models.turns import Turn, apart, behind, read_turn, render
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ class Policy:
     counts: Counter = field(default_factory=Counter)
 
     def __post_init__(self):
+        self._turns: dict[str | None, Turn] = {}
         if self.tokenizer.eos_token_id is None:
             why = f"the tokenizer of {self.name} has no end token, so no response would ever end"
             raise ValueError(f"{why}; set tokenizer.eos_token (and save it) before using the model here")
@@ -82,44 +87,31 @@ class Policy:
         """Loads a policy from a folder in the hub's format or from a hub id.
 
         Args:
-            source: folder or hub id. A folder with a LoRA adapter loads its base model and the adapter.
+            source: folder or hub id. Where it holds an adapter (LoRA, DoRA), the base model that it names is loaded and
+                the adapter put on it.
             dtype: of the weights; "auto" is bfloat16 on a GPU that has it and float32 on a CPU, else a torch dtype's
                 name. Weights that will be trained want float32: a small step is lost in the rounding of bfloat16.
             precision: "no" or "bf16", see the attribute.
-            lora: options of a new adapter, as `peft.LoraConfig` takes them.
+            lora: options of a new adapter, as `peft.LoraConfig` takes them; one that is there already is merged first.
 
         Raises:
             FileNotFoundError: no such folder, and no such model on the hub (or no network).
-            ValueError: no GPU where one was asked for; no end token.
+            ValueError: no GPU where one was asked for; no end token; weights are missing or left over, as of a reward
+                model.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
         where = pick_device(device)
         if dtype == "auto":
             dtype = "bfloat16" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-        source = str(source)
-        folder, remedy = Path(source).expanduser(), "give a folder with config.json, or a hub id such as org/name"
-        if os.sep in source and source.startswith((".", "/", "~")) and not folder.is_dir():
-            raise FileNotFoundError(f"no model folder {source}; {remedy}")
-        source = str(folder) if folder.is_dir() else source
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
-            how = {"dtype": getattr(torch, dtype), "trust_remote_code": False, "use_safetensors": True}
-            model = kind.from_pretrained(source, **how)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            remedy = "Give a folder in the hub's format, or a hub id that can be reached"
-            raise FileNotFoundError(f"cannot load a model from {source!r}: {reason}. {remedy}") from error
-        model = add_lora(model, **lora) if lora is not None else model
+        source, model, tokenizer = load_pretrained(source, "policy", dtype=getattr(torch, dtype))
+        if lora is not None:
+            model = add_lora(merged(model) if hasattr(model, "peft_config") else model, **lora)
         model.to(where)  # type: ignore[arg-type]
         return cls(model, tokenizer, name=source, precision=precision)
 
     def save(self, folder: str | Path) -> None:
-        """Writes model (or adapter) and tokenizer in the hub's format; safetensors only."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        """Writes model (or adapter, see `save_pretrained`) and tokenizer in the hub's format; safetensors only."""
+        save_pretrained(self.model, self.tokenizer, folder)
 
     def copy(self) -> Policy:
         """An independent copy with the same weights."""
@@ -191,19 +183,46 @@ class Policy:
             why = f"the tokenizer of {self.name} has no chat template, so a chat cannot become text"
             raise ValueError(f"{why}; give prompts as plain text or set tokenizer.chat_template")
         if has_template:
-            chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-            return list(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+            chat: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            return render(self.tokenizer, chat, tokenize=True)
         start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
         return start + self.tokenizer(prompt, add_special_tokens=False).input_ids
 
     def encode_response(self, text: str) -> list[int]:
-        """Token ids of a response with exactly one end token. Text can never spell a special token."""
-        return [*self.encode_part(text), self.tokenizer.eos_token_id]
+        """Token ids of a response as the chat template writes it behind what announces the assistant's turn, up to and
+        including the token that ends the turn (the EOS token where there is no template, or it writes no end).
+
+        Text can never spell a special token.
+        """
+        turn = self.turn
+        text = text.strip() if turn.is_trimmed else text
+        if turn.lead_ids:  # an empty <think> block, unless the text brings its own
+            own = text.lstrip().startswith(turn.lead.split()[0])
+            return [*(() if own else turn.lead_ids), *self.encode_part(text), *turn.end_ids]
+        return [*self.encode_part(turn.lead + text), *turn.end_ids]
 
     def encode_part(self, text: str) -> list[int]:
         """Token ids of a part of a response that goes on behind it: no end token."""
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        ids = behind(self.tokenizer, text) if self.turn.joins_words else apart(self.tokenizer, text)
         return [token for token in ids if token != self.tokenizer.eos_token_id]
+
+    @property
+    def turn(self) -> Turn:
+        """How a response stands in the text; read once for every chat template."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        if template not in self._turns:
+            self._turns[template] = read_turn(self.tokenizer)
+        return self._turns[template]
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends the assistant's turn, and so a response that is complete."""
+        return self.turn.end_ids[-1]
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Every token that ends a response: of the turn, of the tokenizer, of the model's generation settings."""
+        return end_tokens(self.model, self.tokenizer) | {self.end_id}
 
     def group(
         self,
@@ -243,47 +262,3 @@ class Policy:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
-
-
-def add_lora(model: nn.Module, **options: Any) -> nn.Module:
-    """The model with a new LoRA adapter; all linear layers but the head unless `target_modules` says otherwise."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **options})
-    return get_peft_model(model, config)  # type: ignore[arg-type, return-value]
-
-
-def new_llama(tokenizer: Any, *, width: int, layers: int, heads: int, max_length: int, seed: int) -> nn.Module:
-    """A randomly initialised Llama for this tokenizer: the real transformers class at a small size."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    size = {"hidden_size": width, "intermediate_size": 8 * width // 3, "num_hidden_layers": layers}
-    size |= {"num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": max_length}
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad")}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=False, **size, **special))
-
-
-BOS, EOS = "<s>", "</s>"
-
-
-def bpe_tokenizer(texts: Iterable[str], *, vocab_size: int):
-    """A byte-level BPE tokenizer trained on `texts`: any text can be written with it, with no unknown token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    special = [BOS, EOS, "<|user|>", "<|assistant|>"]
-    options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, **options)
-    tokenizer.train_from_iterator(texts, trainer)
-    names = {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS, "extra_special_tokens": special[2:]}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-    fast.chat_template = (
-        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
-        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
-    return fast
