@@ -115,9 +115,11 @@ class Network:
         self.device = next(model.parameters()).device
 
     def logits(self, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
-        logits = self.head(hidden)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return self._finish(logits)
+        return self.finished(self.head(hidden))
+
+    def finished(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
+        """What comes out of the head, with what the model does to it, in at least float32."""
+        return self._finish(logits if logits.dtype == torch.float64 else logits.float())
 
     def read_given(
         self,

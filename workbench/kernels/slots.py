@@ -24,6 +24,7 @@ from workbench.kernels.attention import Unsupported, own_attention
 from workbench.kernels.decoding import Network, Prefix, Row, Rules, decode_plain, next_uniforms
 from workbench.kernels.drawing import SamplingParams, draw
 from workbench.kernels.meeting import TOLERANCE, compute_dtype
+from workbench.kernels.prepacked import leave, packed_model
 from workbench.kernels.scoring import Group, score
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ class Slots(Cache):
         super().__init__(layers=[])
         self.network = network
         self.max_rows = max_rows
+        self.packed = packed_model(network.model)
         self.own = Block()
         self.shared = Block() if any(len(prefix.rows) > 1 for prefix in prefixes) else None
         self.span = max(prefix.start + len(row.uniforms) for prefix in prefixes for row in prefix.rows)
@@ -220,6 +222,9 @@ class Slots(Cache):
         self._width = max(self.own.lengths)
         self.own.reserve(len(before), self._width)
         self._own_mask = self.own.mask()
+        if self.packed is not None:
+            self.hidden = self.packed.step(tokens, positions, self)
+            return
         out = self.network.body(
             input_ids=tokens[:, None],
             position_ids=positions,
@@ -229,6 +234,12 @@ class Slots(Cache):
             **options,
         )
         self.hidden = out.last_hidden_state[:, -1]
+
+    def logits(self) -> Float[Tensor, "row vocab"]:
+        """Of every row's next token."""
+        if self.packed is None:
+            return self.network.logits(self.hidden)
+        return self.network.finished(self.packed.logits(self.hidden))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.own.lengths, default=0)
@@ -292,7 +303,7 @@ def decode_in_slots(network: Network, prefixes: Sequence[Prefix], rules: Rules, 
             # several at once, because a pass over one short prompt costs nearly as much as one over eight
             if waiting and free >= min(len(waiting), max(1, max_rows // 8)):
                 slots.admit(waiting, rules)
-            drawn = draw(network.logits(slots.hidden), next_uniforms(slots.rows, network.device), rules.params)
+            drawn = draw(slots.logits(), next_uniforms(slots.rows, network.device), rules.params)
             tokens = drawn[0]
             ended = rules.record(slots.rows, drawn)
             if ended:
@@ -338,7 +349,11 @@ def _reason_against(network: Network, prefixes: Sequence[Prefix]) -> str:
         elif type(layer) is not DynamicLayer:
             return f"its cache has a {type(layer).__name__}"
     if network.key not in _verdicts:
-        _verdicts[network.key] = _verdict(network, prefixes)
+        verdict = _verdict(network, prefixes)
+        if verdict and packed_model(network.model) is not None:
+            leave(network.model, verdict)
+            verdict = _verdict(network, prefixes)
+        _verdicts[network.key] = verdict
     return _verdicts[network.key]
 
 
