@@ -2,6 +2,7 @@
 
     python benchmarks/sampling.py            K=1 with skewed lengths, K=8 on eight prompts, about a minute
     python benchmarks/sampling.py --full     all cases; `generate` alone takes half a minute a round in the largest
+    python benchmarks/sampling.py --model smollm2-135m-instruct-q4     a real model, every response of equal length
 
 A random Llama (4 layers, width 256) answers random prompts. How long each response becomes is drawn beforehand,
 log-normal and capped, and no token ends one, so every side writes the same number of useful tokens:
@@ -41,6 +42,14 @@ CASES: dict[str, dict] = {
     "K=8, 32 prompts": {**LONG, "n": 32, "cap": 64, "median": 20, "rounds": 3, "must": {GENERATE: 7.0, BATCH: 3.0}},
     "K=8, 64 prompts": {**LONG, "n": 64, "cap": 96, "median": 25, "rounds": 2, "must": {GENERATE: 7.0, BATCH: 3.0}},
 }
+# of a real model: rows of equal length, so nothing is won by leaving early (issue 16)
+REAL_CASES: dict[str, dict] = {
+    "1 row": {"prompt": (20, 20), "n": 1, "k": 1, "cap": 48, "must": {GENERATE: 1.35}},
+    "10 rows": {"prompt": (20, 20), "n": 10, "k": 1, "cap": 48, "must": {GENERATE: 1.8}},
+    "8 prompts, K=4": {"prompt": (20, 20), "n": 8, "k": 4, "cap": 32, "must": {GENERATE: 1.75}},
+    "32 rows": {"prompt": (20, 20), "n": 32, "k": 1, "cap": 32, "must": {GENERATE: 1.55}},
+    "4 long prompts, K=8": {"prompt": (430, 430), "n": 4, "k": 8, "cap": 16, "must": {GENERATE: 6.0}},
+}
 DEFAULTS = {"vocab": 4096, "width": 256, "layers": 4, "seed": 0, "greedy": False, "must": {}}
 QUICK = ("K=1, 64 prompts, greedy", "K=8, 8 prompts")
 SMOKE = {"smoke": {"prompt": (4, 9), "n": 3, "k": 2, "cap": 6, "median": 4, "vocab": 64, "width": 32, "layers": 2}}
@@ -52,6 +61,8 @@ def make_prompts(case: dict) -> tuple[list[list[int]], np.ndarray]:
     rng = np.random.default_rng(case["seed"])
     low, high = case["prompt"]
     prompts = [rng.integers(2, case["vocab"], rng.integers(low, high + 1)).tolist() for _ in range(case["n"])]
+    if "median" not in case:
+        return prompts, np.full((case["n"], case["k"]), case["cap"])
     lengths = np.exp(rng.normal(np.log(case["median"]), 0.8, (case["n"], case["k"])))
     lengths = lengths.astype(int).clip(1, case["cap"])
     lengths.flat[lengths.argmax()] = case["cap"]
@@ -62,6 +73,12 @@ def make_model(case: dict) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    if "model" in case:
+        from workbench.models import Policy
+
+        model = Policy.load(case["model"], device=case["device"]).model.eval()
+        model.generation_config.eos_token_id = model.config.eos_token_id = None
+        return model
     torch.manual_seed(case["seed"])
     config = LlamaConfig(
         vocab_size=case["vocab"],
@@ -213,11 +230,32 @@ def contestants(sabotage: int) -> dict[str, harness.Side]:
     }
 
 
+def options(parser: Any) -> None:
+    parser.add_argument("--sabotage", type=int, default=0, help="added to tokens; the check must fail")
+    parser.add_argument("--model", default="", help="folder, hub id or named model in the place of the random one")
+
+
+def time_real_model(given: Any) -> None:
+    """Cases of a real model against `generate`, which writes all rows to the same length too."""
+    rounds = {"smoke": 1, "quick": 3, "full": 7}[given.size]
+    cases = dict(list(REAL_CASES.items())[:1]) if given.size == "smoke" else REAL_CASES
+    sides = {name: side for name, side in contestants(given.sabotage).items() if name != BATCH}
+    rows: list[dict] = []
+    with harness.Contest(sides, device=given.device) as contest:
+        for name, case in cases.items():
+            case = {**DEFAULTS, **case, "name": name, "model": given.model, "greedy": True}
+            rows += time_rows(contest.run(case, rounds=rounds, limit_s=600))
+    title = f"Sampling with {given.model}: workbench against transformers"
+    results.write("sampling-real-model", rows, given, title, "time of the peer over time of workbench")
+
+
 def main() -> None:
     given = harness.arguments(
         __doc__,
-        extra=lambda p: p.add_argument("--sabotage", type=int, default=0, help="added to tokens; the check must fail"),
+        extra=options,
     )
+    if given.model:
+        return time_real_model(given)
     cases = {"smoke": SMOKE, "quick": {name: CASES[name] for name in QUICK}, "full": CASES}[given.size]
     rounds, limit_s = {"smoke": (1, 120), "quick": (3, 120), "full": (7, 300)}[given.size]
     rows: list[dict] = []

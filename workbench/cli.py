@@ -314,19 +314,24 @@ def bench(
     name: Annotated[str, typer.Argument(help="File of benchmarks/; none runs all of them.")] = "",
     full: Annotated[bool, typer.Option("--full", help="All cases and more rounds; writes figures/bench-*.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    model: Annotated[str, typer.Option(help="Of sampling: a real model in the place of the random one.")] = "",
 ) -> None:
     """Run speed and memory benchmarks against named peers, each in its own process; see benchmarks/README.md.
 
     Without `--full` each takes about a minute. Ends with an error if sides do not compute the same numbers.
 
-    Examples: `workbench bench training_step` and `workbench bench --full`
+    Examples: `workbench bench training_step`, `workbench bench --full` and
+    `workbench bench sampling --model smollm2-135m-instruct-q4`
     """
     folder = ROOT / "benchmarks"
     files = {path.stem: path for path in sorted(folder.glob("[!_]*.py")) if path.stem != "harness"}
     if name and name not in files:
         raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(files) or 'none, run this from a checkout'}")
     chosen = [path for stem, path in files.items() if name in ("", stem)]
+    if model and name != "sampling":
+        raise ValueError("--model belongs to one benchmark: workbench bench sampling --model NAME")
     options = ["--full" if full else "--quick", *(["--device", device] if device != "cpu" else [])]
+    options += ["--model", model] if model else []
     if failed := [path.stem for path in chosen if subprocess.call([sys.executable, str(path), *options], cwd=ROOT)]:
         typer.echo(f"failed: {', '.join(failed)}", err=True)
         raise typer.Exit(1)

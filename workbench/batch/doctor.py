@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import runs
+from workbench.runs.named_models import NAMED, models_folder
 
 ROOT = runs.PACKAGE.parent  # the checkout, where there is one
 FREE_GIB = 2.0  # a page is about 5 MB, a full-size checkpoint more than this
@@ -74,6 +75,7 @@ def examine() -> Iterator[Check]:
     free_gib = shutil.disk_usage(next(path for path in (root, *root.parents) if path.is_dir())).free / 2**30
     remedy = f"free {FREE_GIB:g} GiB, or set WORKBENCH_RUNS to a folder on another disk"
     yield Check("disk", free_gib > FREE_GIB, f"{free_gib:.0f} GiB free for {root}", remedy)
+    yield _named_models()
     yield _gpu()
     yield from _routes()
 
@@ -159,6 +161,15 @@ def _runs_folder(root: Path) -> Check:
 
 
 # --------------------------------------------------------------------------------------------------------------- GPU
+def _named_models() -> Check:
+    folder = models_folder()
+    here = [name for name in NAMED if (folder / name).is_dir()]
+    size = sum(item.stat().st_size for item in folder.rglob("*") if item.is_file()) if here else 0
+    found = f"{', '.join(here)}: {size / 1e6:,.0f} MB in {folder}" if here else f"none in {folder}"
+    remedy = "real small models are fetched by workbench get-model NAME; `--clear` deletes them"
+    return Check("named models", bool(here), found, remedy, needed=False)
+
+
 def _gpu() -> Check:
     import torch
 
