@@ -137,6 +137,74 @@ def test_a_completion_without_text_is_empty_and_one_without_choices_an_error(ser
         model.ask(requests(1))
 
 
+@pytest.mark.parametrize(
+    ("body", "finish"),
+    [
+        (completion("Answer: B"), "stop"),
+        (completion("Answer", "length"), "length"),
+        (completion(None), "empty"),
+        (completion("  "), "empty"),
+        (completion(None, "content_filter"), "refused"),
+        (completion(None, refusal="I won't"), "refused"),
+        (completion(None, "tool_calls"), "empty"),
+    ],
+)
+def test_why_a_reply_ended_is_kept(serve, body, finish):
+    _, model = serve(body=body)
+    (reply,) = model.ask([Request(user("a"))])
+    assert reply.finish == finish
+
+
+@pytest.mark.parametrize(
+    ("refuses", "sent", "said"),
+    [
+        (
+            ["max_tokens"],
+            {"max_completion_tokens": 256, "temperature": 0.0},
+            "max_completion_tokens is sent in its place",
+        ),
+        (["temperature"], {"max_tokens": 256}, "its own default holds"),
+        (["max_tokens", "temperature"], {"max_completion_tokens": 256}, "refuses temperature"),
+    ],
+)
+def test_what_a_server_refuses_to_be_told_is_left_out_once_and_said(serve, caplog, refuses, sent, said):
+    server, model = serve(refuses=refuses)
+    replies = model.ask([Request(user(text)) for text in "abc"])
+    assert [reply.text for reply in replies] == ["A", "B", "C"]
+    for given in server.given:
+        assert {name: value for name, value in given.items() if name not in ("messages", "model")} == sent
+    assert said in caplog.text
+    assert sum("refuses" in record.message for record in caplog.records) == len(refuses)
+
+
+def test_a_sampled_request_is_not_sent_without_its_temperature(serve):
+    """It would come back from another distribution, and nobody would see it."""
+    _, model = serve(refuses=["temperature"])
+    with pytest.raises(RuntimeError, match="Unsupported parameter: 'temperature'"):
+        model.ask([Request(user("a"), 0.7)])
+
+
+def test_a_server_without_seeds_is_asked_without(serve, caplog):
+    server, model = serve(refuses=["seed"])
+    assert model.ask([Request(user("a"), 0.7, sample=3)])[0].text == "A"
+    assert "refuses seed: its samples cannot be repeated" in caplog.text
+    assert "seed" not in server.given[0]
+
+
+def test_an_empty_reply_is_asked_for_again_once_the_server_is_mended(serve, tmp_path):
+    server, model = serve(body=completion(None))
+    asked = [Request(user("a")), Request(user("b"))]
+    log = Transcript(tmp_path / "log.jsonl")
+    assert [reply.finish for reply in log.ask(model, asked)] == ["empty", "empty"]
+    server.body = None
+    again = Transcript(tmp_path / "log.jsonl")
+    assert again.failed == 2
+    assert [reply.text for reply in again.ask(model, asked)] == ["A", "B"]
+    third = Transcript(tmp_path / "log.jsonl")
+    assert [reply.text for reply in third.ask(model, asked)] == ["A", "B"]
+    assert (third.calls, third.reused) == (0, 2)
+
+
 def test_what_fits_is_what_the_server_says(serve):
     long = Request(user("x" * 300), max_tokens=10)
     assert serve(listed={"max_model_len": 111}.items())[1].fits(long)

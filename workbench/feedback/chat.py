@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+Finish = Literal["stop", "length", "refused", "empty"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -32,12 +33,19 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came back: the text and, where the model gives them, the log-probabilities of its tokens (nats) and the
-    numbers of tokens of prompt and reply that a server counted."""
+    """What came back.
+
+    Attributes:
+        logps: log-probabilities of the reply's tokens, nats, where the model gives them.
+        usage: tokens of prompt and reply that a server counted.
+        finish: why it ended: "stop", by itself; "length", cut at `max_tokens`; "refused", by a filter or in so many
+            words of the server; "empty", nothing was said.
+    """
 
     text: str
     logps: list[float] | None = None
     usage: tuple[int, int] | None = None
+    finish: Finish = "stop"
 
 
 class ChatModel(Protocol):

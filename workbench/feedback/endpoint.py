@@ -5,6 +5,7 @@ The key is read from `$OPENAI_API_KEY` when a request is sent. It is part of no 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from workbench.feedback.chat import Reply, Request
+from workbench.feedback.chat import Finish, Reply, Request
+
+log = logging.getLogger(__name__)
 
 CHARACTERS_PER_TOKEN = 3  # a careful estimate, for `fits` only: the server's tokenizer is not known here
 
@@ -79,6 +82,14 @@ class Address(NamedTuple):
         return found
 
 
+def _refused(error: Any, settings: dict[str, Any]) -> str | None:
+    """Which of the settings a server's refusal names, by its field `param` or in its text; None for none of them."""
+    body = error.body if isinstance(error.body, dict) else {}
+    named, said = body.get("param"), f"{body.get('message') or error.message}"
+    known = [name for name in ("max_tokens", "temperature", "seed") if name in settings]
+    return named if named in known else next((name for name in known if name in said), None)
+
+
 class EndpointModel:
     """A model behind a server.
 
@@ -105,6 +116,7 @@ class EndpointModel:
         self.name = f"{self.address.model} at {self.address.url}/seed-{seed}"
         self.calls = self.retries = 0
         self._seed, self._lock, self._next_start = seed, threading.Lock(), 0.0
+        self._left_out: dict[str, str] = {}  # a parameter that the server refuses, and what is sent in its place
         self._client = openai.OpenAI(
             base_url=self.address.url,
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
@@ -153,21 +165,54 @@ class EndpointModel:
 
     def _one(self, request: Request) -> Reply:
         self._wait_for_turn()
-        sampled: dict[str, Any] = {"seed": 1_000_003 * self._seed + request.sample} if request.temperature > 0 else {}
-        raw = self._client.chat.completions.with_raw_response.create(
-            model=self.address.model,
-            messages=[dict(message) for message in request.messages],  # type: ignore[arg-type]
-            temperature=request.temperature,
-            max_tokens=request.max_tokens,
-            **sampled,
-        )
+        raw = self._create(request)
         completion = raw.parse()
         with self._lock:
             self.calls, self.retries = self.calls + 1, self.retries + raw.retries_taken
         if not completion.choices:
             raise RuntimeError("the server sent a completion without choices")
         usage = completion.usage and (completion.usage.prompt_tokens, completion.usage.completion_tokens)
-        return Reply(completion.choices[0].message.content or "", usage=usage or None)
+        said, why = completion.choices[0].message, completion.choices[0].finish_reason
+        text = said.content or ""
+        finish: Finish = "stop" if text.strip() else "empty"
+        if why == "length":
+            finish = "length"
+        elif why == "content_filter" or getattr(said, "refusal", None):
+            finish = "refused"
+        return Reply(text, usage=usage or None, finish=finish)
+
+    def _create(self, request: Request) -> Any:
+        """Sends a request; what the server refuses to be told is left out from then on, once, and said."""
+        import openai
+
+        while True:
+            settings: dict[str, Any] = {"temperature": request.temperature, "max_tokens": request.max_tokens}
+            if request.temperature > 0:
+                settings["seed"] = 1_000_003 * self._seed + request.sample
+            with self._lock:
+                left_out = dict(self._left_out)
+            settings = {left_out.get(name, name): value for name, value in settings.items()}
+            settings.pop("", None)
+            try:
+                return self._client.chat.completions.with_raw_response.create(
+                    model=self.address.model,
+                    messages=[dict(message) for message in request.messages],  # type: ignore[arg-type]
+                    **settings,
+                )
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                refused = _refused(error, settings)
+                if refused is None or (refused == "temperature" and request.temperature > 0):
+                    raise
+                self._leave_out(refused)
+
+    def _leave_out(self, name: str) -> None:
+        with self._lock:
+            if name in self._left_out:
+                return
+            self._left_out[name] = "max_completion_tokens" if name == "max_tokens" else ""
+        what = {"max_tokens": "max_completion_tokens is sent in its place", "seed": "its samples cannot be repeated"}
+        said = what.get(name, "its own default holds, so asking twice may give another reply")
+        log.warning("%s at %s refuses %s: %s", self.address.model, self.address.url, name, said)
 
     def _wait_for_turn(self) -> None:
         if not self.address.per_minute:

@@ -5,6 +5,7 @@ A reply that cannot be read is counted; it never becomes a 0 or a tie.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,9 +17,12 @@ import numpy as np
 
 from workbench.feedback.chat import LETTERS, ChatModel, Request, user
 from workbench.feedback.open_model import open_model
-from workbench.feedback.replies import last_field, preference
+from workbench.feedback.replies import last_field, preference, readable
+
+log = logging.getLogger(__name__)
 
 POINTS = 6  # of the rubric below
+POSITION_ONLY = 20  # verdicts for the same place, and none for the other, that no honest judge gives
 
 PAIR_PROMPT = """Which of two answers to a request is better? Look at whether it is relevant, useful, correct and \
 concise.
@@ -68,13 +72,41 @@ class ChatJudge:
             filled = zip(texts, first, second, strict=True)
             requests = [PAIR_PROMPT.format(request=t, first=one, second=two) for t, one, two in filled]
             replies = self.model.ask([Request(user(text), 0.0, self.max_tokens) for text in requests])
-            read = [preference(reply.text, "Better") for reply in replies]
+            read = [preference(readable(reply), "Better") for reply in replies]
             self.counts["asked"] += len(read)
             self.counts["unparsed"] += sum(verdict.status == "unparsed" for verdict in read)
             orders.append([np.nan if verdict.status == "unparsed" else verdict.outcome for verdict in read])
         both = np.array([orders[0], 1 - np.array(orders[1])])
+        self._account(np.array(orders))
         known = np.isfinite(both).sum(0)
         return np.where(known > 0, np.nansum(both, 0) / np.maximum(known, 1), np.nan)
+
+    def _account(self, orders: np.ndarray) -> None:
+        """Says how the verdicts hang on the order that answers are shown in.
+
+        Raises:
+            ValueError: all that were read name the same place: such a judge knows nothing of the answers.
+        """
+        decided = orders[np.isfinite(orders) & (orders != 0.5)]
+        if not len(decided):
+            return
+        pairs = orders[:, (np.isfinite(orders) & (orders != 0.5)).all(0)]
+        first, flips = float(decided.mean()), float((pairs[0] == pairs[1]).mean()) if pairs.size else 0.0
+        unread = float(np.isnan(orders).mean())
+        log.info(
+            "judge %s: the first answer won %.0f %% of %d decided verdicts, %.0f %% of pairs flip when the answers"
+            " change places, %.0f %% unread",
+            self.model.name,
+            100 * first,
+            len(decided),
+            100 * flips,
+            100 * unread,
+        )
+        if first in (0.0, 1.0) and len(decided) >= POSITION_ONLY:
+            raise ValueError(
+                f"judge {self.model.name} named the {'first' if first else 'second'} answer in all {len(decided)}"
+                " verdicts, whatever it said: it is position and nothing else; take another"
+            )
 
     def rate(self, prompts: Sequence, candidates: Sequence[Sequence[str]]) -> list[list[int] | None]:
         """Points 0 to 6 for all candidates of each prompt; None where no reply had exactly one for each."""
@@ -87,7 +119,7 @@ class ChatJudge:
                 for i in missing
             ]
             for i, reply in zip(missing, self.model.ask(requests), strict=True):
-                found[i] = read_points(reply.text, len(candidates[i]))
+                found[i] = read_points(readable(reply), len(candidates[i]))
                 self.counts["asked"] += 1
                 self.counts["unparsed"] += found[i] is None
         self.counts["dropped"] += sum(points is None for points in found)

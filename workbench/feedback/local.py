@@ -72,7 +72,9 @@ class LocalModel:
                 for i, messages in enumerate(batch):
                     for place in prompts[messages]:
                         k = requests[place].sample if temperature else 0
-                        replies[place] = Reply(drawn.texts[i][k], drawn.token_logps[i][k])
+                        ended = drawn.finish_reasons[i][k] == "stop"
+                        finish = "length" if not ended else "stop" if drawn.texts[i][k].strip() else "empty"
+                        replies[place] = Reply(drawn.texts[i][k], drawn.token_logps[i][k], finish=finish)
         return [replies[place] for place in range(len(requests))]
 
     def label_logps(self, requests: Sequence[Request], labels: Sequence[Sequence[str]]) -> list[np.ndarray]:

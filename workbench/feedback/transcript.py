@@ -28,6 +28,7 @@ class Transcript:
 
     Attributes:
         calls: replies that a model had to give to this object; `reused` were found in the log or asked twice.
+        failed: replies in the log that were empty or refused, and are asked for again.
 
     Raises:
         ValueError: a line that is not the last one cannot be read; its number is named. A torn last line, left by a
@@ -36,7 +37,7 @@ class Transcript:
 
     def __init__(self, path: Path, *, keep_requests: bool = True):
         self.path, self.keep_requests = Path(path), keep_requests
-        self.calls = self.reused = 0
+        self.calls = self.reused = self.failed = 0
         self._replies: dict[str, Reply] = {}
         self._size = self._load()
 
@@ -80,6 +81,8 @@ class Transcript:
                 record["logps"] = reply.logps
             if reply.usage is not None:
                 record["usage"] = reply.usage
+            if reply.finish != "stop":
+                record["finish"] = reply.finish
             if self.keep_requests:
                 record["request"] = [*map(dict, request.messages)]
             lines.append(json.dumps(record))
@@ -108,8 +111,12 @@ class Transcript:
             try:
                 record = json.loads(line)
                 usage = record.get("usage")
-                reply = Reply(record["text"], record.get("logps"), (usage[0], usage[1]) if usage else None)
-                self._replies.setdefault(record["key"], reply)
+                finish = record.get("finish", "stop")
+                reply = Reply(record["text"], record.get("logps"), (usage[0], usage[1]) if usage else None, finish)
+                if finish in ("stop", "length"):  # what failed is asked again: the server may be mended
+                    self._replies.setdefault(record["key"], reply)
+                else:
+                    self.failed += 1
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
                     f"{self.path} line {number} is not a logged reply; delete that line (it is asked again) or the file"

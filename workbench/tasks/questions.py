@@ -19,7 +19,7 @@ import pandas as pd
 from workbench import data
 from workbench.feedback.chat import LETTERS, ChatModel, Reply, Request, user
 from workbench.feedback.open_model import open_model
-from workbench.feedback.replies import choice, confidence, last_field
+from workbench.feedback.replies import account, choice, confidence, last_field, readable
 
 Question = dict[str, Any]
 Answer = int | str  # index of an option, or the comparable text of an open answer
@@ -131,8 +131,14 @@ def _gold(gold: Any, choices: list[str], number: int) -> Answer | None:
 
 
 def comparable(answer: str) -> str:
-    """An open answer as it is compared: case, marks around it and thousands separators do not count."""
-    return re.sub(r"(?<=\d),(?=\d{3})", "", answer).strip(" \t.$*`\"'").casefold()
+    """An open answer as it is compared: case, marks around it, thousands separators and how a number is written (3.50
+    is 3.5) do not count."""
+    plain = re.sub(r"(?<=\d),(?=\d{3})", "", answer).strip(" \t.$*`\"'").casefold()
+    number = re.fullmatch(r"([-+]?)0*(\d+)(?:\.(\d*?)0*)?", plain)
+    if number is None:
+        return plain
+    digits = number[2] + (f".{number[3]}" if number[3] else "")
+    return ("-" if number[1] == "-" and digits != "0" else "") + digits
 
 
 # -------------------------------------------------------------------------------------------------- text in, text out
@@ -192,25 +198,25 @@ def ask_answers(
         ValueError: questions without a readable answer where `on_missing` is "stop"; fewer than 2 answered ones.
     """
     answered, missing = [], []
-    for question, reply in zip(
-        questions, ask([Request(user(answer_prompt(q)), 0.0, max_tokens) for q in questions]), strict=True
-    ):
-        answer = read_answer(reply.text, question)
+    replies = ask([Request(user(answer_prompt(q)), 0.0, max_tokens) for q in questions])
+    for question, reply in zip(questions, replies, strict=True):
+        answer = read_answer(readable(reply), question)
         if answer is None:
             missing.append(question["qid"])
             continue
         correct = None if question["gold"] is None else int(answer == question["gold"])
-        answered.append({**question, "answer": answer, "confidence": confidence(reply.text), "correct": correct})
+        answered.append({**question, "answer": answer, "confidence": confidence(readable(reply)), "correct": correct})
+    told = account(replies, [question["qid"] not in missing for question in questions])
     if missing and on_missing == "stop":
         names = ", ".join(missing[:10]) + ", ..." * (len(missing) > 10)
         raise ValueError(
             f"no answer could be read for {len(missing)} of {len(questions)} questions ({names}); "
-            "on_missing='drop' goes on without them"
+            f"on_missing='drop' goes on without them, a larger max_tokens lets cut ones end: {told}"
         )
     if len(answered) < 2:
         raise ValueError(
             f"a ranking needs at least 2 answered questions; {questions[0]['dataset']!r} has {len(answered)} of "
-            f"{len(questions)}"
+            f"{len(questions)}: {told}"
         )
     return answered, missing
 
@@ -225,11 +231,11 @@ def ask_samples(
     """
     owners = [question for question in answered for _ in range(k)]
     replies = ask([Request(user(answer_prompt(q)), temperature, max_tokens, i % k) for i, q in enumerate(owners)])
-    answers = [read_answer(reply.text, q) for reply, q in zip(replies, owners, strict=True)]
+    answers = [read_answer(readable(reply), q) for reply, q in zip(replies, owners, strict=True)]
     agree = [
         math.nan if answer is None else float(answer == q["answer"]) for answer, q in zip(answers, owners, strict=True)
     ]
-    return np.reshape(agree, (-1, k)), np.reshape([confidence(reply.text) for reply in replies], (-1, k))
+    return np.reshape(agree, (-1, k)), np.reshape([confidence(readable(reply)) for reply in replies], (-1, k))
 
 
 def option_confidence(answered: list[Question], model: ChatModel, *, max_tokens: int) -> np.ndarray | None:

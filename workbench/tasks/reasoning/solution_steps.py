@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from workbench.data import Row
 from workbench.feedback.chat import Reply, Request, user
+from workbench.feedback.replies import readable
 
 OPENING = "Let's think step by step.\nStep 1:"
 LABEL = re.compile(r"\s*\bStep \d+\s*:", re.IGNORECASE)
@@ -171,7 +172,7 @@ def ask_checker(
         Request(user(checker_prompt(problem, reference, "".join(steps))), 0.0, max_tokens)
         for problem, reference, steps in problems
     ]
-    replies = [reply.text for reply in ask(requests)]
+    replies = [readable(reply) for reply in ask(requests)]
     places = []
     for reply, (_, _, steps) in zip(replies, problems, strict=True):
         located = parse_decision(reply)

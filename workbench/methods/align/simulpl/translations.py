@@ -22,6 +22,8 @@ import numpy as np
 from workbench import data, runs
 from workbench.data import Row
 from workbench.feedback.chat import ChatModel, Request, user
+from workbench.feedback.open_model import open_model
+from workbench.feedback.replies import readable
 from workbench.feedback.transcript import Transcript
 from workbench.stats.latency import Unit, words_of
 from workbench.tasks.real import RealRows
@@ -197,7 +199,7 @@ def rewrite(
     replies = transcript.ask(model, [rewrite_request(row["source"], reference) for row, reference in both])
     kept, lost = [], Counter()
     for row, reference, reply in zip(rows, references, replies, strict=True):
-        text, reason = parse_rewrite(reply.text, reference)
+        text, reason = parse_rewrite(readable(reply), reference)
         items = [item for item in row.get("key_items") or () if item in reference]
         if not reason and text.split() == reference.split():
             reason = "unchanged"
@@ -248,9 +250,7 @@ class PairedText(RealRows):
         return aspects(row, translation, unit=self.unit)
 
     def _rewritten(self, rows: Sequence[Row]) -> list[Row]:
-        from workbench.feedback.local import LocalModel
-
-        model: Any = LocalModel(self.rewriter, device=self.device)
+        model: Any = open_model(self.rewriter, device=self.device)
         name = hashlib.blake2b(json.dumps([self.dataset, self.rewriter]).encode(), digest_size=8).hexdigest()
         transcript = Transcript(runs.default_root() / ".cache" / f"rewrites-{name}.jsonl")
         return rewrite(model, rows, transcript)[0]

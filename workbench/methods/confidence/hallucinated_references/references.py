@@ -20,6 +20,7 @@ import pandas as pd
 
 from workbench import data
 from workbench.feedback.chat import ChatModel
+from workbench.feedback.open_model import open_model
 
 COLUMNS = ["ref_id", "topic", "gen_title", "list_text", "position", "model", "grounded", "duplicate_of"]
 DIRECT = ("DQ1", "DQ2", "DQ3")
@@ -207,7 +208,5 @@ class ReferenceFile:
         return ("references",)
 
     def part(self, arm: str, seed: int) -> Part:
-        from workbench.feedback.local import LocalModel  # torch loads here, not before
-
-        model = LocalModel(self.model, device=self.device, seed=seed)
+        model = open_model(self.model, device=self.device, seed=seed)
         return Part(model, self.topics, self.references, self.labels, self.direct)

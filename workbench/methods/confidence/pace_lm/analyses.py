@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.feedback.chat import ChatModel, Reply, Request, user
+from workbench.feedback.replies import readable
 from workbench.feedback.templates import Template
 from workbench.methods.confidence.pace_lm.prompts import Phase
 
@@ -85,7 +86,7 @@ def sample_scores(
         for prompt, (*_, sample) in zip(prompts, answered, strict=True)
     ]
     replies = ask(requests)
-    values = [phase.read(reply.text) for reply in replies]
+    values = [phase.read(readable(reply)) for reply in replies]
     version = "+".join(part.version for part in (phase.analysis, phase.answer) if part)
     rows = [
         (job[0], phase.name, a, b, reply.text, value, "unparsed" if math.isnan(value) else "ok", version, job[1])

@@ -125,7 +125,7 @@ def run(task: Incidents | CaseFile, config: Config, seed: int, run: Run) -> dict
     transcript = Transcript(run.folder / "transcript.jsonl", keep_requests=not task.is_simulated)
 
     def ask(requests: Sequence[chat.Request]) -> list[chat.Reply]:  # a black box: the method sees text, nothing else
-        return [chat.Reply(reply.text) for reply in transcript.ask(model, requests)]
+        return [reply._replace(logps=None, usage=None) for reply in transcript.ask(model, requests)]
 
     scored: dict[str, pd.DataFrame] = {}
     facts: dict[str, Any] = {}

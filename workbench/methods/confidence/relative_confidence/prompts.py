@@ -63,7 +63,10 @@ def ask_judgments(
     """
     left, right = pairs["left"].to_numpy(), pairs["right"].to_numpy()
     pair = partial(compare_request, model=model, cot=cot, max_tokens=max_tokens)
-    texts = [reply.text for reply in ask([pair(players[i], players[j]) for i, j in zip(left, right, strict=True)])]
+    texts = [
+        replies.readable(reply)
+        for reply in ask([pair(players[i], players[j]) for i, j in zip(left, right, strict=True)])
+    ]
     read = [replies.preference(text, "More confident") for text in texts]
     qids = np.array([p["qid"] for p in players])
     table: dict[str, Any] = {"match_id": [f"m{i}" for i in range(len(pairs))], "round": pairs["round"]}
